@@ -1,0 +1,253 @@
+"""Every setting, in frozen dataclasses that are checked when made and never mutated.
+
+A setting's name is unique over all sections, so that on the command line ``--rank 8`` is
+``adapter.rank`` of the YAML file. Precedence, lowest first: defaults, ``--config`` file, command line.
+Only builders (`metalora.build`, `pipelines`) read these; the modules they build take plain arguments.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from metalora.errors import UserError
+from metalora.registry import nearest
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AdapterConfig:
+    """Which low-rank update is put on which layers."""
+
+    format: str = Field("tr", description="lora, multi_lora, cp or tr")
+    rank: int = Field(4, ge=1, description="rank R of the update (tr uses R*R channels)")
+    alpha: float | None = Field(
+        None, gt=0, description="the update is scaled by alpha / rank (default: alpha = rank)"
+    )
+    branches: int = Field(4, ge=1, description="parallel branches of multi_lora")
+    target_modules: tuple[str, ...] = Field(
+        ("auto",), description="auto, names, name endings, globs, or 're:' and a regular expression"
+    )
+    exclude_modules: tuple[str, ...] = Field((), description="modules to leave alone, written likewise")
+    rank_pattern: dict[str, int] = Field(
+        default_factory=dict, description="rank by module pattern; the first match wins"
+    )
+    alpha_pattern: dict[str, float] = Field(
+        default_factory=dict, description="alpha by module pattern; the first match wins"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules (norms, say) trained in full and saved with the adapter"
+    )
+    parameter_budget: int | None = Field(
+        None, ge=1, description="pick the ranks so that adapter and mapping net have at most this many parameters"
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MappingConfig:
+    """How the seed is generated (cp and tr)."""
+
+    mapping_depth: int = Field(2, ge=1, description="layers of the mapping net before the heads")
+    mapping_width: int = Field(32, ge=1, description="width of the mapping net")
+    mapping_lr_scale: float = Field(
+        0.1, gt=0, description="learning rate of mapping net and heads, as a fraction of lr"
+    )
+    seed_scope: Literal["layer", "shared"] = Field(
+        "layer", description="one seed a layer, or one for all layers of a size"
+    )
+    extractor: str = Field(
+        "backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
+    )
+    extractor_weights: str = Field("default", description="weights of another extractor, as for --weights")
+    extractor_features: Literal["pooled", "stats", "both"] = Field(
+        "pooled", description="pooled last features, channel statistics of early layers, or both"
+    )
+    cache_features: bool = Field(True, description="compute the extractor's features once, not at every step")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BackboneConfig:
+    """The frozen network."""
+
+    backbone: str = Field(
+        "resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
+    )
+    weights: str = Field(
+        "default",
+        description="default (the library's pretrained weights; for resnet20 those trained on plain scans), "
+        "a weights name of the library, none (random), or the path of a state dict (.safetensors, .pt, .pth)",
+    )
+    image_size: int | None = Field(
+        None, ge=8, description="side of the square input (default: the backbone's own)"
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """What is trained on, in which order."""
+
+    data: str = Field(
+        "embedded",
+        description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
+    )
+    exclude_domains: tuple[str, ...] = Field((), description="domains to leave out")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of a folder source held out for validation")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a folder source held out for the test")
+    allow_different_labels: bool = Field(
+        False, description="accept domains that lack some labels of the others"
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="an image that cannot be decoded: stop, or leave out and count"
+    )
+    verify_images: bool = Field(True, description="decode every image once before training (remembered)")
+    batch_size: int = Field(
+        64, ge=1, description="images of one optimizer step, over all workers and accumulation steps"
+    )
+    domain_sampling: Literal["balanced", "natural"] = Field(
+        "balanced", description="domains in equal shares, or as often as they occur"
+    )
+    loader_workers: int | None = Field(
+        None, ge=0, description="decoding processes a worker (default: one less than its CPUs, at most 8)"
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainConfig:
+    """Optimization."""
+
+    epochs: int = Field(8, ge=1, description="passes over the train split")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of adapter and head")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    warmup_steps: int = Field(20, ge=0, description="optimizer steps of linear warm-up, before the cosine")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    clip_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm to this (null: do not)")
+    accumulate: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast on GPUs that have it, else float32"
+    )
+    channels_last: bool = Field(True, description="channels_last memory format on GPUs")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(False, description="torch.compile the training step's forward")
+    seed: int = Field(0, ge=0, description="seed of every generator")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluateConfig:
+    """k-NN accuracy: train split as gallery, val or test split as queries."""
+
+    knn: tuple[int, ...] = Field((5, 10), min_length=1, description="numbers of neighbours K")
+    knn_metric: Literal["cosine", "l2"] = Field("cosine", description="distance")
+    knn_temperature: float = Field(0.07, gt=0, description="softmax temperature of the weighted vote")
+    validate_every: int = Field(1, ge=0, description="epochs between validations (0: never)")
+    evaluation_batch_size: int = Field(256, ge=1, description="images a worker embeds at a time")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ClusterConfig:
+    """Where it runs."""
+
+    workers: int = Field(2, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs a worker (default: 1 if there are enough GPUs, else 0)"
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker")
+    retries: int = Field(2, ge=0, description="restarts after a lost worker, from the last checkpoint")
+    ray_address: str | None = Field(
+        None, description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray"
+    )
+    storage_path: str = Field("runs", description="folder (or URI, for clusters) below which runs are kept")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrackingConfig:
+    """What MLflow is told."""
+
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking URI, or none")
+    experiment: str = Field("metalora", description="MLflow experiment")
+    run_name: str | None = Field(None, description="name of the run and of its folder (default: made up)")
+    log_model: bool = Field(True, description="log the trained model as an MLflow model too")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """All sections. `Config()` is the embedded default."""
+
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    mapping: MappingConfig = Field(default_factory=MappingConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        pieces = max(1, self.cluster.workers) * self.train.accumulate
+        if self.data.batch_size % pieces:
+            raise ValueError(
+                f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}"
+            )
+        if self.data.val_fraction + self.data.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
+
+
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config)}
+
+
+def setting_sections() -> dict[str, str]:
+    """Map each setting's name to its section."""
+    return {
+        field.name: section
+        for section, section_type in SECTIONS.items()
+        for field in dataclasses.fields(section_type)
+    }
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Make a checked `Config` from ``{section: {setting: value}}``; what is missing takes its default.
+
+    Raises:
+        UserError: an unknown section or setting (the nearest valid name is given), or a value that
+            is not accepted.
+    """
+    known = setting_sections()
+    for section, settings in values.items():
+        if section not in SECTIONS:
+            hint = f", it belongs in section {known[section]!r}" if section in known else nearest(section, SECTIONS)
+            raise UserError(f"unknown section {section!r}{hint} (sections: {', '.join(SECTIONS)})")
+        if not isinstance(settings, Mapping):
+            raise UserError(f"section {section!r} must hold settings, got {settings!r}")
+        names = [field.name for field in dataclasses.fields(SECTIONS[section])]
+        for name in settings:
+            if name not in names:
+                hint = f", it belongs in section {known[name]!r}" if name in known else nearest(name, known)
+                raise UserError(f"unknown setting {section}.{name}{hint}")
+    try:
+        return TypeAdapter(Config).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError("; ".join(_describe(e) for e in error.errors())) from None
+
+
+def _describe(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place} = {error['input']!r}: {message[0].lower()}{message[1:]}" if place else message
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return ``{section: {setting: value}}`` of plain values; `from_dict` inverts it."""
+    plain: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
+    return plain
+
+
+def to_yaml(config: Config) -> str:
+    """Return the config as the YAML text that ``--config`` reads."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
