@@ -1,0 +1,14 @@
+"""MetaLoRA: one low-rank adapter for many visual domains, seeded by the image itself (arXiv 2504.00460).
+
+    model = metalora.adapt(backbone, format="tr", rank=4)
+    metalora.save(model, "adapter")
+    model = metalora.load(backbone, "adapter")
+"""
+
+from metalora.errors import UserError
+from metalora.models.assemble import MetaLoRAModel, adapt
+from metalora.models.backbones import Backbone, build_backbone
+from metalora.models.persist import load, save
+from metalora.version import __version__
+
+__all__ = ["Backbone", "MetaLoRAModel", "UserError", "__version__", "adapt", "build_backbone", "load", "save"]

@@ -1,0 +1,55 @@
+"""Ranks for a parameter budget, so that formats compare at equal trainable parameters."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from metalora.adapters.formats import Format
+from metalora.adapters.layer import adapter_size, fan
+from metalora.errors import UserError
+
+
+def fit_ranks(
+    layers: Mapping[str, nn.Module],
+    format: Format,
+    budget: int,
+    mapping_size: Callable[[Mapping[str, int]], int],
+) -> dict[str, int]:
+    """Pick the ranks that come nearest to a budget from below.
+
+    First the largest rank that all layers can have (a layer too small for it gets its largest), then one more for as many
+    layers as still fit, in module order: a tensor ring's size grows with R^2, so equal ranks alone would leave much unused.
+
+    Args:
+        layers: The layers to adapt, by name.
+        format: The decomposition format.
+        budget: The most parameters that adapters and mapping net may have together.
+        mapping_size: The mapping net's parameters for given ranks (0 for a format without generated seeds).
+
+    Returns:
+        Rank by layer name.
+
+    Raises:
+        UserError: rank 1 everywhere is above the budget.
+    """
+
+    def size(ranks: Mapping[str, int]) -> int:
+        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(ranks)
+
+    largest = {name: min(fan(layer)) for name, layer in layers.items()}
+    ranks = dict.fromkeys(layers, 1)
+    if size(ranks) > budget:
+        raise UserError(
+            f"parameter_budget {budget} is too small: rank 1 takes {size(ranks)} parameters "
+            "(fewer target_modules or a narrower mapping net take less)"
+        )
+    for rank in range(2, max(largest.values()) + 1):
+        higher = {name: min(rank, largest[name]) for name in layers}
+        if size(higher) > budget:
+            break
+        ranks = higher
+    for name in layers:
+        one_more = {**ranks, name: min(ranks[name] + 1, largest[name])}
+        if size(one_more) <= budget:
+            ranks = one_more
+    return ranks

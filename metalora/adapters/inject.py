@@ -1,0 +1,151 @@
+"""Choosing a network's layers, and putting adapters on them: match all, check all, then replace all."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from metalora.adapters.formats import Format
+from metalora.adapters.layer import ADAPTABLE, AdaptedLayer, check, refusal
+from metalora.adapters.patterns import lookup, select
+from metalora.adapters.seed_slot import SeedSlot
+from metalora.errors import UserError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one layer gets."""
+
+    rank: int
+    alpha: float
+
+
+def find_targets(
+    network: nn.Module,
+    target_modules: Sequence[str] = ("auto",),
+    exclude_modules: Sequence[str] = (),
+    modules_to_save: Sequence[str] = (),
+) -> list[str]:
+    """Return the names of the layers to adapt, in module order.
+
+    ``auto`` is every dense convolution and linear layer but the stem and the classifier. A network may name
+    these in an attribute ``exempt_modules``; otherwise the stem is the first such layer, and the classifier
+    the last if it is linear. Layers whose parent reads their weight directly are no choice of ``auto``; layers inside
+    ``modules_to_save`` are trained in full instead.
+
+    Raises:
+        UserError: a pattern matches nothing, nothing is left, or a layer asked for cannot be adapted.
+    """
+    modules = dict(network.named_modules())
+    layers = [name for name, module in modules.items() if isinstance(module, ADAPTABLE)]
+    asked = [pattern for pattern in target_modules if pattern != "auto"]
+    names = set(_literal(asked, modules) or select(asked, layers, "target_modules"))
+    if "auto" in target_modules:
+        names.update(_auto(network, modules, layers))
+    excluded = set(select(exclude_modules, layers, "exclude_modules"))
+    excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
+    targets = [name for name in modules if name in names and name not in excluded]
+    if not targets:
+        raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt")
+    for name in targets:
+        reason = refusal(modules[name]) or _bypass(modules, name)
+        if reason:
+            raise UserError(f"module {name!r} cannot be adapted: {reason}")
+    return targets
+
+
+def place(
+    names: Sequence[str],
+    rank: int,
+    alpha: float | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+) -> dict[str, Placement]:
+    """Give every layer its rank and alpha (default: alpha = its rank, a scale of 1).
+
+    Raises:
+        UserError: a pattern matches none of the layers.
+    """
+    select(rank_pattern or {}, names, "rank_pattern")
+    select(alpha_pattern or {}, names, "alpha_pattern")
+    ranks = {name: lookup(rank_pattern or {}, name, rank) for name in names}
+    return {
+        name: Placement(ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name]))
+        for name in names
+    }
+
+
+def inject(
+    network: nn.Module,
+    format: Format,
+    placements: Mapping[str, Placement],
+    slot: SeedSlot,
+    seed_slices: Mapping[str, slice],
+) -> dict[str, AdaptedLayer]:
+    """Replace layers by `AdaptedLayer`s, in place.
+
+    Args:
+        network: The network.
+        format: The decomposition format.
+        placements: Rank and alpha by layer name.
+        slot: The model's seed slot.
+        seed_slices: Each layer's part of the seeds.
+
+    Returns:
+        The adapted layers by name.
+
+    Raises:
+        UserError: no such module, or one that cannot take its rank. The network is as it was.
+    """
+    modules = dict(network.named_modules())
+    for name, placement in placements.items():
+        if name not in modules:
+            raise UserError(f"the network has no module {name!r}")
+        try:
+            check(modules[name], placement.rank)
+        except UserError as error:
+            raise UserError(f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)") from None
+    adapted = {
+        name: AdaptedLayer(modules[name], format, placement.rank, placement.alpha, slot, seed_slices[name])
+        for name, placement in placements.items()
+    }
+    replace(network, {modules[name]: layer for name, layer in adapted.items()})
+    return adapted
+
+
+def replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever in the network these are registered."""
+    for parent in list(network.modules()):
+        for attribute, child in list(parent.named_children()):
+            if child in replacements and parent is not replacements[child]:
+                setattr(parent, attribute, replacements[child])
+
+
+def _literal(patterns: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the patterns that are the full name of a module, when all are: they may name what is then refused."""
+    return list(patterns) if patterns and all(pattern in modules for pattern in patterns) else []
+
+
+def _auto(network: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence[str]) -> list[str]:
+    ends = [name for i, name in enumerate(layers) if i == 0 or (i == len(layers) - 1 and isinstance(modules[name], nn.Linear))]
+    apart = getattr(network, "exempt_modules", ends)
+    dense = [name for name in layers if getattr(modules[name], "groups", 1) == 1]
+    return [name for name in dense if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)]
+
+
+def _bypass(modules: Mapping[str, nn.Module], name: str) -> str | None:
+    """Tell whether the parent's code uses the layer's weight instead of calling the layer."""
+    parent_name, _, attribute = name.rpartition(".")
+    parent = modules[parent_name]
+    if re.search(rf"self\.{re.escape(attribute)}\.weight\b(?!\.(dtype|device))", _source(type(parent))):
+        return f"{type(parent).__name__} uses its weight directly and would bypass the adapter"
+    return None
+
+
+def _source(kind: type[nn.Module]) -> str:
+    try:
+        return inspect.getsource(kind.forward)
+    except (OSError, TypeError):  # built-in or generated code
+        return ""

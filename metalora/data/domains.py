@@ -1,0 +1,116 @@
+"""What a data set must hold to be trained and tested on, domain by domain."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from metalora.data.table import SPLITS, ImageTable
+from metalora.errors import UserError
+from metalora.registry import nearest
+
+
+def check_excluded(excluded: Collection[str], domains: Collection[str]) -> None:
+    """Check that the domains to leave out exist, and that they are not all.
+
+    Raises:
+        UserError: an unknown domain (the choices are named), or none would be left.
+    """
+    for name in excluded:
+        if name not in domains:
+            raise UserError(
+                f"exclude_domains: unknown domain {name!r}{nearest(name, domains)} "
+                f"(domains: {', '.join(sorted(domains))})"
+            )
+    if excluded and set(excluded) == set(domains):
+        raise UserError(f"exclude_domains leaves out all of {', '.join(sorted(domains))}; one must stay")
+
+
+def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
+    """Return the table without some domains, and without the labels that only they had.
+
+    Raises:
+        UserError: an unknown domain, or none would be left.
+    """
+    if not excluded:
+        return table
+    check_excluded(excluded, table.domains)
+    left_out = [table.domains.index(name) for name in excluded]
+    rest = table.select(~np.isin(table.domain, left_out))
+    labels, label = np.unique(rest.label, return_inverse=True)
+    domains, domain = np.unique(rest.domain, return_inverse=True)
+    return replace(
+        rest,
+        label=label.astype(np.int64),
+        labels=tuple(table.labels[i] for i in labels),
+        domain=domain.astype(np.int64),
+        domains=tuple(table.domains[i] for i in domains),
+    )
+
+
+def check(table: ImageTable, allow_different_labels: bool) -> None:
+    """Check that a table can be trained and tested on.
+
+    Args:
+        table: The images, after all leaving out.
+        allow_different_labels: Accept domains that lack labels of the others.
+
+    Raises:
+        UserError: fewer than two labels; a label with one image, or with none in the train split; a
+            domain without train or test images, or without val images where others have some;
+            domains whose labels differ.
+    """
+    if len(table.labels) < 2:
+        raise UserError(
+            f"the data has {len(table.labels)} label ({_list(table.labels)}); at least 2 are needed"
+        )
+    _check_labels(table)
+    _check_splits(table)
+    if not allow_different_labels:
+        _check_label_sets(table)
+
+
+def _check_labels(table: ImageTable) -> None:
+    counts = np.bincount(table.label, minlength=len(table.labels))
+    trained = np.bincount(table.label[table.rows("train")], minlength=len(table.labels))
+    for name, count, train in zip(table.labels, counts, trained, strict=True):
+        if count < 2:
+            raise UserError(
+                f"label {name!r} has {'one image' if count else 'no image left'}; "
+                "at least 2 are needed: one to train on, one to test"
+            )
+        if not train:
+            raise UserError(f"label {name!r} has {count} images but none in the train split; 1 is needed")
+
+
+def _check_splits(table: ImageTable) -> None:
+    counts = np.zeros((len(table.domains), len(SPLITS)), dtype=np.int64)
+    np.add.at(counts, (table.domain, table.split), 1)
+    for split, column in zip(SPLITS, counts.T, strict=True):
+        if split == "val" and not column.any():
+            continue
+        for name, count in zip(table.domains, column, strict=True):
+            if not count:
+                wanted = "all domains or none have some" if split == "val" else "each domain needs some"
+                raise UserError(f"domain {name!r} has no {split} images; {wanted}")
+
+
+def _check_label_sets(table: ImageTable) -> None:
+    held = np.zeros((len(table.domains), len(table.labels)), dtype=bool)
+    held[table.domain, table.label] = True
+    usual = held.sum(axis=0) * 2 >= len(table.domains)
+    for name, row in zip(table.domains, held, strict=True):
+        lacks = _list(table.labels[i] for i in np.flatnonzero(usual & ~row))
+        extra = _list(table.labels[i] for i in np.flatnonzero(row & ~usual))
+        if lacks or extra:
+            found = [f"lacks {lacks}"] * bool(lacks) + [f"has {extra} that most others lack"] * bool(extra)
+            raise UserError(
+                f"domain {name!r} {' and '.join(found)}; all domains must share one label set "
+                "unless allow_different_labels is true"
+            )
+
+
+def _list(names: Iterable[str], most: int = 5) -> str:
+    quoted = [repr(name) for name in names]
+    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
+    return ", ".join(quoted[:most]) + more

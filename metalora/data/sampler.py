@@ -1,0 +1,128 @@
+"""The order in which images are trained on.
+
+It follows from seed and epoch alone: however many workers there are, and wherever a run is resumed,
+optimizer step t of epoch e sees the same images.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+
+from metalora.data.table import IntArray
+from metalora.errors import UserError
+
+Sampling = Literal["balanced", "natural"]
+
+# so that no two uses of a seed share a stream
+_NATURAL, _STREAM, _BLOCK = range(3)
+
+
+def epoch_order(domain: IntArray, seed: int, epoch: int, sampling: Sampling) -> IntArray:
+    """Return the positions of the train images in the order of an epoch.
+
+    "natural": a permutation. "balanced": blocks of D positions, one of each of the D domains in random
+    order (the last block may be cut). A domain's images follow one another in seeded permutations
+    without end, and each epoch goes on where the last one stopped: large domains are seen in full over
+    several epochs, small ones several times in one.
+
+    Args:
+        domain: (N,) domain of each train image.
+        seed: Seed.
+        epoch: Epoch, from 0.
+        sampling: "balanced" or "natural".
+
+    Returns:
+        (N,) positions into ``domain``.
+    """
+    if sampling == "natural":
+        return np.random.default_rng([_NATURAL, seed, epoch]).permutation(len(domain))
+    domains = np.unique(domain)
+    quota = -(-len(domain) // len(domains))
+    taken = np.stack([_take(np.flatnonzero(domain == d), seed, int(d), epoch, quota) for d in domains])
+    blocks = np.tile(np.arange(len(domains)), (quota, 1))
+    blocks = np.random.default_rng([_BLOCK, seed, epoch]).permuted(blocks, axis=1)
+    order: IntArray = taken[blocks, np.arange(quota)[:, None]].reshape(-1)[: len(domain)]
+    return order
+
+
+def _take(members: IntArray, seed: int, domain: int, epoch: int, quota: int) -> IntArray:
+    """Return elements epoch * quota onwards, ``quota`` of them, of a domain's endless stream."""
+    start = epoch * quota
+    first, last = start // len(members), (start + quota - 1) // len(members)
+    passes = [
+        np.random.default_rng([_STREAM, seed, domain, number]).permutation(members)
+        for number in range(first, last + 1)
+    ]
+    skip = start - first * len(members)
+    return np.concatenate(passes)[skip : skip + quota]
+
+
+class BatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Yields one rank's micro-batches of an epoch, as lists of positions into the train images.
+
+    Optimizer step t trains on ``order[t * batch_size : (t + 1) * batch_size]``; micro-batch j is the
+    j-th of ``accumulate`` contiguous pieces of that, and rank r has ``piece[r::world]``. The incomplete
+    batch at the end of an epoch is dropped. It starts at epoch 0, step 0.
+
+    Args:
+        domain: (N,) domain of each train image.
+        batch_size: Images of one optimizer step, over all ranks and micro-batches.
+        seed: Seed of the order.
+        sampling: "balanced" or "natural", as for `epoch_order`.
+        accumulate: Micro-batches an optimizer step.
+        rank: This process, from 0.
+        world: Number of processes.
+
+    Raises:
+        UserError: fewer images than ``batch_size``, or a ``batch_size`` that does not divide evenly.
+    """
+
+    def __init__(
+        self,
+        domain: IntArray,
+        batch_size: int,
+        *,
+        seed: int,
+        sampling: Sampling = "balanced",
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if len(domain) < batch_size:
+            raise UserError(f"batch_size {batch_size} exceeds the {len(domain)} train images; lower it")
+        if batch_size % (world * accumulate):
+            raise UserError(
+                f"batch_size {batch_size} must be a multiple of workers x accumulate = {world} x {accumulate}"
+            )
+        self._domain = domain
+        self._batch_size = batch_size
+        self._seed = seed
+        self._sampling: Sampling = sampling
+        self._accumulate = accumulate
+        self._rank = rank
+        self._world = world
+        self.set_position(epoch=0, step=0)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a whole epoch."""
+        return len(self._domain) // self._batch_size
+
+    def set_position(self, epoch: int, step: int) -> None:
+        """Let the next iteration be the rest of ``epoch`` from optimizer step ``step`` on."""
+        if not 0 <= step <= self.steps:
+            raise ValueError(f"step {step} is not within an epoch of {self.steps} steps")
+        self._epoch = epoch
+        self._step = step
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches from the position to the end of the epoch."""
+        return (self.steps - self._step) * self._accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self._domain, self._seed, self._epoch, self._sampling)
+        size = self._batch_size // self._accumulate
+        for start in range(self._step * self._batch_size, self.steps * self._batch_size, size):
+            yield order[start : start + size][self._rank :: self._world].tolist()

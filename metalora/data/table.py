@@ -1,0 +1,103 @@
+"""The one table every source is read into: encoded images, label, domain, split."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+SPLITS = ("train", "val", "test")
+
+IntArray = npt.NDArray[np.int64]
+SplitArray = npt.NDArray[np.int8]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ImageStore(Protocol):
+    """Encoded images by row. It travels to worker processes, so its pickle holds no image."""
+
+    def read(self, row: int) -> bytes:
+        """Return the encoded image of a row."""
+        ...
+
+    def name(self, row: int) -> str:
+        """Return what an error message calls the row: a file, or a file and a row of it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """N images of a data set, without their bytes.
+
+    Attributes:
+        store: Reads the encoded images.
+        store_rows: (N,) the store's row of each image; rows that were left out are not in it.
+        label: (N,) index into ``labels``.
+        domain: (N,) index into ``domains``.
+        split: (N,) index into `SPLITS`.
+        id: (N,) strings.
+        labels: Sorted label names.
+        domains: Sorted domain names.
+        fingerprint: Hash of all that the table says: images, labels, domains, splits, ids.
+        skipped: Names of the images left out because they cannot be decoded.
+    """
+
+    store: ImageStore
+    store_rows: IntArray
+    label: IntArray
+    domain: IntArray
+    split: SplitArray
+    id: npt.NDArray[np.object_]
+    labels: tuple[str, ...]
+    domains: tuple[str, ...]
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.store_rows)
+
+    def rows(self, split: str) -> IntArray:
+        """Return the rows of a split ("train", "val" or "test"), ascending."""
+        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
+
+    def read(self, row: int) -> bytes:
+        """Return the encoded image of a row."""
+        return self.store.read(int(self.store_rows[row]))
+
+    def name(self, row: int) -> str:
+        """Return what an error message calls the row."""
+        return self.store.name(int(self.store_rows[row]))
+
+    def select(self, keep: BoolArray) -> "ImageTable":
+        """Return the table of the rows where ``keep`` (N,) is true, with its own fingerprint.
+
+        ``labels`` and ``domains`` stay as they are, so indices keep their meaning.
+        """
+        return replace(
+            self,
+            store_rows=self.store_rows[keep],
+            label=self.label[keep],
+            domain=self.domain[keep],
+            split=self.split[keep],
+            id=self.id[keep],
+            fingerprint=hash_of([self.fingerprint, np.packbits(keep).tobytes()]),
+        )
+
+
+def encode(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
+    """Return the index of each name into the sorted distinct names, and those."""
+    distinct = tuple(sorted(set(names)))
+    index = {name: i for i, name in enumerate(distinct)}
+    return np.array([index[name] for name in names], dtype=np.int64), distinct
+
+
+def hash_of(parts: Iterable[str | bytes]) -> str:
+    """Return a hash (32 hex digits) of a sequence; where one part ends is part of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""Decode every image once, and remember the bad ones."""
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import PIL
+
+from metalora.data.dataset import decode
+from metalora.data.table import ImageTable, hash_of
+from metalora.errors import UserError
+from metalora.files import atomic_file, cache_dir
+
+_CHUNK = 256
+
+
+def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTable:
+    """Return the table without its undecodable images, whose names are in ``skipped``.
+
+    Every image is decoded, once: the result is kept in the cache by the table's fingerprint.
+
+    Raises:
+        UserError: an image cannot be decoded and ``on_bad_image`` is "error" (the first is named, the
+            others are counted), or one cannot even be read.
+    """
+    bad = _bad_rows(table)
+    if not bad:
+        return table
+    if on_bad_image == "error":
+        row = min(bad)
+        more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[row]}{more}; mend or remove it, or set on_bad_image to skip")
+    keep = np.ones(len(table), dtype=bool)
+    keep[list(bad)] = False
+    return replace(table.select(keep), skipped=tuple(table.name(row) for row in sorted(bad)))
+
+
+def _bad_rows(table: ImageTable) -> dict[int, str]:
+    # another Pillow may read other formats
+    key = hash_of([table.fingerprint, PIL.__version__])
+    memory = cache_dir("data") / f"verified-{key}.json"
+    if memory.exists():
+        return {int(row): message for row, message in json.loads(memory.read_text()).items()}
+    chunks = [range(start, min(start + _CHUNK, len(table))) for start in range(0, len(table), _CHUNK)]
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda chunk: _decode_all(table, chunk), chunks))
+    bad = dict(pair for pairs in found for pair in pairs)
+    with atomic_file(memory) as path:
+        path.write_text(json.dumps(bad))
+    return bad
+
+
+def _decode_all(table: ImageTable, rows: Iterable[int]) -> list[tuple[int, str]]:
+    bad = []
+    for row in rows:
+        # what cannot be read now (a lost mount, say) may be readable tomorrow: not remembered as bad
+        data = table.read(row)
+        try:
+            decode(data, table.name(row))
+        except UserError as error:
+            bad.append((row, str(error)))
+    return bad

@@ -1,0 +1,69 @@
+"""Embedding images: each rank its share, every rank the whole result."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metalora.group import Group
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def embed(
+    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    batches: Iterable[Batch],
+    group: Group,
+    done: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Apply a function to all images of a split.
+
+    Args:
+        function: Maps images (B, 3, H, W), on the group's device, and their table rows (B,) to tensors (B, ...).
+        batches: This rank's share: (images, labels, domains, rows).
+        group: The ranks.
+        done: Told the number of images this rank has finished.
+
+    Returns:
+        The table rows (N,), and the function's results (N, ...), on the CPU, in rank order.
+    """
+    rows: list[Tensor] = []
+    outputs: list[tuple[Tensor, ...]] = []
+    count = 0
+    with torch.no_grad():
+        for images, _, _, batch_rows in batches:
+            results = function(images.to(group.device, non_blocking=True), batch_rows)
+            outputs.append(tuple(result.detach().float() for result in results))
+            rows.append(batch_rows)
+            count += len(batch_rows)
+            done(count)
+    gathered = tuple(group.gather_rows(torch.cat(column)) for column in zip(*outputs, strict=True))
+    return group.gather_rows(torch.cat(rows).to(group.device)), gathered
+
+
+@dataclass
+class ConditionCache:
+    """Extractor features by table row: they depend on the image alone.
+
+    Attributes:
+        features: (N, F) of the whole table, on the CPU; rows not known are undefined.
+        known: (N,) which are.
+    """
+
+    features: Tensor
+    known: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, features: Tensor, table_size: int) -> "ConditionCache":
+        """Make a cache of the features (n, F) of some rows (n,)."""
+        cache = ConditionCache(
+            torch.zeros(table_size, features.shape[1]), torch.zeros(table_size, dtype=torch.bool)
+        )
+        cache.features[rows] = features
+        cache.known[rows] = True
+        return cache
+
+    def get(self, rows: Tensor) -> Tensor | None:
+        """Return the features (B, F) of rows (B,), or None if any is not known."""
+        return self.features[rows] if bool(self.known[rows].all()) else None

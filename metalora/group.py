@@ -1,0 +1,86 @@
+"""The processes that train together; a group of one needs no process group."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among those that train together.
+
+    Attributes:
+        device: Where this process computes.
+        rank: Its number, from 0.
+        world: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @staticmethod
+    def current(device: torch.device) -> "Group":
+        """Return the group of ``torch.distributed``'s process group, or a group of one."""
+        if dist.is_available() and dist.is_initialized():
+            return Group(device, dist.get_rank(), dist.get_world_size())
+        return Group(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Wrap a module whose parameters all take part in every forward in DDP.
+
+        Frozen buffers are the same everywhere and never change, so they are not broadcast.
+        """
+        if self.world == 1:
+            return module
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average a tensor over the ranks."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values / self.world
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Concatenate tensors (n_rank, ...) of all ranks, in rank order, on the CPU."""
+        if self.world == 1:
+            return rows.cpu()
+        counts = self.gather_objects(len(rows))
+        padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=self.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def synchronised(module: nn.Module, now: bool) -> Iterator[None]:
+    """Let DDP exchange gradients in the backward pass of this block, or only collect them."""
+    if isinstance(module, DistributedDataParallel) and not now:
+        with module.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,406 @@
+"""Putting a backbone, its adapters, the mapping net and the extractor together."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.budget import fit_ranks
+from metalora.adapters.formats import build_format
+from metalora.adapters.inject import Placement, find_targets, inject, place, replace
+from metalora.adapters.layer import AdaptedLayer
+from metalora.adapters.patterns import select
+from metalora.adapters.seed_slot import SeedSlot
+from metalora.errors import UserError
+from metalora.models.backbones import state_hash
+from metalora.models.extractor import Extractor
+from metalora.models.mapping import MappingNet, mapping_size, seed_layout
+
+NORMS = (nn.modules.batchnorm._NormBase,)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Everything that, with the backbone and the extractor, rebuilds a `MetaLoRAModel`'s structure."""
+
+    format: str
+    branches: int
+    layers: Mapping[str, Placement]
+    modules_to_save: tuple[str, ...]
+    seed_scope: str
+    mapping_depth: int
+    mapping_width: int
+    extractor_features: str
+    condition_size: int
+    labels: tuple[str, ...]
+    feature_size: int
+
+
+class SavedModule(nn.Module):
+    """A module trained in full (PEFT's ``modules_to_save``): a copy works while the adapters are on."""
+
+    def __init__(self, original: nn.Module, slot: SeedSlot) -> None:
+        super().__init__()
+        self.original = original
+        self.trained = copy.deepcopy(original).requires_grad_(True)
+        self.slot = slot
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the trained copy, or the original while the adapters are off."""
+        return (self.trained if self.slot.enabled else self.original)(*args, **kwargs)
+
+
+class AdaptedNetwork(nn.Module):
+    """A backbone with adapters, and the mapping net that feeds them: what DDP wraps.
+
+    Args:
+        backbone: The network with `AdaptedLayer`s in it.
+        mapping: The mapping net; None for formats without generated seeds.
+        slot: The seed slot the layers read.
+    """
+
+    def __init__(self, backbone: nn.Module, mapping: MappingNet | None, slot: SeedSlot) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mapping = mapping
+        self.slot = slot
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
+        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F)."""
+        if self.mapping is not None and self.slot.enabled and condition is not None:
+            self.slot.seeds = self.mapping(condition)
+        return self.backbone(x)
+
+
+class MetaLoRAModel(nn.Module):
+    """A frozen backbone whose adapters are seeded by the image. Made by `adapt` or `metalora.load`.
+
+    Attributes:
+        network: Adapted backbone and mapping net.
+        extractor: The frozen feature extractor; None for formats without generated seeds.
+        head: A linear classifier of the features, if labels were given.
+        layers: The adapted layers by their name in the backbone.
+        spec: The structure.
+        backbone_identity: Name, weights and hash of the backbone.
+        extractor_identity: Likewise; None if the extractor is the backbone.
+    """
+
+    def __init__(
+        self,
+        network: AdaptedNetwork,
+        extractor: Extractor | None,
+        head: nn.Linear | None,
+        layers: dict[str, AdaptedLayer],
+        spec: AdapterSpec,
+        backbone_identity: dict[str, str],
+        extractor_identity: dict[str, str] | None,
+    ) -> None:
+        super().__init__()
+        self.backbone_identity = backbone_identity
+        self.extractor_identity = extractor_identity
+        self.network = network
+        self.extractor = extractor
+        self.head = head
+        self.layers = layers
+        self.spec = spec
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
+        """Return what the backbone returns for images, adapted.
+
+        Args:
+            x: Images, (B, 3, H, W).
+            condition: Extractor features (B, F), if they are known already.
+        """
+        if self.extractor is not None and condition is None and self._seeded():
+            condition = self.extractor(x)
+        return self.network(x, condition)
+
+    def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the head's scores, (B, labels).
+
+        Raises:
+            UserError: the model was made without labels.
+        """
+        if self.head is None:
+            raise UserError("this model has no classifier head: make it with labels=[...]")
+        scores: Tensor = self.head(self(x, condition))
+        return scores
+
+    def seed(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the generated seeds, (B, S), of images.
+
+        Raises:
+            UserError: the format generates none.
+        """
+        if self.network.mapping is None or self.extractor is None:
+            raise UserError(f"format {self.spec.format!r} generates no seeds")
+        seeds: Tensor = self.network.mapping(condition if condition is not None else self.extractor(x))
+        return seeds
+
+    def train(self, mode: bool = True) -> "MetaLoRAModel":
+        """Set the mode; the frozen backbone's batch norms stay in eval mode."""
+        super().train(mode)
+        trained = {module for saved in self._saved().values() for module in saved.trained.modules()}
+        for module in self.network.backbone.modules():
+            if isinstance(module, NORMS) and module not in trained:
+                module.eval()
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name: the one declaration behind freezing, counting, saving, optimizing."""
+        named = {
+            f"layers.{name}.{part}": parameter
+            for name, layer in self.layers.items()
+            for part, parameter in layer.adapter_parameters()
+        }
+        for prefix, module in self._whole_modules().items():
+            named.update({f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()})
+        return named
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return the tensors an adapter file holds: `trainable`, and the buffers of modules trained in full."""
+        state: dict[str, Tensor] = {name: parameter.detach() for name, parameter in self.trainable().items()}
+        for prefix, module in self._whole_modules().items():
+            state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
+        return state
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `adapter_state`.
+
+        Raises:
+            UserError: a tensor is missing, extra, or of another shape.
+        """
+        own = self.adapter_state()
+        for name in sorted(own.keys() | state.keys()):
+            if name not in state:
+                raise UserError(f"adapter: tensor {name!r} is missing")
+            if name not in own:
+                raise UserError(f"adapter: tensor {name!r} is not part of this model")
+            if own[name].shape != state[name].shape:
+                raise UserError(
+                    f"adapter: tensor {name!r} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Return (trained, all) parameters; the extractor counts only where it is not the backbone itself."""
+        trained = sum(parameter.numel() for parameter in self.trainable().values())
+        return trained, sum(parameter.numel() for parameter in self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print trained and all parameters, as PEFT does."""
+        trained, total = self.count_parameters()
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Switch the adapters off within the block: the model is its backbone."""
+        before, self.network.slot.enabled = self.network.slot.enabled, False
+        try:
+            yield
+        finally:
+            self.network.slot.enabled = before
+
+    def merge(self, seed: Tensor | None = None) -> None:
+        """Add every layer's update to its frozen weight.
+
+        Args:
+            seed: (S,), for formats with generated seeds: ``model.seed(images).mean(0)``, say.
+
+        Raises:
+            UserError: merged already, or a seed is needed or has another size.
+        """
+        size = 0 if self.network.mapping is None else self.network.mapping.heads.out_features
+        if size and (seed is None or seed.numel() != size):
+            met = "none" if seed is None else f"one of shape {tuple(seed.shape)}"
+            raise UserError(
+                f"merging format {self.spec.format!r} needs one seed of {size} elements, "
+                f"e.g. model.seed(images).mean(0); got {met}"
+            )
+        for layer in self.layers.values():
+            layer.merge(seed)
+
+    def unmerge(self) -> None:
+        """Put the frozen weights back, bit for bit."""
+        for layer in self.layers.values():
+            layer.unmerge()
+
+    def merge_and_unload(self, seed: Tensor | None = None) -> nn.Module:
+        """Merge, and return the backbone as a plain network without adapters."""
+        self.merge(seed)
+        backbone = self.network.backbone
+        replace(backbone, {layer: layer.base for layer in self.layers.values()})
+        replace(backbone, {saved: saved.trained for saved in self._saved().values()})
+        return backbone
+
+    def _seeded(self) -> bool:
+        """Tell whether the layers will read seeds: not while they are off or merged."""
+        merged = any(layer.merged for layer in self.layers.values())
+        return self.network.slot.enabled and not merged
+
+    def _saved(self) -> dict[str, SavedModule]:
+        found = {name: self.network.backbone.get_submodule(name) for name in self.spec.modules_to_save}
+        return {name: module for name, module in found.items() if isinstance(module, SavedModule)}
+
+    def _whole_modules(self) -> dict[str, nn.Module]:
+        whole: dict[str, nn.Module] = {f"saved.{name}": saved.trained for name, saved in self._saved().items()}
+        if self.network.mapping is not None:
+            whole["mapping"] = self.network.mapping
+        if self.head is not None:
+            whole["head"] = self.head
+        return whole
+
+
+def adapt(
+    backbone: nn.Module,
+    format: str = "tr",
+    rank: int = 4,
+    alpha: float | None = None,
+    *,
+    branches: int = 4,
+    target_modules: Sequence[str] | str = ("auto",),
+    exclude_modules: Sequence[str] | str = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    modules_to_save: Sequence[str] | str = (),
+    parameter_budget: int | None = None,
+    extractor: nn.Module | None = None,
+    extractor_features: str = "pooled",
+    seed_scope: str = "layer",
+    mapping_depth: int = 2,
+    mapping_width: int = 32,
+    labels: Sequence[str] = (),
+    input_size: tuple[int, int, int] | None = None,
+) -> MetaLoRAModel:
+    """Put adapters on a copy of a backbone; the backbone given stays as it is.
+
+    Args:
+        backbone: Any network of images whose output is (B, features).
+        format: ``lora``, ``multi_lora``, ``cp`` or ``tr``.
+        rank: R (``tr`` uses R R channels).
+        alpha: The update is scaled by alpha / rank; default alpha = rank.
+        branches: Parallel branches of ``multi_lora``.
+        target_modules: ``auto``, names, name endings, globs, ``re:`` regular expressions.
+        exclude_modules: Layers to leave alone, written likewise.
+        rank_pattern: Rank by module pattern.
+        alpha_pattern: Alpha by module pattern.
+        modules_to_save: Modules trained in full and saved with the adapter.
+        parameter_budget: Pick the ranks to fit this many parameters, mapping net included.
+        extractor: The network whose features make the seeds; default: the backbone, unadapted.
+        extractor_features: ``pooled``, ``stats`` or ``both``; see `Extractor`.
+        seed_scope: ``layer``, or ``shared``: one seed for all layers of a rank.
+        mapping_depth: Layers of the mapping net before its heads.
+        mapping_width: Their width.
+        labels: Class names, to add a linear head for.
+        input_size: (3, H, W) of an image, for a backbone that has no ``input_size``; default (3, 224, 224).
+
+    Returns:
+        The model, with only adapters, mapping net, head and saved modules requiring gradients.
+
+    Raises:
+        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit.
+    """
+    kind = build_format(format, branches)
+    saved = tuple(select(_several(modules_to_save), dict(backbone.named_modules()), "modules_to_save"))
+    names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved)
+    layers = {name: backbone.get_submodule(name) for name in names}
+    size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
+    source = backbone if extractor is None else extractor
+    condition_size = _width(Extractor(copy_shared(source), extractor_features), size) if kind.seed == "generated" else 0
+
+    if parameter_budget is None:
+        placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
+    elif rank_pattern:
+        raise UserError("parameter_budget picks the ranks itself: leave out rank_pattern")
+    else:
+
+        def cost(ranks: Mapping[str, int]) -> int:
+            seeds = seed_layout(kind, ranks, seed_scope)[1].numel()
+            return mapping_size(condition_size, seeds, mapping_depth, mapping_width) if seeds else 0
+
+        ranks = fit_ranks(layers, kind, parameter_budget, cost)
+        placements = {name: place([name], ranks[name], alpha, None, alpha_pattern)[name] for name in names}
+
+    spec = AdapterSpec(
+        format=format,
+        branches=branches,
+        layers=placements,
+        modules_to_save=saved,
+        seed_scope=seed_scope,
+        mapping_depth=mapping_depth,
+        mapping_width=mapping_width,
+        extractor_features=extractor_features,
+        condition_size=condition_size,
+        labels=tuple(labels),
+        feature_size=_width(copy_shared(backbone), size) if labels else 0,
+    )
+    return assemble(backbone, spec, extractor)
+
+
+def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None = None) -> MetaLoRAModel:
+    """Build the model of a spec, with fresh adapters, on a copy of a backbone.
+
+    Raises:
+        UserError: the backbone lacks a module of the spec, or one cannot take its rank.
+    """
+    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
+        raise UserError("the backbone has adapters already: pass the plain network")
+    format = build_format(spec.format, spec.branches)
+    identity_of_backbone = identify(backbone)
+    backbone = copy.deepcopy(backbone).requires_grad_(False)
+    frozen = mapping = None
+    if format.seed == "generated":
+        source = copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
+        frozen = Extractor(source, spec.extractor_features)
+    slot = SeedSlot()
+    slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
+    layers = inject(backbone, format, spec.layers, slot, slices)
+    replace(backbone, {m: SavedModule(m, slot) for m in map(backbone.get_submodule, spec.modules_to_save)})
+    if frozen is not None:
+        mapping = MappingNet(spec.condition_size, identity, spec.mapping_depth, spec.mapping_width)
+    model = MetaLoRAModel(
+        AdaptedNetwork(backbone, mapping, slot),
+        frozen,
+        nn.Linear(spec.feature_size, len(spec.labels)) if spec.labels else None,
+        layers,
+        spec,
+        identity_of_backbone,
+        None if extractor is None else identify(extractor),
+    )
+    reference = next(backbone.parameters())
+    for part in (model.network.mapping, model.head):
+        if part is not None:
+            part.to(reference.device)
+    return model
+
+
+def identify(network: nn.Module) -> dict[str, str]:
+    """Return a network's name, its weights' name and the hash of its tensors."""
+    name = getattr(network, "name", type(network).__name__)
+    return {"name": str(name), "weights": str(getattr(network, "weights", "unknown")), "hash": state_hash(network)}
+
+
+def copy_shared(network: nn.Module) -> nn.Module:
+    """Copy a network's structure; parameters and buffers are the same objects, so it costs no memory."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo=dict(shared))
+
+
+@torch.no_grad()
+def _width(network: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return the width of a network's output, from one empty image."""
+    reference = next(network.parameters(), torch.zeros(()))
+    output = network.eval()(torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype))
+    if output.dim() != 2:
+        raise UserError(f"the backbone must map images to (B, features), got shape {tuple(output.shape)}")
+    return int(output.shape[1])
+
+
+def _several(patterns: Sequence[str] | str) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

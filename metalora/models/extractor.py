@@ -1,0 +1,80 @@
+"""The frozen feature extractor that looks at the image before the mapping net does."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.layer import ADAPTABLE
+
+STATS_LAYERS = 4
+
+
+class _EnoughError(Exception):
+    """Ends a forward whose remaining layers are not needed."""
+
+
+class Extractor(nn.Module):
+    """Features (B, F) of images (B, 3, H, W), in eval mode, without gradients.
+
+    Args:
+        network: The network; its ``features`` method is called if it has one, else itself.
+        features: ``pooled``: the network's output (averaged over positions, if it has any). ``stats``: mean and
+            standard deviation of each channel over the positions, at up to four layers spread over the first quarter
+            of the convolutions and linear layers: cues of colour and texture; the rest of the network is not run.
+            ``both``: side by side.
+    """
+
+    def __init__(self, network: nn.Module, features: str = "pooled") -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.features = features
+        self._early = _early_layers(network) if features != "pooled" else []
+
+    def train(self, mode: bool = True) -> "Extractor":
+        """Stay in eval mode: the features depend on the image alone."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Extract features. See the class."""
+        statistics: dict[str, Tensor] = {}
+        output = None
+        with ExitStack() as hooks:
+            for name in self._early:
+                layer = self.network.get_submodule(name)
+                hook = self._collector(name, x.shape[0], statistics)
+                hooks.callback(layer.register_forward_hook(hook).remove)
+            try:
+                output = getattr(self.network, "features", self.network)(x)
+            except _EnoughError:
+                pass
+        pooled = [_pool(output)] if output is not None else []
+        return torch.cat([statistics[name] for name in self._early] + pooled, dim=1)
+
+    def _collector(self, name: str, batch: int, statistics: dict[str, Tensor]) -> Any:
+        def collect(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            statistics[name] = _statistics(output, batch, isinstance(layer, nn.Linear))
+            if self.features == "stats" and len(statistics) == len(self._early):
+                raise _EnoughError
+
+        return collect
+
+
+def _statistics(output: Tensor, batch: int, channels_last: bool) -> Tensor:
+    channels = output.shape[-1] if channels_last else output.shape[1]
+    rows = output.movedim(-1 if channels_last else 1, -1).reshape(batch, -1, channels).float()
+    return torch.cat([rows.mean(1), rows.std(1, correction=0)], dim=1)
+
+
+def _pool(output: Tensor) -> Tensor:
+    """(B, C) as it is, (B, C, H, W) averaged over positions; anything else flattened."""
+    return output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)
+
+
+def _early_layers(network: nn.Module) -> list[str]:
+    layers = [name for name, module in network.named_modules() if isinstance(module, ADAPTABLE)]
+    quarter = layers[: max(1, len(layers) // 4)]
+    count = min(STATS_LAYERS, len(quarter))
+    return [quarter[round(i * (len(quarter) - 1) / max(1, count - 1))] for i in range(count)]

@@ -1,0 +1,106 @@
+"""Checkpoints: one folder each, complete or not there at all."""
+
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalora.errors import UserError
+from metalora.files import atomic_folder
+from metalora.train.reporter import Write
+
+STATE = "state.pt"
+PREFIX = "checkpoint_"
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state (tensors and plain values) into a folder."""
+    torch.save(dict(state), folder / STATE)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what `write_state` wrote; nothing in it is executed (``weights_only``).
+
+    Raises:
+        UserError: there is no readable state in the folder.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {folder} cannot be read: {reason}") from None
+    return state
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's generators."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    version, internal, gauss_next = random.getstate()
+    return {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Set the generators as `generator_states` found them."""
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class CheckpointFolder:
+    """A run's checkpoints below a local folder, as ``checkpoint_00000120``.
+
+    Args:
+        folder: The run's folder.
+        keep: How many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def write(self, step: int, write: Write) -> Path:
+        """Write a checkpoint atomically, then drop the oldest ones.
+
+        Raises:
+            UserError: it could not be written (a full disk); the last one stays.
+        """
+        path = self.folder / f"{PREFIX}{step:08d}"
+        try:
+            with atomic_folder(path) as folder:
+                write(folder)
+        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {path}: {reason}; last good one: {self.latest()}"
+            ) from None
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def all(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if (path / STATE).is_file())
+
+    def latest(self) -> Path | None:
+        """Return the newest checkpoint."""
+        return next(reversed(self.all()), None)

@@ -1,0 +1,224 @@
+"""Extractor features, validation and the final test of a training."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from metalora.config import Config
+from metalora.data.dataset import ImageDataset
+from metalora.data.loaders import evaluation_loader
+from metalora.data.table import SPLITS, ImageTable
+from metalora.evaluate.embed import ConditionCache, embed
+from metalora.evaluate.knn import KnnResult, knn_accuracy
+from metalora.evaluate.seeds import write_seeds
+from metalora.group import Group
+from metalora.models.assemble import MetaLoRAModel
+from metalora.models.persist import save
+from metalora.train.reporter import Progress, Reporter
+
+STANDARDIZE_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished training leaves behind.
+
+    Attributes:
+        report: The k-NN accuracies, of ``original`` and ``adapted``, and the head's accuracy.
+        write: Writes ``adapter/``, ``knn.json`` and ``seeds/seeds.parquet`` into a folder.
+    """
+
+    report: dict[str, Any]
+    write: Callable[[Path], None]
+
+
+class Evaluator:
+    """Everything that a training computes without gradients. Arguments as for `Trainer`."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: MetaLoRAModel,
+        table: ImageTable,
+        preprocess: Callable[[Image.Image], Tensor],
+        group: Group,
+        reporter: Reporter,
+        loader_workers: int,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.table = table
+        self.preprocess = preprocess
+        self.group = group
+        self.reporter = reporter
+        self.loader_workers = loader_workers
+        self.cache: ConditionCache | None = None
+        bfloat16 = config.train.precision == "bfloat16" or (
+            config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        self.dtype = torch.bfloat16 if bfloat16 else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the configured precision."""
+        return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def place(self, images: Tensor) -> Tensor:
+        """Bring images (B, 3, H, W) to the device, in its memory format."""
+        images = images.to(self.group.device, non_blocking=True)
+        if self.config.train.channels_last and images.is_cuda:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def condition(self, images: Tensor, rows: Tensor) -> Tensor | None:
+        """Return extractor features (B, F) of images, from the cache where they are known."""
+        if self.model.extractor is None:
+            return None
+        known = self.cache.get(rows) if self.cache is not None else None
+        if known is not None:
+            return known.to(self.group.device, non_blocking=True)
+        with self.autocast():
+            features: Tensor = self.model.extractor(images)
+        return features.float()
+
+    def prepare(self) -> None:
+        """Compute the extractor's training features: the mapping net's standardisation, and the cache."""
+        mapping = self.model.network.mapping
+        if mapping is None:
+            return
+        rows = self.table.rows("train")
+        if self.config.mapping.cache_features:
+            rows = np.concatenate([rows, self.table.rows("val")])
+        elif len(rows) > STANDARDIZE_SAMPLE:
+            chosen = np.random.default_rng(self.config.train.seed).choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
+            rows = rows[np.sort(chosen)]
+        found, (features,) = self._embed("extract features", rows, lambda x, r: (self._extract(x, r),))
+        train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
+        mapping.standardize(features[train])
+        if self.config.mapping.cache_features:
+            self.cache = ConditionCache.of(found, features, len(self.table))
+
+    def validate(self, step: int) -> None:
+        """Report loss, accuracy and k-NN accuracy on the validation split, if there is one."""
+        queries = self.table.rows("val")
+        if len(queries) == 0:
+            return
+        gallery = self._features("validate", self.table.rows("train"))
+        rows, (features, scores) = self._features("validate", queries)
+        if self.group.first:
+            labels = torch.from_numpy(self.table.label[rows.numpy()])
+            values = {
+                "val/loss": float(F.cross_entropy(scores, labels)),
+                "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
+                **metrics("val", self._knn(gallery[0], gallery[1][0], rows, features)),
+            }
+            self.reporter.metrics(step, values)
+
+    def test(self, step: int) -> Results:
+        """Compare the adapted features with the original ones on the test split, and gather what is kept."""
+        gallery, queries = self.table.rows("train"), self.table.rows("test")
+        with self.model.disable_adapter():
+            before = [self._features("test original", rows) for rows in (gallery, queries)]
+        after = [self._features("test adapted", rows) for rows in (gallery, queries)]
+        seeds = self._seeds(queries) if self.model.network.mapping is not None else None
+        if not self.group.first:
+            return Results({}, lambda folder: None)
+        labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
+        accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
+        knn = {
+            name: self._knn(part[0][0], part[0][1][0], part[1][0], part[1][1][0])
+            for name, part in (("original", before), ("adapted", after))
+        }
+        self.reporter.metrics(step, {"test/accuracy": accuracy, **metrics("test", knn["adapted"])})
+        report = {
+            "format": self.model.spec.format,
+            "gallery": len(gallery),
+            "queries": len(queries),
+            "test_accuracy": accuracy,
+            **{name: result.as_dict() for name, result in knn.items()},
+        }
+        return Results(report, lambda folder: self._write(folder, report, seeds))
+
+    def _write(self, folder: Path, report: dict[str, Any], seeds: tuple[Tensor, Tensor] | None) -> None:
+        save(self.model, folder / "adapter")
+        (folder / "knn.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if seeds is not None:
+            rows = seeds[0].numpy()
+            table = self.table
+            write_seeds(
+                folder / "seeds" / "seeds.parquet",
+                [str(name) for name in table.id[rows]],
+                [table.domains[d] for d in table.domain[rows]],
+                [table.labels[y] for y in table.label[rows]],
+                [SPLITS[s] for s in table.split[rows]],
+                seeds[1].numpy(),
+            )
+
+    def _extract(self, images: Tensor, rows: Tensor) -> Tensor:
+        features = self.condition(self.place(images), rows)
+        assert features is not None
+        return features
+
+    def _features(self, phase: str, rows: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return rows, and their features (N, D) and scores (N, C)."""
+
+        def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
+            images = self.place(images)
+            condition = self.condition(images, image_rows) if self.model.network.slot.enabled else None
+            with self.autocast():
+                features = self.model.network(images, condition)
+                assert self.model.head is not None
+                return features, self.model.head(features)
+
+        return self._embed(phase, rows, compute)
+
+    def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:
+        def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:
+            return (self.model.seed(images, self._extract(images, image_rows)),)
+
+        found, (seeds,) = self._embed("seeds", rows, compute)
+        return found, seeds
+
+    def _embed(self, phase: str, rows: Any, function: Callable[..., tuple[Tensor, ...]]) -> Any:
+        self.model.eval()
+        loader = evaluation_loader(
+            ImageDataset(self.table, rows, self.preprocess),
+            self.config.evaluate.evaluation_batch_size,
+            self.loader_workers,
+            self.group.rank,
+            self.group.world,
+        )
+
+        def done(count: int) -> None:
+            if self.group.first:
+                self.reporter.progress(Progress(phase, min(count * self.group.world, len(rows)), len(rows)))
+
+        return embed(function, loader, self.group, done)
+
+    def _knn(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> KnnResult:
+        settings = self.config.evaluate
+        table = self.table
+        return knn_accuracy(
+            gallery_features.to(self.group.device),
+            torch.from_numpy(table.label[gallery.numpy()]).to(self.group.device),
+            features.to(self.group.device),
+            torch.from_numpy(table.label[queries.numpy()]).to(self.group.device),
+            torch.from_numpy(table.domain[queries.numpy()]).to(self.group.device),
+            domains=table.domains,
+            k=settings.knn,
+            metric=settings.knn_metric,
+            temperature=settings.knn_temperature,
+        )
+
+
+def metrics(split: str, result: KnnResult) -> dict[str, float]:
+    """Name k-NN accuracies as MLflow is told them: ``val/knn5``, ``val/knn5/<domain>``, ``val/knn5_weighted``."""
+    raise RuntimeError

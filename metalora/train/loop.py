@@ -1,0 +1,287 @@
+"""The training loop. It knows torch.distributed, not Ray; a `Reporter` takes what it has to tell.
+
+Shapes: B images of a micro-batch on this rank, F extractor features, C classes.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from metalora.config import Config, to_dict
+from metalora.data.dataset import ImageDataset
+from metalora.data.loaders import train_loader
+from metalora.data.sampler import BatchSampler
+from metalora.data.table import ImageTable
+from metalora.errors import UserError
+from metalora.evaluate.embed import Batch
+from metalora.group import Group, synchronised
+from metalora.models.assemble import MetaLoRAModel
+from metalora.train.checkpoint import generator_states, read_state, restore_generators, seed_everything, write_state
+from metalora.train.checkpointing import checkpoint_blocks
+from metalora.train.evaluation import Evaluator
+from metalora.train.optim import build_optimizer, warmup_cosine
+from metalora.train.reporter import Progress, Reporter, Write
+
+LOG_EVERY = 10
+
+
+class Classifier(nn.Module):
+    """The adapted network and its head: what DDP wraps. The extractor stays outside."""
+
+    def __init__(self, model: MetaLoRAModel) -> None:
+        super().__init__()
+        if model.head is None:
+            raise UserError("training needs a model with labels")
+        self.network = model.network
+        self.head = model.head
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Map images (B, 3, H, W) and extractor features (B, F) to scores (B, C)."""
+        scores: Tensor = self.head(self.network(x, condition))
+        return scores
+
+
+class Trainer:
+    """Trains a model on a table, on one rank of a group.
+
+    Args:
+        config: All settings.
+        model: On the group's device, with a head.
+        table: The data.
+        preprocess: The backbone's preprocessing of one image.
+        group: The ranks.
+        reporter: Listens.
+        loader_workers: Decoding processes of this rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: MetaLoRAModel,
+        table: ImageTable,
+        preprocess: Callable[[Image.Image], Tensor],
+        group: Group,
+        reporter: Reporter,
+        loader_workers: int = 0,
+    ) -> None:
+        self.config = config
+        self.settings = config.train
+        self.model = model
+        self.table = table
+        self.group = group
+        self.reporter = reporter
+        self.device = group.device
+        self.step = 0
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_steps = 0
+        self.unverified: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = []
+        self.kept_step: int | None = None
+        seed_everything(self.settings.seed + group.rank)
+
+        self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers)
+        rows = table.rows("train")
+        self.sampler = BatchSampler(
+            table.domain[rows],
+            batch_size=config.data.batch_size,
+            accumulate=self.settings.accumulate,
+            seed=self.settings.seed,
+            sampling=config.data.domain_sampling,
+            rank=group.rank,
+            world=group.world,
+        )
+        self.loader = train_loader(ImageDataset(table, rows, preprocess), self.sampler, loader_workers)
+        self.steps_per_epoch = self.sampler.steps
+        self.total_steps = self.steps_per_epoch * self.settings.epochs
+        self.optimizer = build_optimizer(
+            model.trainable().items(), self.settings.lr, config.mapping.mapping_lr_scale, self.settings.weight_decay
+        )
+        self.schedule = warmup_cosine(self.optimizer, self.settings.warmup_steps, self.total_steps)
+        self.classifier = self._prepare(Classifier(model))
+
+    def _prepare(self, classifier: nn.Module) -> nn.Module:
+        if self.settings.activation_checkpointing:
+            checkpoint_blocks(self.model.network.backbone)
+        if self.settings.channels_last and self.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.settings.compile:
+            classifier.compile()
+        return self.group.wrap(classifier)
+
+    def fit(self, resume: Path | None = None) -> dict[str, Any]:
+        """Train to the end, evaluate on the test split, and hand the results to the reporter.
+
+        Args:
+            resume: A checkpoint's folder to go on from.
+
+        Returns:
+            The k-NN report, as in ``knn.json``.
+
+        Raises:
+            UserError: the loss is not finite, or the checkpoint belongs to another training.
+        """
+        self.evaluator.prepare()
+        if resume is not None:
+            self._restore(resume)
+        while self.step < self.total_steps:
+            self._epoch(self.step // self.steps_per_epoch)
+        results = self.evaluator.test(self.step)
+        self._keep(results.write)
+        return results.report
+
+    def _epoch(self, epoch: int) -> None:
+        self.model.train()
+        first = self.step % self.steps_per_epoch
+        self.sampler.set_position(epoch, first)
+        clock = Clock(self.config.data.batch_size)
+        batches = iter(self.loader)
+        for done in range(first + 1, self.steps_per_epoch + 1):
+            self._train_step(itertools.islice(batches, self.settings.accumulate))
+            self._verify(leave=1)
+            ends, due = done == self.steps_per_epoch, self._checkpoint_due()
+            if self.step % LOG_EVERY == 0 or ends or due:
+                self._log(epoch, clock.rate(done - first))
+            if due:
+                self._keep()
+        if self._validation_due(epoch):
+            self.evaluator.validate(self.step)
+
+    def _train_step(self, batches: Iterable[Batch]) -> None:
+        records = []
+        for index, (images, labels, domains, rows) in enumerate(batches):
+            with synchronised(self.classifier, now=index + 1 == self.settings.accumulate):
+                losses = self._losses(images, labels, rows)
+                (losses.mean() / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            records.append((losses.detach(), domains))
+        norm = nn.utils.clip_grad_norm_(self.model.trainable().values(), self.settings.clip_norm or math.inf)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.loss_sum += torch.stack([losses.mean() for losses, _ in records]).mean()
+        self.loss_steps += 1
+        self.unverified.append((self.step, norm, records))
+
+    def _losses(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Return the cross-entropy of each image, (B,)."""
+        images = self.evaluator.place(images)
+        condition = self.evaluator.condition(images, rows)
+        with self.evaluator.autocast():
+            scores = self.classifier(images, condition)
+        labels = labels.to(self.device, non_blocking=True)
+        return F.cross_entropy(
+            scores.float(), labels, label_smoothing=self.settings.label_smoothing, reduction="none"
+        )
+
+    def _verify(self, leave: int = 0) -> None:
+        """Stop if a step's gradient was not finite, looking at all steps but the last ``leave``.
+
+        The norm is that of the summed gradient, so that all ranks stop at the same step. A step is looked at while
+        the next one runs: reading its norm at once would leave the GPU idle.
+        """
+        while len(self.unverified) > leave:
+            step, norm, records = self.unverified.pop(0)
+            if bool(torch.isfinite(norm)):
+                continue
+            bad = [domains[~torch.isfinite(losses).cpu()] for losses, domains in records]
+            met = sorted({int(d) for part in self.group.gather_objects(torch.cat(bad).tolist()) for d in part})
+            where = "loss of task " + ", ".join(self.table.domains[d] for d in met) if met else "gradient"
+            kept = f"step {self.kept_step}" if self.kept_step is not None else "none yet"
+            raise UserError(f"the {where} is not finite at step {step}; last good checkpoint: {kept}")
+
+    def _log(self, epoch: int, rate: float) -> None:
+        loss = float(self.group.mean(self.loss_sum)) / self.loss_steps
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        if self.group.first:
+            lr = self.schedule.get_last_lr()[0]
+            self.reporter.metrics(
+                self.step, {"train/loss": loss, "train/images_per_second": rate, "train/learning_rate": lr}
+            )
+            self.reporter.progress(
+                Progress("train", self.step, self.total_steps, epoch + 1, self.settings.epochs, loss, rate)
+            )
+
+    def _checkpoint_due(self) -> bool:
+        return self.step % (self.settings.checkpoint_every or self.steps_per_epoch) == 0
+
+    def _validation_due(self, epoch: int) -> bool:
+        every = self.config.evaluate.validate_every
+        return every > 0 and (epoch + 1) % every == 0
+
+    def _keep(self, write_more: Write | None = None) -> None:
+        """Checkpoint, with more files beside the state if told so; on every rank."""
+        self._verify()
+        generators = self.group.gather_objects(generator_states(self.device))
+
+        def write(folder: Path) -> None:
+            write_state(folder, self._state(generators))
+            if write_more is not None:
+                write_more(folder)
+
+        self.reporter.checkpoint(self.step, write if self.group.first else None)
+        self.kept_step = self.step
+
+    def _state(self, generators: list[Any]) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.model.adapter_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generators": generators,
+            "settings": comparable(self.config),
+            "data": self.table.fingerprint,
+        }
+
+    def _restore(self, folder: Path) -> None:
+        state = read_state(folder)
+        changes = differences(state["settings"], comparable(self.config))
+        if state["data"] != self.table.fingerprint:
+            changes.append("the data are others")
+        if changes:
+            raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
+        self.model.load_adapter_state(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = self.kept_step = int(state["step"])
+        if len(state["generators"]) == self.group.world:
+            restore_generators(state["generators"][self.group.rank], self.device)
+        else:  # another number of workers: no state to go on with, so a seed that no step before has used
+            seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
+
+
+class Clock:
+    """Images a second since it was made."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.started = time.monotonic()
+
+    def rate(self, steps: int) -> float:
+        """Return the mean rate after ``steps`` optimizer steps."""
+        return steps * self.batch_size / max(1e-9, time.monotonic() - self.started)
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Return the settings that a resumed run must share with the run it goes on with, flat."""
+    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features"}
+    sections = ("backbone", "adapter", "mapping", "data", "train")
+    plain = to_dict(config)
+    return {
+        f"{section}.{name}": value
+        for section in sections
+        for name, value in plain[section].items()
+        if name not in free
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Say which settings differ."""
+    return [f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]]
