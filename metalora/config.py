@@ -163,7 +163,10 @@ class ClusterConfig:
     ray_address: str | None = Field(
         None, description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray"
     )
-    storage_path: str = Field("runs", description="folder (or URI, for clusters) below which runs are kept")
+    output: str = Field("runs", description="folder below which every run gets its own")
+    storage_path: str | None = Field(
+        None, description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)"
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)

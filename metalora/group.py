@@ -56,13 +56,17 @@ class Group:
             dist.all_reduce(values)
         return values / self.world
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """Concatenate tensors (n_rank, ...) of all ranks, in rank order, on the CPU."""
+    def gather_rows(self, rows: Tensor | None) -> Tensor:
+        """Concatenate tensors (n_rank, ...) of all ranks, in rank order, on the CPU; None where a rank has no rows."""
         if self.world == 1:
+            assert rows is not None
             return rows.cpu()
-        counts = self.gather_objects(len(rows))
-        padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=self.device)
-        padded[: len(rows)] = rows
+        shapes = self.gather_objects(None if rows is None else (tuple(rows.shape), rows.dtype))
+        shape, dtype = next(known for known in shapes if known is not None)
+        counts = [0 if known is None else known[0][0] for known in shapes]
+        padded = torch.zeros(max(counts), *shape[1:], dtype=dtype, device=self.device)
+        if rows is not None:
+            padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])

@@ -62,7 +62,8 @@ def load_tree(
         excluded: Names of domains that are not looked at.
 
     Raises:
-        UserError: no images, a domain folder without any, a class with one, a folder that cannot be read.
+        UserError: no images, a domain folder without any, a class with fewer than two, a folder
+            that cannot be read.
     """
     names = [folder.name for folder in _visible(root) if folder.is_dir()]
     check_excluded(excluded, names)
@@ -95,9 +96,9 @@ def _domain_images(root: Path, domain: str, val_fraction: float, test_fraction: 
         if not folder.is_dir():
             continue
         stamps = {f"{domain}/{folder.name}/{path.name}": _stamp(path) for path in _image_files(folder)}
-        if len(stamps) == 1:
+        if len(stamps) < 2:
             raise UserError(
-                f"class {domain}/{folder.name} in {root} has one image; "
+                f"class {domain}/{folder.name} in {root} has {'one image' if stamps else 'no images'}; "
                 "at least 2 are needed: one to train on, one to test"
             )
         splits = _split(list(stamps), val_fraction, test_fraction)

@@ -46,6 +46,11 @@ def evaluation_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=shard, **_settings(loader_workers))
 
 
+def default_loader_workers(cpus: float) -> int:
+    """Return how many decoding processes a trainer with so many CPUs starts: one less, at most 8."""
+    return max(0, min(8, int(cpus) - 1))
+
+
 def _settings(loader_workers: int) -> dict[str, Any]:
     return {
         "num_workers": loader_workers,

@@ -38,8 +38,11 @@ def embed(
             rows.append(batch_rows)
             count += len(batch_rows)
             done(count)
-    gathered = tuple(group.gather_rows(torch.cat(column)) for column in zip(*outputs, strict=True))
-    return group.gather_rows(torch.cat(rows).to(group.device)), gathered
+    # A rank may have no share of a small split, and then does not know how many results there are.
+    width = max(group.gather_objects(len(outputs[0]) if outputs else 0))
+    columns = [torch.cat(column) for column in zip(*outputs, strict=True)] or [None] * width
+    gathered = tuple(group.gather_rows(column) for column in columns)
+    return group.gather_rows(torch.cat(rows) if rows else None), gathered
 
 
 @dataclass

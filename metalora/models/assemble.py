@@ -96,8 +96,8 @@ class MetaLoRAModel(nn.Module):
         head: nn.Linear | None,
         layers: dict[str, AdaptedLayer],
         spec: AdapterSpec,
-        backbone_identity: dict[str, str],
-        extractor_identity: dict[str, str] | None,
+        backbone_identity: dict[str, Any],
+        extractor_identity: dict[str, Any] | None,
     ) -> None:
         super().__init__()
         self.backbone_identity = backbone_identity
@@ -380,10 +380,14 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     return model
 
 
-def identify(network: nn.Module) -> dict[str, str]:
-    """Return a network's name, its weights' name and the hash of its tensors."""
-    name = getattr(network, "name", type(network).__name__)
-    return {"name": str(name), "weights": str(getattr(network, "weights", "unknown")), "hash": state_hash(network)}
+def identify(network: nn.Module) -> dict[str, Any]:
+    """Return a network's name, its weights' name, its input size and the hash of its tensors."""
+    return {
+        "name": str(getattr(network, "name", type(network).__name__)),
+        "weights": str(getattr(network, "weights", "unknown")),
+        "input_size": getattr(network, "input_size", None),
+        "hash": state_hash(network),
+    }
 
 
 def copy_shared(network: nn.Module) -> nn.Module:

@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         self.num_features = num_features
         self.input_size = input_size
         self.stem = stem
+        self.exempt_modules = () if stem is None else (stem,)  # what ``target_modules = auto`` leaves alone
         self.preprocess = preprocess
 
     def features(self, x: Tensor) -> Tensor:
@@ -74,7 +75,9 @@ class Backbone(nn.Module):
     forward = features
 
 
-def build_backbone(name: str, weights: str = "default", image_size: int | None = None) -> Backbone:
+def build_backbone(
+    name: str, weights: str = "default", image_size: int | None = None, *, file: str | Path | None = None
+) -> Backbone:
     """Build a backbone, in eval mode.
 
     A file's classifier tensors are ignored, since the network has none. Every other tensor must be
@@ -88,6 +91,8 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
             weights name of the library (``IMAGENET1K_V2``, or a timm tag ``a1_in1k``), ``none``
             (random), or the path of a state dict (.safetensors, .pt, .pth).
         image_size: Side of the square input; None for the weights' own.
+        file: A state dict to load in place of the library's own tensors: the preprocessing is that of ``weights``,
+            and nothing is fetched.
 
     Raises:
         UserError: an unknown name, weights that are unknown, cannot be fetched or do not fit, or a
@@ -101,10 +106,13 @@ def build_backbone(name: str, weights: str = "default", image_size: int | None =
             f"unknown backbone {name!r}{nearest(meant, choices)} "
             "(accepted: resnet20, torchvision/NAME, timm/NAME)"
         )
-    file = Path(weights).expanduser() if Path(weights).suffix in WEIGHT_FILES else None
+    asked = weights
+    if Path(weights).suffix in WEIGHT_FILES:
+        file, asked = file or weights, "none"
+    file = None if file is None else Path(file).expanduser()
     tensors = _read_file(file) if file else None
     try:
-        parts = _LIBRARIES[library](model, "none" if file else weights, image_size)
+        parts = _LIBRARIES[library](model, asked, image_size, file is None)
     except UserError:
         raise
     except OSError as error:
@@ -162,10 +170,10 @@ class _ToRgb:
         return self.transform(image.convert("RGB"))
 
 
-def _resnet20(model: str, weights: str, image_size: int | None) -> _Parts:
+def _resnet20(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
     from torchvision import transforms
 
-    if weights != "none":
+    if weights != "none" and fetch:
         raise UserError(
             f"backbone 'resnet20' has no published weights {weights!r}: "
             f"accepted are 'none' and the path of a state dict ({', '.join(WEIGHT_FILES)})"
@@ -182,7 +190,7 @@ def _resnet20(model: str, weights: str, image_size: int | None) -> _Parts:
     return _Parts(net, _shapes(net), (3, side, side), transform)
 
 
-def _torchvision(model: str, weights: str, image_size: int | None) -> _Parts:
+def _torchvision(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
     from torchvision import models
 
     classifiers = models.list_models(module=models)
@@ -205,9 +213,8 @@ def _torchvision(model: str, weights: str, image_size: int | None) -> _Parts:
     (own_side,), (own_resize,) = transform.crop_size, transform.resize_size
     side = image_size or own_side
     transform.crop_size, transform.resize_size = [side], [round(own_resize * side / own_side)]
-    net = models.get_model(
-        model, weights=None if weights == "none" else known[chosen], **_torchvision_arguments(model, side)
-    )
+    fetched = known[chosen] if fetch and weights != "none" else None
+    net = models.get_model(model, weights=fetched, **_torchvision_arguments(model, side))
     shapes = _shapes(net)
     _cut_torchvision(net)
     return _Parts(net, shapes, (3, side, side), transform)
@@ -236,7 +243,7 @@ def _cut_torchvision(net: nn.Module) -> None:
     net.set_submodule(last, nn.Identity())
 
 
-def _timm(model: str, weights: str, image_size: int | None) -> _Parts:
+def _timm(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
     import timm
     from timm.data.config import resolve_model_data_config
     from timm.data.transforms_factory import create_transform
@@ -245,7 +252,7 @@ def _timm(model: str, weights: str, image_size: int | None) -> _Parts:
     # Networks with a fixed input take its size at construction; the others do not know the argument.
     published: Any = timm.get_pretrained_cfg(full_name)
     size: dict[str, Any] = {"img_size": image_size} if image_size and published.fixed_input_size else {}
-    net: Any = timm.create_model(full_name, pretrained=weights != "none", **size)
+    net: Any = timm.create_model(full_name, pretrained=fetch and weights != "none", **size)
     shapes = _shapes(net)
     net.reset_classifier(0)
     data = resolve_model_data_config(net)  # type: ignore[no-untyped-call]
@@ -284,7 +291,7 @@ def _timm_name(model: str, weights: str) -> str:
     return f"{architecture}.{asked}" if asked else architecture
 
 
-_LIBRARIES: dict[str, Callable[[str, str, int | None], _Parts]] = {
+_LIBRARIES: dict[str, Callable[[str, str, int | None, bool], _Parts]] = {
     "": _resnet20,
     "torchvision": _torchvision,
     "timm": _timm,

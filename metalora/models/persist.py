@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -78,7 +79,7 @@ def unwrap(model: nn.Module) -> MetaLoRAModel:
     return inner
 
 
-def _name(identity: dict[str, str] | None) -> str:
+def _name(identity: dict[str, Any] | None) -> str:
     if identity is None:
         return "the backbone itself"
     return f"{identity['name']} (weights {identity['weights']}, hash {identity['hash'][:12]})"

@@ -111,14 +111,14 @@ class Evaluator:
         queries = self.table.rows("val")
         if len(queries) == 0:
             return
-        gallery = self._features("validate", self.table.rows("train"))
+        gallery, (gallery_features, _) = self._features("validate", self.table.rows("train"))
         rows, (features, scores) = self._features("validate", queries)
         if self.group.first:
             labels = torch.from_numpy(self.table.label[rows.numpy()])
             values = {
                 "val/loss": float(F.cross_entropy(scores, labels)),
                 "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
-                **metrics("val", self._knn(gallery[0], gallery[1][0], rows, features)),
+                **metrics("val", self._knn(gallery, gallery_features, rows, features)),
             }
             self.reporter.metrics(step, values)
 
@@ -213,6 +213,7 @@ class Evaluator:
             torch.from_numpy(table.label[queries.numpy()]).to(self.group.device),
             torch.from_numpy(table.domain[queries.numpy()]).to(self.group.device),
             domains=table.domains,
+            classes=len(table.labels),
             k=settings.knn,
             metric=settings.knn_metric,
             temperature=settings.knn_temperature,
@@ -221,4 +222,10 @@ class Evaluator:
 
 def metrics(split: str, result: KnnResult) -> dict[str, float]:
     """Name k-NN accuracies as MLflow is told them: ``val/knn5``, ``val/knn5/<domain>``, ``val/knn5_weighted``."""
-    raise RuntimeError
+    named = {}
+    for vote, suffix in (("uniform", ""), ("weighted", "_weighted")):
+        for k, accuracy in result.overall[vote].items():
+            named[f"{split}/knn{k}{suffix}"] = accuracy
+        for domain, votes in result.by_domain.items():
+            named.update({f"{split}/knn{k}{suffix}/{domain}": value for k, value in votes[vote].items()})
+    return named

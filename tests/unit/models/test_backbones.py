@@ -71,7 +71,7 @@ def test_features_are_what_the_classifier_would_see() -> None:
         backbone = build_backbone(name, "none", 64)
         backbone.net.load_state_dict(whole.state_dict(), strict=False)
         with torch.no_grad():
-            logits = whole.eval().get_submodule(classifier)(backbone.features(x))  # type: ignore[operator]
+            logits = whole.eval().get_submodule(classifier)(backbone.features(x))
             assert torch.equal(logits, whole(x))
 
 

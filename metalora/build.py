@@ -1,0 +1,69 @@
+"""From a config to the things it describes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from metalora.config import Config
+from metalora.models.assemble import MetaLoRAModel, adapt
+from metalora.models.backbones import Backbone, build_backbone
+
+
+def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone, Backbone | None]:
+    """Build the backbone and, where it is another network, the extractor.
+
+    Args:
+        config: All settings.
+        say: Told what takes long.
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be had.
+    """
+    settings = config.backbone
+    backbone = _backbone(settings.backbone, settings.weights, settings.image_size, say)
+    if config.mapping.extractor == "backbone":
+        return backbone, None
+    # The extractor looks at the image that the backbone's preprocessing made.
+    side = backbone.input_size[1]
+    return backbone, _backbone(config.mapping.extractor, config.mapping.extractor_weights, side, say)
+
+
+def build_model(
+    config: Config, backbone: Backbone, extractor: nn.Module | None, labels: Sequence[str]
+) -> MetaLoRAModel:
+    """Put fresh adapters and a head on a backbone, with initial values that depend on ``train.seed`` alone.
+
+    Raises:
+        UserError: a target or a rank that does not fit.
+    """
+    adapter, mapping = config.adapter, config.mapping
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return adapt(
+            backbone,
+            adapter.format,
+            adapter.rank,
+            adapter.alpha,
+            branches=adapter.branches,
+            target_modules=adapter.target_modules,
+            exclude_modules=adapter.exclude_modules,
+            rank_pattern=adapter.rank_pattern,
+            alpha_pattern=adapter.alpha_pattern,
+            modules_to_save=adapter.modules_to_save,
+            parameter_budget=adapter.parameter_budget,
+            extractor=extractor,
+            extractor_features=mapping.extractor_features,
+            seed_scope=mapping.seed_scope,
+            mapping_depth=mapping.mapping_depth,
+            mapping_width=mapping.mapping_width,
+            labels=labels,
+        )
+
+
+def _backbone(name: str, weights: str, image_size: int | None, say: Callable[[str], None]) -> Backbone:
+    if name != "resnet20" or weights != "default":
+        return build_backbone(name, weights, image_size)
+    from metalora.train.pretrain import embedded_weights
+
+    return build_backbone(name, weights, image_size, file=embedded_weights(say))

@@ -1,0 +1,240 @@
+"""k-nearest-neighbour accuracy, exact, on whatever device the features are."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalora.errors import UserError
+
+Metric = Literal["cosine", "l2"]
+Vote = Literal["uniform", "weighted"]
+
+VOTES: tuple[Vote, ...] = ("uniform", "weighted")
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """Accuracies in [0, 1].
+
+    Attributes:
+        overall: Vote -> K -> accuracy over all queries.
+        by_domain: Domain -> vote -> K -> accuracy over its queries; domains without queries are absent.
+        queries: Domain -> number of its queries.
+    """
+
+    overall: dict[str, dict[int, float]]
+    by_domain: dict[str, dict[str, dict[int, float]]]
+    queries: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same, ready for JSON: the numbers K become strings."""
+        return {
+            "overall": _with_text_keys(self.overall),
+            "by_domain": {domain: _with_text_keys(votes) for domain, votes in self.by_domain.items()},
+            "queries": dict(self.queries),
+        }
+
+
+@torch.no_grad()
+def knn_predict(
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    queries: Tensor,
+    *,
+    k: Sequence[int],
+    classes: int,
+    metric: Metric = "cosine",
+    temperature: float = 0.07,
+    chunk: int = 4096,
+) -> dict[tuple[Vote, int], Tensor]:
+    """Predict the queries' labels by their nearest neighbours; one search serves all votes and K.
+
+    With s the cosine similarity, or -|q - g|^2 / 2 for ``l2`` (on unit vectors the same up to a constant),
+    the K largest s are the neighbours; of equal ones (as computed) the lower gallery index comes first.
+    ``uniform``: every neighbour has one vote, a tie goes to the smallest class index (scikit-learn's
+    rule). ``weighted``: a neighbour's vote is softmax(s / temperature) over the K (Wu et al. 2018,
+    arXiv 1805.01978; DINO, Caron et al. 2021, arXiv 2104.14294).
+
+    Args:
+        gallery: (n, d), floating; computed with in float64 if it is that, else in full float32.
+        gallery_labels: (n,), integers in [0, classes).
+        queries: (m, d), of the gallery's dtype and device.
+        k: The numbers of neighbours K, each at least 1.
+        classes: Number of classes.
+        metric: ``cosine`` or ``l2``.
+        temperature: Of the weighted vote.
+        chunk: Gallery rows and query rows compared at a time: beside the features, memory is that of
+            chunk x chunk similarities.
+
+    Returns:
+        (vote, K) -> predicted labels, (m,) long, on the features' device.
+
+    Raises:
+        UserError: K below 1 or above n, no queries, features that are not finite, an unknown metric.
+    """
+    _check(gallery, queries, k, metric)
+    gallery, queries = _prepared(gallery, metric), _prepared(queries, metric)
+    gallery_labels = gallery_labels.to(gallery.device)
+    found: dict[tuple[Vote, int], list[Tensor]] = {(vote, n): [] for vote in VOTES for n in k}
+    with _full_precision(gallery.device.type):
+        for block in torch.split(queries, chunk):
+            scores, index = _nearest(gallery, block, max(k), metric, chunk)
+            for key, labels in _vote(scores / temperature, gallery_labels[index], classes).items():
+                if key in found:
+                    found[key].append(labels)
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def knn_accuracy(
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    query_domains: Tensor,
+    *,
+    domains: Sequence[str],
+    k: Sequence[int],
+    classes: int,
+    metric: Metric = "cosine",
+    temperature: float = 0.07,
+    chunk: int = 4096,
+) -> KnnResult:
+    """Return the accuracy of `knn_predict`, overall and by domain.
+
+    Args:
+        gallery: (n, d).
+        gallery_labels: (n,).
+        queries: (m, d).
+        query_labels: (m,).
+        query_domains: (m,), indices into ``domains``.
+        domains: Names of the domains.
+        k: As in `knn_predict`, like what follows.
+        classes: Number of classes.
+        metric: ``cosine`` or ``l2``.
+        temperature: Of the weighted vote.
+        chunk: Rows compared at a time.
+
+    Raises:
+        UserError: as `knn_predict`.
+    """
+    predicted = knn_predict(
+        gallery,
+        gallery_labels,
+        queries,
+        k=k,
+        classes=classes,
+        metric=metric,
+        temperature=temperature,
+        chunk=chunk,
+    )
+    labels = query_labels.to(queries.device)
+    right = {key: (labels == answer).double().cpu() for key, answer in predicted.items()}
+    rows = {name: (query_domains == number).cpu() for number, name in enumerate(domains)}
+    rows = {name: mask for name, mask in rows.items() if mask.any()}
+
+    def accuracies(mask: Tensor) -> dict[str, dict[int, float]]:
+        return {vote: {n: right[vote, n][mask].mean().item() for n in k} for vote in VOTES}
+
+    return KnnResult(
+        overall=accuracies(torch.ones(len(labels), dtype=torch.bool)),
+        by_domain={name: accuracies(mask) for name, mask in rows.items()},
+        queries={name: int(mask.sum()) for name, mask in rows.items()},
+    )
+
+
+def _check(gallery: Tensor, queries: Tensor, k: Sequence[int], metric: str) -> None:
+    if metric not in ("cosine", "l2"):
+        raise UserError(f"unknown k-NN metric {metric!r} (accepted: cosine, l2)")
+    if min(k) < 1:
+        raise UserError(f"k-NN with K = {min(k)}: K must be at least 1")
+    if max(k) > len(gallery):
+        raise UserError(f"k-NN with K = {max(k)} needs as many gallery images, and there are {len(gallery)}")
+    if not len(queries):
+        raise UserError("k-NN accuracy needs at least one query image, and there is none")
+    for name, features in (("gallery", gallery), ("query", queries)):
+        bad = int((~features.isfinite().all(dim=1)).sum())
+        if bad:
+            raise UserError(f"k-NN: {bad} of {len(features)} {name} features hold NaN or infinity")
+
+
+def _prepared(features: Tensor, metric: str) -> Tensor:
+    features = features if features.dtype == torch.float64 else features.float()
+    return F.normalize(features, dim=1) if metric == "cosine" else features
+
+
+@contextmanager
+def _full_precision(device_type: str) -> Iterator[None]:
+    """No autocast, no TF32: whatever training has set, distances are exact to float32."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _nearest(gallery: Tensor, queries: Tensor, k: int, metric: str, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return similarities and gallery indices of the k nearest, both (m, k), nearest first.
+
+    For ``l2`` the similarity is q g - |g|^2 / 2: a query's own -|q|^2 / 2 changes neither order nor vote.
+    """
+    scores = queries.new_empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    for start in range(0, len(gallery), chunk):
+        block = gallery[start : start + chunk]
+        if metric == "l2":
+            similarity = torch.addmm(block.square().sum(1) / -2, queries, block.T)
+        else:
+            similarity = queries @ block.T
+        block_scores, block_index = _top(similarity, k)
+        scores = torch.cat([scores, block_scores], dim=1)
+        index = torch.cat([index, block_index + start], dim=1)
+        # Stable: what stands first, of a lower index, stays first among equals.
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, index = scores[:, :k], index.gather(1, order[:, :k])
+    return scores, index
+
+
+def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k (or all) largest of each row and their columns; of equals, the first column first."""
+    width = similarity.shape[1]
+    if width <= k:
+        ordered = similarity.sort(dim=1, descending=True, stable=True)
+        return ordered.values, ordered.indices
+    values, columns = similarity.topk(k + 1, dim=1)
+    tied = values[:, k - 1] == values[:, k]  # topk may have kept any of the equals
+    columns = columns[:, :k].sort(dim=1).values
+    if tied.any():
+        columns[tied] = similarity[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    values, order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _vote(logits: Tensor, labels: Tensor, classes: int) -> dict[tuple[Vote, int], Tensor]:
+    """Return the winners for every K up to the width of ``logits`` and ``labels``, both (m, K)."""
+    # The softmax's denominator is common to all classes, so leaving it out changes no winner.
+    weights: dict[Vote, Tensor] = {
+        "uniform": torch.ones_like(logits),
+        "weighted": (logits - logits[:, :1]).exp(),
+    }
+    winners: dict[tuple[Vote, int], Tensor] = {}
+    for vote, weight in weights.items():
+        total = logits.new_zeros(len(logits), classes)
+        for column in range(logits.shape[1]):
+            # One neighbour at a time: sums in a fixed order, on every device.
+            total.scatter_add_(1, labels[:, column : column + 1], weight[:, column : column + 1])
+            winners[vote, column + 1] = total.argmax(dim=1)
+    return winners
+
+
+def _with_text_keys(votes: dict[str, dict[int, float]]) -> dict[str, dict[str, float]]:
+    return {vote: {str(k): value for k, value in values.items()} for vote, values in votes.items()}

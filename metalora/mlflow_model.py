@@ -1,0 +1,87 @@
+"""The trained model as MLflow serves it: images in, labels and features out. MLflow runs this file ("models from code")."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import Array, DataType
+
+from metalora.data.dataset import decode
+from metalora.models.backbones import Backbone, build_backbone
+from metalora.models.persist import load
+
+BATCH = 64
+PACKAGES = ("mlflow", "torch", "torchvision", "timm", "safetensors", "pydantic", "pyyaml", "pillow", "pandas", "tensorly")
+
+
+class AdapterModel(PythonModel):
+    """Predicts from a column ``image`` of encoded images (PNG, JPEG, ...; base64 in JSON)."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Rebuild backbone, extractor and adapter from the model's artifacts."""
+        folder = Path(context.artifacts["adapter"])
+        description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        self.backbone = _network(description["backbone"], context.artifacts["backbone"])
+        other = context.artifacts.get("extractor")
+        extractor = _network(description["extractor"], other) if other else None
+        self.model = load(self.backbone, folder, extractor)
+        if torch.cuda.is_available():
+            self.model.cuda()
+
+    @torch.no_grad()
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Return ``label``, its ``probability``, and ``features`` for each image."""
+        names = [f"in row {row} of the request" for row in range(len(model_input))]
+        images = [decode(data, name) for data, name in zip(model_input["image"], names, strict=True)]
+        device = next(self.model.parameters()).device
+        parts = []
+        for start in range(0, len(images), BATCH):
+            batch = torch.stack([self.backbone.preprocess(image) for image in images[start : start + BATCH]])
+            features = self.model(batch.to(device))
+            assert self.model.head is not None
+            probability, label = self.model.head(features).softmax(1).max(1)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "label": [self.model.spec.labels[i] for i in label.tolist()],
+                        "probability": probability.tolist(),
+                        "features": features.cpu().tolist(),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+def signature() -> ModelSignature:
+    """Return what goes in and what comes out."""
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Array(DataType.double), "features"),
+            ]
+        ),
+    )
+
+
+def requirements() -> list[str]:
+    """Return the packages a server needs, in the versions at hand."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
+
+
+def _network(identity: dict[str, Any], file: str) -> Backbone:
+    return build_backbone(identity["name"], identity["weights"], identity["input_size"][1], file=file)
+
+
+set_model(AdapterModel())

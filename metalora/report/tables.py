@@ -1,0 +1,53 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+VOTES = {"uniform": "uniform vote", "weighted": "weighted vote"}
+
+
+def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], format: str) -> Table:
+    """Return k-NN accuracies in %, original against adapted: a block a vote, overall first, then each task.
+
+    Args:
+        original: `KnnResult.as_dict()` of the unadapted backbone.
+        adapted: The same of the adapted one, on the same queries.
+        format: The adapter's format, which heads its columns.
+    """
+    numbers = sorted(original["overall"]["uniform"], key=int)
+    table = Table(title="k-NN accuracy in %", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", overflow="fold")
+    table.add_column("images", justify="right")
+    for k in numbers:
+        for heading in ("original", format, "gain"):
+            table.add_column(f"K = {k}\n{heading}", justify="right", no_wrap=True)
+    images = original["queries"]
+    for vote, title in VOTES.items():
+        table.add_row(Text(title, style="italic"))
+        before, after = original["overall"][vote], adapted["overall"][vote]
+        total = str(sum(images.values()))
+        table.add_row("overall", total, *_cells(before, after, numbers), style="bold")
+        for domain, count in images.items():
+            before, after = original["by_domain"][domain][vote], adapted["by_domain"][domain][vote]
+            table.add_row(Text(domain), str(count), *_cells(before, after, numbers))
+        table.add_section()
+    return table
+
+
+def _cells(before: Mapping[str, float], after: Mapping[str, float], numbers: list[str]) -> list[Text]:
+    cells = []
+    for k in numbers:
+        gain = 100 * (after[k] - before[k])
+        cells += [Text(f"{100 * before[k]:.1f}"), Text(f"{100 * after[k]:.1f}"), _gain(gain)]
+    return cells
+
+
+def _gain(gain: float) -> Text:
+    text = f"{gain:+.1f}"
+    if text in ("+0.0", "-0.0"):
+        return Text("0.0")
+    return Text(text, style="green" if gain > 0 else "red")

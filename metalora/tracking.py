@@ -1,0 +1,220 @@
+"""MLflow, and a tracker that tracks nothing. Names as DESIGN section 5 has them.
+
+One process writes to a run: the one that drives the training. A server that goes away in the middle does not stop the
+training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from metalora.config import Config, to_dict
+from metalora.errors import UserError
+
+TIMEOUT_SECONDS = 5
+RETRY_SECONDS = 30.0
+METRICS_PER_CALL = 1000
+
+Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
+
+
+class Tracker(Protocol):
+    """Where a run's story is told."""
+
+    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> str | None:
+        """Begin or continue a run; return its id."""
+
+    def metrics(self, record: Record) -> None:
+        """Record metrics."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, or all files of a folder."""
+
+    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
+        """Keep an adapter's folder, with the networks it needs, as a model that can be loaded and served."""
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+
+    def where(self) -> str:
+        """Say how to look at the run."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> None:
+        """Do nothing."""
+
+    def metrics(self, record: Record) -> None:
+        """Do nothing."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def finish(self, status: str) -> None:
+        """Do nothing."""
+
+    def where(self) -> str:
+        """Say that nothing was tracked."""
+        return "not tracked (tracking_uri = none)"
+
+
+class MlflowTracker:
+    """One MLflow run.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Experiment name; made if it does not exist.
+        run_name: Name of the run.
+    """
+
+    def __init__(self, uri: str, experiment: str, run_name: str) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        self.run_name = run_name
+        self.run_id = ""
+        self.queue: list[Record] = []
+        self.lost_at: float | None = None
+
+    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> str:
+        """Make the run, or go on with ``run_id``, and send what it has missed.
+
+        Raises:
+            UserError: the server does not answer (told within 15 s), or does not know the run.
+        """
+        # MLflow waits for minutes otherwise, before a training that nobody has started yet
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        try:
+            self._open(config, tags, run_id)
+        except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"MLflow at {self.uri!r} cannot be used: {reason} (tracking_uri names another, 'none' does without)"
+            ) from None
+        self.queue = [record for record in missed if self._new(record)] if run_id else []
+        self._send()
+        return self.run_id
+
+    def metrics(self, record: Record) -> None:
+        """Send metrics, or keep them for later if the server is away."""
+        self.queue.append(record)
+        if self.lost_at is None or time.monotonic() - self.lost_at > RETRY_SECONDS:
+            self._send()
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file or a folder's files below ``folder``."""
+        if path.is_dir():
+            self.client.log_artifacts(self.run_id, str(path), folder or path.name)
+        else:
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
+        """Log an MLflow model: `metalora.mlflow_model` as code, adapter and networks as artifacts; nothing is pickled.
+
+        Args:
+            folder: The adapter's folder.
+            networks: ``backbone`` and, if it is another network, ``extractor``.
+        """
+        import mlflow
+        from safetensors.torch import save_file
+
+        from metalora import mlflow_model
+
+        package = Path(mlflow_model.__file__).parent
+        with tempfile.TemporaryDirectory() as scratch:
+            artifacts = {"adapter": str(folder)}
+            for name, network in networks.items():
+                artifacts[name] = f"{scratch}/{name}.safetensors"
+                save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[name])
+            mlflow.set_tracking_uri(self.uri)
+            with mlflow.start_run(run_id=self.run_id):
+                mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=mlflow_model.__file__,
+                    artifacts=artifacts,
+                    code_paths=[str(package)],
+                    signature=mlflow_model.signature(),
+                    pip_requirements=mlflow_model.requirements(),
+                )
+
+    def finish(self, status: str) -> None:
+        """Send what waits and end the run.
+
+        Raises:
+            ConnectionError: the server is away, and something was not sent.
+        """
+        self._send()
+        if self.queue:
+            raise ConnectionError(f"MLflow at {self.uri!r} is away: {len(self.queue)} records were not sent")
+        self.client.set_terminated(self.run_id, status)
+
+    def where(self) -> str:
+        """Say how to open the run."""
+        if self.uri.startswith("http"):
+            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {self.uri}   (experiment {self.experiment}, run {self.run_name})"
+
+    def _open(self, config: Config, tags: Mapping[str, str], run_id: str | None) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self.client = MlflowClient(tracking_uri=self.uri)
+        found = self.client.get_experiment_by_name(self.experiment)
+        self.experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment)
+        if run_id is not None:
+            self.run_id = self.client.get_run(run_id).info.run_id
+            self.client.update_run(self.run_id, status="RUNNING")
+            return
+        run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=self.run_name)
+        self.run_id = run.info.run_id
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in flatten(config).items()])
+
+    def _new(self, record: Record) -> bool:
+        step, _, values = record
+        history = self.client.get_metric_history(self.run_id, next(iter(values)))
+        return step not in {metric.step for metric in history}
+
+    def _send(self) -> None:
+        from mlflow.entities import Metric
+
+        while self.queue:
+            step, when, values = self.queue[0]
+            batch = [Metric(name, value, round(when * 1000), step) for name, value in values.items()]
+            try:
+                for start in range(0, len(batch), METRICS_PER_CALL):
+                    self.client.log_batch(self.run_id, metrics=batch[start : start + METRICS_PER_CALL])
+            except Exception:  # whatever it was, the training must not end of it; `finish` tells
+                self.lost_at = time.monotonic()
+                return
+            self.queue.pop(0)
+        self.lost_at = None
+
+
+def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
+    """Make the tracker of a tracking URI ("none": a null tracker).
+
+    Raises:
+        UserError: a ``file:`` store, which MLflow no longer has.
+    """
+    if uri == "none":
+        return NullTracker()
+    if uri.startswith("file:") or "://" not in uri:
+        raise UserError(f"tracking_uri {uri!r}: wanted sqlite:///FILE, http(s)://HOST, a database URI, or none")
+    return MlflowTracker(uri, experiment, run_name)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return ``{"section.setting": value}``."""
+    return {
+        f"{section}.{name}": value
+        for section, settings in to_dict(config).items()
+        for name, value in settings.items()
+    }

@@ -1,0 +1,122 @@
+"""The command line's settings: defaults < ``--config`` file < command line."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin
+
+import yaml
+
+from metalora.config import SECTIONS, Config, from_dict, setting_sections, to_dict
+from metalora.errors import UserError
+from metalora.registry import nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every setting of `Config`: ``--batch-size`` for ``data.batch_size``."""
+    defaults = to_dict(Config())
+    for section, kind in SECTIONS.items():
+        group = parser.add_argument_group(f"{section} settings")
+        for field in dataclasses.fields(kind):
+            name = field.name
+            default = defaults[section][name]
+            shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+            help = field.default.description or ""
+            if "default:" not in help and shown not in (None, "", {}):
+                help += f" (default: {shown})"
+            group.add_argument(
+                f"--{name.replace('_', '-')}", dest=name, help=help.replace("%", "%%"), **_form(name, field.type)
+            )
+
+
+def _form(name: str, kind: Any) -> dict[str, Any]:
+    """Say how argparse reads a setting; the values themselves are checked by `Config`."""
+    origin = get_origin(kind)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction, "default": argparse.SUPPRESS}
+    base: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": name.rpartition("_")[2].upper()}
+    if origin is tuple:
+        return {**base, "nargs": "*"}
+    if origin is dict:
+        return {**base, "nargs": "*", "metavar": "PATTERN=VALUE"}
+    return base
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line.
+
+    Raises:
+        UserError: an unknown option (the nearest valid one is given), or a missing value.
+    """
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        met = unknown[0].partition("=")[0]
+        raise UserError(f"unknown option {met!r}{nearest(met, options)} (metalora train --help lists all)")
+    return known
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser whose errors are `UserError`s."""
+    return _Parser(prog=prog, description=description, allow_abbrev=False)
+
+
+def resolve(options: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Config:
+    """Make the config of a parsed command line.
+
+    Args:
+        options: What `parse` returned; ``options.config`` is the path of a YAML file, or None.
+        base: Settings below the file (those of a run that is resumed).
+
+    Raises:
+        UserError: a file that cannot be read, or a setting that is not accepted.
+    """
+    values: dict[str, dict[str, Any]] = {section: dict(given) for section, given in (base or {}).items()}
+    if options.config:
+        for section, settings in read_yaml(Path(options.config)).items():
+            if isinstance(settings, Mapping):
+                values.setdefault(section, {}).update(settings)
+            else:
+                values[section] = settings  # `from_dict` says what is wrong with it
+    for name, section in setting_sections().items():
+        if hasattr(options, name):
+            values.setdefault(section, {})[name] = _value(section, name, getattr(options, name))
+    return from_dict(values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of sections.
+
+    Raises:
+        UserError: missing, unreadable, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"config file {str(path)!r} cannot be read: {reason}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"config file {str(path)!r} must hold sections with settings, got {type(content).__name__}")
+    return content
+
+
+def _value(section: str, name: str, given: Any) -> Any:
+    kind = next(field.type for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
+    if get_origin(kind) is dict:
+        pairs = [item.rpartition("=") for item in given]
+        if any(not pattern for pattern, _, _ in pairs):
+            raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(given)!r}")
+        return {pattern: value for pattern, _, value in pairs}
+    if isinstance(kind, UnionType) and type(None) in get_args(kind) and given in ("none", "null"):
+        return None
+    return given

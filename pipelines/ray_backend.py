@@ -1,0 +1,263 @@
+"""Training on Ray Train: the cluster, the worker function, and the board that joins workers and driver."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from metalora.build import build_model
+from metalora.config import ClusterConfig, Config, from_dict, to_dict
+from metalora.data import load_table
+from metalora.data.loaders import default_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.backbones import Backbone
+from metalora.train.checkpoint import PREFIX
+from metalora.train.loop import Trainer
+from metalora.train.reporter import Progress, Write
+from pipelines.listener import Listener
+
+POLL_SECONDS = 0.3
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 leaves what it reports and the driver picks it up."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, tuple[Any, ...]]] = []
+        self.failure: str | None = None
+
+    def push(self, kind: str, *content: Any) -> None:
+        """Leave an event."""
+        self.events.append((kind, content))
+
+    def pull(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """Take all events."""
+        events, self.events = self.events, []
+        return events
+
+    def fail(self, message: str) -> None:
+        """Note that going on is useless: the first message counts."""
+        self.failure = self.failure or message
+
+    def failed(self) -> str | None:
+        """Return what was noted."""
+        return self.failure
+
+
+class RayReporter:
+    """The reporter of a Ray Train worker.
+
+    Args:
+        board: The driver's board.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def progress(self, progress: Progress) -> None:
+        """Leave the progress on the board."""
+        self.board.push.remote("progress", progress)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Leave metrics on the board."""
+        self.board.push.remote("metrics", step, dict(values))
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Report to Ray Train, which keeps rank 0's files in the run's storage."""
+        from ray import train
+
+        name = f"{PREFIX}{step:08d}"
+        if write is None:
+            train.report({"step": step}, checkpoint_dir_name=name)
+            return
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder))
+                checkpoint = train.Checkpoint.from_directory(folder)
+                train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint of step {step} could not be written: {reason}") from None
+
+
+def start(settings: ClusterConfig) -> None:
+    """Start Ray on this machine, or join a cluster.
+
+    Raises:
+        UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
+    """
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        check_resources(settings, this_machine(), "this machine")
+    try:
+        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no Ray cluster can be joined at {address!r}: {reason}") from None
+    check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address or 'this machine'}")
+
+
+def this_machine() -> dict[str, float]:
+    """Return what a local Ray would have."""
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+
+
+def check_resources(settings: ClusterConfig, resources: Mapping[str, float], where: str) -> None:
+    """Refuse workers that will never be placed, before anyone waits for them.
+
+    Raises:
+        UserError: too few CPUs or GPUs.
+    """
+    for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker or 0)):
+        needed, there = settings.workers * each, resources.get(kind, 0)
+        if needed > there:
+            raise UserError(
+                f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, {where} has {there:g}: "
+                f"lower --workers or --{kind.lower()}s-per-worker"
+            )
+
+
+def gpus_per_worker(settings: ClusterConfig) -> float:
+    """Return the GPUs each worker gets: as set, or one if the cluster has enough."""
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0
+
+
+def run_on_ray(
+    config: Config,
+    backbone: Backbone,
+    extractor: Backbone | None,
+    listener: Listener,
+    folder: Path,
+    resume: Path | None,
+) -> AbstractContextManager[Path]:
+    """Train with Ray Train workers.
+
+    Args:
+        config: All settings.
+        backbone: Built by the driver; its weights travel to the workers through Ray's object store.
+        extractor: Likewise.
+        listener: Takes the reports.
+        folder: The run's folder; its name is the Ray Train run's name, under which Ray finds an earlier part of it.
+        resume: A checkpoint to go on from, if Ray has none of its own.
+
+    Returns:
+        The folder of the last checkpoint, with the results in it, while the context is open.
+
+    Raises:
+        UserError: what the workers say that a user can mend, or workers lost more often than ``retries``.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings = config.cluster
+    gpus = gpus_per_worker(settings)
+    board = Board.remote()  # type: ignore[attr-defined]
+    arguments = {
+        "config": to_dict(config),
+        "networks": ray.put((backbone, extractor)),
+        "board": board,
+        "resume": resume and str(resume.resolve()),
+    }
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=settings.storage_path or str(folder.parent.resolve()),
+            failure_config=FailureConfig(max_failures=settings.retries),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+        ),
+    )
+    with _Courier(board, listener):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise UserError(ray.get(board.failed.remote()) or _reason(error)) from None
+    failure = ray.get(board.failed.remote())
+    if failure:
+        raise UserError(failure)
+    folder_of_last: AbstractContextManager[Path] = result.checkpoint.as_directory()
+    return folder_of_last
+
+
+class _Courier:
+    """Carries the board's events to the listener, in a thread, while the driver waits for Ray Train."""
+
+    def __init__(self, board: Any, listener: Listener) -> None:
+        self.board = board
+        self.listener = listener
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self._carry()
+
+    def _run(self) -> None:
+        while not self.done.wait(POLL_SECONDS):
+            self._carry()
+
+    def _carry(self) -> None:
+        for kind, content in ray.get(self.board.pull.remote()):
+            getattr(self.listener, kind)(*content)
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """Train on one rank: what Ray Train calls in every worker process."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    board = arguments["board"]
+    # A restart after an error that no restart mends: end in peace, the driver has the message.
+    if ray.get(board.failed.remote()):
+        return
+    try:
+        config = from_dict(arguments["config"])
+        group = Group.current(get_device())
+        table = load_table(config.data)
+        if len(set(group.gather_objects(table.fingerprint))) > 1:
+            raise UserError(f"data {config.data.data!r}: the workers' nodes do not hold the same images")
+        backbone, extractor = ray.get(arguments["networks"])
+        model = build_model(config, backbone, extractor, table.labels).to(group.device)
+        workers = config.data.loader_workers
+        if workers is None:
+            workers = default_loader_workers(config.cluster.cpus_per_worker)
+        trainer = Trainer(config, model, table, backbone.preprocess, group, RayReporter(board), workers)
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)
+        else:
+            with checkpoint.as_directory() as folder:
+                trainer.fit(Path(folder))
+    except UserError as error:
+        ray.get(board.fail.remote(str(error)))
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says why the workers failed."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    first = next(iter(failures.values()))
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return f"the training failed: {lines[-1].strip() if lines else type(first).__name__}"

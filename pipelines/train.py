@@ -1,0 +1,257 @@
+"""``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+
+from metalora.build import build_model, build_networks
+from metalora.config import Config, to_yaml
+from metalora.data import ImageTable, load_table
+from metalora.data.loaders import default_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.assemble import MetaLoRAModel
+from metalora.models.backbones import Backbone
+from metalora.report.plots import plot_tsne
+from metalora.report.tables import accuracy_table
+from metalora.tracking import Tracker, build_tracker
+from metalora.train.checkpoint import CheckpointFolder
+from metalora.train.loop import Trainer
+from pipelines.console import ProgressDisplay
+from pipelines.listener import Listener, LocalReporter, read_metrics
+from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
+
+CONFIG, METRICS, RUN, KNN, ADAPTER, SEEDS = "config.yaml", "metrics.jsonl", "run.json", "knn.json", "adapter", "seeds"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, built and checked before any cluster resource is taken."""
+
+    config: Config
+    table: ImageTable
+    backbone: Backbone
+    extractor: Backbone | None
+    model: MetaLoRAModel
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora train`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora train", "Fine-tune a frozen backbone for several visual domains at once.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
+    parser.add_argument("--print-config", action="store_true", help="print the settings that result, and stop")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the run of this name from its last checkpoint")
+    add_settings(parser)
+    options = parse(parser, arguments)
+    output = Path(getattr(options, "output", Config().cluster.output))
+    base = _resumed(output / options.resume) if options.resume else None
+    config = resolve(options, base)
+    if options.print_config:
+        print(to_yaml(config), end="")
+        return
+    train(config, resume=options.resume is not None)
+
+
+def train(config: Config, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate, track; print what came of it.
+
+    Args:
+        config: All settings.
+        resume: Go on with the run named ``tracking.run_name``.
+
+    Returns:
+        The k-NN report, as in ``knn.json``.
+
+    Raises:
+        UserError: what the user can mend; what was written so far stays.
+    """
+    console = Console()
+    config, folder = _name(config, resume)
+    tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
+    prepared = prepare(config, console.print)
+    _start_tracking(tracker, config, folder)
+    status = "FAILED"
+    try:
+        with ProgressDisplay(console) as display:
+            _fit(prepared, tracker, display, folder, resume)
+        report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
+        _picture(folder)
+        _upload(tracker, prepared, folder)
+        _summarize(console, prepared, report, folder, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        try:
+            tracker.finish(status)
+        except Exception as error:  # the run's folder has everything; a tracker that is away must not hide that
+            console.print(f"tracking: {error}; 'metalora train --resume {folder.name}' sends it again", style="yellow")
+    return report
+
+
+def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
+    """Build and check everything that needs no cluster.
+
+    Args:
+        config: All settings.
+        say: Told what takes long, and what was left out.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    cluster = config.cluster
+    if cluster.workers and cluster.ray_address is None and "RAY_ADDRESS" not in os.environ:
+        from pipelines.ray_backend import check_resources, this_machine
+
+        check_resources(cluster, this_machine(), "this machine")
+    table = load_table(config.data)
+    if table.skipped:
+        say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
+    images = len(table.rows("train"))
+    if max(config.evaluate.knn) > images:
+        raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
+    if config.data.batch_size > images:
+        raise UserError(f"batch_size {config.data.batch_size} is more than the {images} images of the train split")
+    backbone, extractor = build_networks(config, say)
+    return Prepared(config, table, backbone, extractor, build_model(config, backbone, extractor, table.labels))
+
+
+def _resumed(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
+        raise UserError(f"no run {folder.name!r} in {folder.parent} to resume (there: {', '.join(names) or 'none'})")
+    return read_yaml(folder / CONFIG)
+
+
+def _name(config: Config, resume: bool) -> tuple[Config, Path]:
+    """Give the run its name, and return its folder, not made yet."""
+    made_up = f"{config.adapter.format}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.tracking.run_name or made_up
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"run_name {name!r} must be a plain folder name")
+    folder = Path(config.cluster.output).expanduser() / name
+    if folder.exists() and not resume:
+        raise UserError(f"run {name!r} exists in {folder.parent}: choose another --run-name, or --resume {name}")
+    return replace(config, tracking=replace(config.tracking, run_name=name)), folder
+
+
+def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
+    """Start or continue the tracked run; only then make the run's folder."""
+    note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+    run_id = note.get("run_id") if note.get("tracking_uri") == config.tracking.tracking_uri else None
+    tags = {"metalora.kind": "train", "metalora.format": config.adapter.format, "mlflow.source.name": "metalora train"}
+    commit = _git_commit()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    if "RAY_JOB_ID" in os.environ:
+        tags["metalora.ray_job"] = os.environ["RAY_JOB_ID"]
+    run_id = tracker.start(config, tags, run_id, read_metrics(folder / METRICS))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        note = {"run_id": run_id, "tracking_uri": config.tracking.tracking_uri}
+        (folder / RUN).write_text(json.dumps(note) + "\n", encoding="utf-8")
+    except OSError as error:
+        tracker.finish("FAILED")
+        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
+
+
+def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder: Path, resume: bool) -> None:
+    """Train, here or on Ray, and put the results into the run's folder."""
+    config = prepared.config
+    checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
+    last = checkpoints.latest() if resume else None
+    if config.cluster.workers:
+        from pipelines.ray_backend import run_on_ray, start
+
+        start(config.cluster)
+        listener = Listener(folder / METRICS, tracker, display)
+        with run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results:
+            _copy_results(results, folder)
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
+    workers = config.data.loader_workers
+    trainer = Trainer(
+        config,
+        prepared.model.to(device),
+        prepared.table,
+        prepared.backbone.preprocess,
+        Group.current(device),
+        reporter,
+        default_loader_workers(os.cpu_count() or 1) if workers is None else workers,
+    )
+    trainer.fit(last)
+    results = checkpoints.latest()
+    assert results is not None, "a finished training has a checkpoint"
+    _copy_results(results, folder)
+
+
+def _copy_results(results: Path, folder: Path) -> None:
+    for name in (ADAPTER, SEEDS):
+        if (results / name).is_dir():
+            shutil.copytree(results / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(results / KNN, folder / KNN)
+
+
+def _picture(folder: Path) -> None:
+    seeds = folder / SEEDS / "seeds.parquet"
+    if seeds.is_file():
+        frame = pd.read_parquet(seeds)
+        vectors = np.stack(frame["seed"].to_list())
+        plot_tsne(vectors, list(frame["domain"]), list(frame["label"]), seeds.with_name("tsne.png"))
+
+
+def _upload(tracker: Tracker, prepared: Prepared, folder: Path) -> None:
+    for name in (CONFIG, KNN, ADAPTER, SEEDS):
+        if (folder / name).exists():
+            tracker.artifact(folder / name)
+    if prepared.config.tracking.log_model:
+        networks = {"backbone": prepared.backbone, "extractor": prepared.extractor}
+        tracker.model(folder / ADAPTER, {name: network for name, network in networks.items() if network is not None})
+
+
+def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
+    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    trained, total = prepared.model.count_parameters()
+    backbone = prepared.config.backbone
+    console.print(
+        f"trained     {trained:,} of {total:,} parameters ({trained / total:.2%}); "
+        f"accuracy of the trained classifier: {report['test_accuracy']:.1%}\n"
+        f"run         {folder}\n"
+        f"MLflow      {tracker.where()}\n"
+        f"the adapter backbone = metalora.build_backbone({backbone.backbone!r}, {backbone.weights!r})\n"
+        f"            model = metalora.load(backbone, {str(folder / ADAPTER)!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+
+    run(main)
