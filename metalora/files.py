@@ -25,6 +25,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o644)  # a cache may be shared, and temporary files are private
         _sync(temporary)
         os.replace(temporary, path)
     finally:

@@ -91,8 +91,8 @@ def build_backbone(
             weights name of the library (``IMAGENET1K_V2``, or a timm tag ``a1_in1k``), ``none``
             (random), or the path of a state dict (.safetensors, .pt, .pth).
         image_size: Side of the square input; None for the weights' own.
-        file: A state dict to load in place of the library's own tensors: the preprocessing is that of ``weights``,
-            and nothing is fetched.
+        file: A state dict to load in place of the library's own tensors: the preprocessing is that of
+            ``weights``, and nothing is fetched.
 
     Raises:
         UserError: an unknown name, weights that are unknown, cannot be fetched or do not fit, or a
