@@ -1,8 +1,8 @@
 """MetaLoRA: one low-rank adapter for many visual domains, seeded by the image itself (arXiv 2504.00460).
 
-    model = metalora.adapt(backbone, format="tr", rank=4)
-    metalora.save(model, "adapter")
-    model = metalora.load(backbone, "adapter")
+model = metalora.adapt(backbone, format="tr", rank=4)
+metalora.save(model, "adapter")
+model = metalora.load(backbone, "adapter")
 """
 
 from metalora.errors import UserError

@@ -25,9 +25,7 @@ class AdapterConfig:
 
     format: str = Field("tr", description="lora, multi_lora, cp or tr")
     rank: int = Field(4, ge=1, description="rank R of the update (tr uses R*R channels)")
-    alpha: float | None = Field(
-        None, gt=0, description="the update is scaled by alpha / rank (default: alpha = rank)"
-    )
+    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank (default: alpha = rank)")
     branches: int = Field(4, ge=1, description="parallel branches of multi_lora")
     target_modules: tuple[str, ...] = Field(
         ("auto",), description="auto, names, name endings, globs, or 're:' and a regular expression"
@@ -43,7 +41,9 @@ class AdapterConfig:
         (), description="modules (norms, say) trained in full and saved with the adapter"
     )
     parameter_budget: int | None = Field(
-        None, ge=1, description="pick the ranks so that adapter and mapping net have at most this many parameters"
+        None,
+        ge=1,
+        description="pick the ranks so that adapter and mapping net have at most this many parameters",
     )
 
 
@@ -73,17 +73,13 @@ class MappingConfig:
 class BackboneConfig:
     """The frozen network."""
 
-    backbone: str = Field(
-        "resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
-    )
+    backbone: str = Field("resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224")
     weights: str = Field(
         "default",
         description="default (the library's pretrained weights; for resnet20 those trained on plain scans), "
         "a weights name of the library, none (random), or the path of a state dict (.safetensors, .pt, .pth)",
     )
-    image_size: int | None = Field(
-        None, ge=8, description="side of the square input (default: the backbone's own)"
-    )
+    image_size: int | None = Field(None, ge=8, description="side of the square input (default: the backbone's own)")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -97,9 +93,7 @@ class DataConfig:
     exclude_domains: tuple[str, ...] = Field((), description="domains to leave out")
     val_fraction: float = Field(0.1, ge=0, lt=1, description="share of a folder source held out for validation")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a folder source held out for the test")
-    allow_different_labels: bool = Field(
-        False, description="accept domains that lack some labels of the others"
-    )
+    allow_different_labels: bool = Field(False, description="accept domains that lack some labels of the others")
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="an image that cannot be decoded: stop, or leave out and count"
     )
@@ -161,11 +155,13 @@ class ClusterConfig:
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker")
     retries: int = Field(2, ge=0, description="restarts after a lost worker, from the last checkpoint")
     ray_address: str | None = Field(
-        None, description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray"
+        None,
+        description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray",
     )
     output: str = Field("runs", description="folder below which every run gets its own")
     storage_path: str | None = Field(
-        None, description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)"
+        None,
+        description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)",
     )
 
 
@@ -195,22 +191,18 @@ class Config:
     def __post_init__(self) -> None:
         pieces = max(1, self.cluster.workers) * self.train.accumulate
         if self.data.batch_size % pieces:
-            raise ValueError(
-                f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}"
-            )
+            raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config)}
+SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
 
 
 def setting_sections() -> dict[str, str]:
     """Map each setting's name to its section."""
     return {
-        field.name: section
-        for section, section_type in SECTIONS.items()
-        for field in dataclasses.fields(section_type)
+        field.name: section for section, section_type in SECTIONS.items() for field in dataclasses.fields(section_type)
     }
 
 

@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)  # a cache may be shared, and temporary files are private
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,8 +48,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         temporary.chmod(0o755)
         if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+            path.replace(old)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The processes that train together; a group of one needs no process group."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ class Group:
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # torch 2.14 renamed it
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **sync)
 
     def mean(self, values: Tensor) -> Tensor:
         """Average a tensor over the ranks."""

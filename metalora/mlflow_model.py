@@ -1,15 +1,17 @@
-"""The trained model as MLflow serves it: images in, labels and features out. MLflow runs this file ("models from code")."""
+"""The trained model as MLflow serves it: images in, labels and features out.
+
+MLflow runs this file ("models from code"), so nothing is pickled.
+"""
 
 import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Array, DataType
 
@@ -18,7 +20,18 @@ from metalora.models.backbones import Backbone, build_backbone
 from metalora.models.persist import load
 
 BATCH = 64
-PACKAGES = ("mlflow", "torch", "torchvision", "timm", "safetensors", "pydantic", "pyyaml", "pillow", "pandas", "tensorly")
+PACKAGES = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "pydantic",
+    "pyyaml",
+    "pillow",
+    "pandas",
+    "tensorly",
+)
 
 
 class AdapterModel(PythonModel):

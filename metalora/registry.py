@@ -44,9 +44,7 @@ class Registry(Generic[T]):
             UserError: no such entry; the message lists the choices.
         """
         if name not in self._entries:
-            raise UserError(
-                f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (choices: {', '.join(self)})"
-            )
+            raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (choices: {', '.join(self)})")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -4,9 +4,11 @@ One process writes to a run: the one that drives the training. A server that goe
 training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
 """
 
+import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +26,9 @@ Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, v
 class Tracker(Protocol):
     """Where a run's story is told."""
 
-    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> str | None:
+    def start(
+        self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+    ) -> str | None:
         """Begin or continue a run; return its id."""
 
     def metrics(self, record: Record) -> None:
@@ -92,6 +96,8 @@ class MlflowTracker:
         # MLflow waits for minutes otherwise, before a training that nobody has started yet
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it announces each table it creates
         try:
             self._open(config, tags, run_id)
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
@@ -135,7 +141,8 @@ class MlflowTracker:
                 artifacts[name] = f"{scratch}/{name}.safetensors"
                 save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[name])
             mlflow.set_tracking_uri(self.uri)
-            with mlflow.start_run(run_id=self.run_id):
+            with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it asks for an input example, beside a signature that says more
                 mlflow.pyfunc.log_model(
                     name="model",
                     python_model=mlflow_model.__file__,
@@ -214,7 +221,5 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
 def flatten(config: Config) -> dict[str, Any]:
     """Return ``{"section.setting": value}``."""
     return {
-        f"{section}.{name}": value
-        for section, settings in to_dict(config).items()
-        for name, value in settings.items()
+        f"{section}.{name}": value for section, settings in to_dict(config).items() for name, value in settings.items()
     }

@@ -40,12 +40,17 @@ class ProgressDisplay:
     def show(self, state: State) -> None:
         """Show a state."""
         if state.phase != self.phase or state.step < self.first_step:
-            self.phase, self.started, self.first_step, self.printed = state.phase, time.monotonic(), state.step, 0.0
+            self.phase, self.first_step = state.phase, state.step
+            self.started = self.printed = time.monotonic()
             if self.console.is_terminal:
                 self.bar.reset(self.task, total=state.total, completed=state.step)
         if self.console.is_terminal:
             self.bar.update(
-                self.task, description=_title(state), total=state.total, completed=state.step, facts=_facts(state)
+                self.task,
+                description=_title(state),
+                total=state.total,
+                completed=state.step,
+                facts=_facts(state),
             )
         elif time.monotonic() - self.printed > LINE_SECONDS or state.step == state.total:
             self.printed = time.monotonic()

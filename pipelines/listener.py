@@ -56,9 +56,7 @@ class LocalReporter(Listener):
         checkpoints: Where they are kept.
     """
 
-    def __init__(
-        self, file: Path, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder
-    ) -> None:
+    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder) -> None:
         super().__init__(file, tracker, display)
         self.checkpoints = checkpoints
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -29,11 +28,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             name = field.name
             default = defaults[section][name]
             shown = ", ".join(map(str, default)) if isinstance(default, list) else default
-            help = field.default.description or ""
+            help = getattr(field.default, "description", None) or ""
             if "default:" not in help and shown not in (None, "", {}):
                 help += f" (default: {shown})"
             group.add_argument(
-                f"--{name.replace('_', '-')}", dest=name, help=help.replace("%", "%%"), **_form(name, field.type)
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                help=help.replace("%", "%%"),
+                **_form(name, field.type),
             )
 
 

@@ -1,10 +1,11 @@
 """Training on Ray Train: the cluster, the worker function, and the board that joins workers and driver."""
 
+import logging
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def start(settings: ClusterConfig) -> None:
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
     if address is None:
         check_resources(settings, this_machine(), "this machine")
+        # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=True)
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray cluster can be joined at {address!r}: {reason}") from None
@@ -120,8 +123,8 @@ def check_resources(settings: ClusterConfig, resources: Mapping[str, float], whe
         needed, there = settings.workers * each, resources.get(kind, 0)
         if needed > there:
             raise UserError(
-                f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, {where} has {there:g}: "
-                f"lower --workers or --{kind.lower()}s-per-worker"
+                f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, "
+                f"{where} has {there:g}: lower --workers or --{kind.lower()}s-per-worker"
             )
 
 
@@ -156,8 +159,9 @@ def run_on_ray(
     Raises:
         UserError: what the workers say that a user can mend, or workers lost more often than ``retries``.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import RunConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     settings = config.cluster
@@ -183,6 +187,7 @@ def run_on_ray(
             storage_path=settings.storage_path or str(folder.parent.resolve()),
             failure_config=FailureConfig(max_failures=settings.retries),
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     with _Courier(board, listener):
@@ -193,8 +198,13 @@ def run_on_ray(
     failure = ray.get(board.failed.remote())
     if failure:
         raise UserError(failure)
-    folder_of_last: AbstractContextManager[Path] = result.checkpoint.as_directory()
-    return folder_of_last
+    return _opened(result.checkpoint)
+
+
+@contextmanager
+def _opened(checkpoint: Any) -> Iterator[Path]:
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
 
 
 class _Courier:
@@ -248,8 +258,8 @@ def _worker(arguments: dict[str, Any]) -> None:
         if checkpoint is None:
             trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)
         else:
-            with checkpoint.as_directory() as folder:
-                trainer.fit(Path(folder))
+            with _opened(checkpoint) as folder:
+                trainer.fit(folder)
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise

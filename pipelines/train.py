@@ -27,12 +27,13 @@ from metalora.report.plots import plot_tsne
 from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker
 from metalora.train.checkpoint import CheckpointFolder
+from metalora.train.evaluation import ADAPTER, KNN, SEEDS
 from metalora.train.loop import Trainer
 from pipelines.console import ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
 from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
 
-CONFIG, METRICS, RUN, KNN, ADAPTER, SEEDS = "config.yaml", "metrics.jsonl", "run.json", "knn.json", "adapter", "seeds"
+CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
     """Start or continue the tracked run; only then make the run's folder."""
     note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
     run_id = note.get("run_id") if note.get("tracking_uri") == config.tracking.tracking_uri else None
-    tags = {"metalora.kind": "train", "metalora.format": config.adapter.format, "mlflow.source.name": "metalora train"}
+    tags = {
+        "metalora.kind": "train",
+        "metalora.format": config.adapter.format,
+        "mlflow.source.name": "metalora train",
+    }
     commit = _git_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
@@ -198,20 +203,21 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
         default_loader_workers(os.cpu_count() or 1) if workers is None else workers,
     )
     trainer.fit(last)
-    results = checkpoints.latest()
-    assert results is not None, "a finished training has a checkpoint"
-    _copy_results(results, folder)
+    finished = checkpoints.latest()
+    assert finished is not None, "the trainer ends with a checkpoint"
+    _copy_results(finished, folder)
 
 
 def _copy_results(results: Path, folder: Path) -> None:
-    for name in (ADAPTER, SEEDS):
-        if (results / name).is_dir():
-            shutil.copytree(results / name, folder / name, dirs_exist_ok=True)
+    shutil.copytree(results / ADAPTER, folder / ADAPTER, dirs_exist_ok=True)
     shutil.copy(results / KNN, folder / KNN)
+    if (results / SEEDS).is_file():
+        (folder / SEEDS).parent.mkdir(exist_ok=True)
+        shutil.copy(results / SEEDS, folder / SEEDS)
 
 
 def _picture(folder: Path) -> None:
-    seeds = folder / SEEDS / "seeds.parquet"
+    seeds = folder / SEEDS
     if seeds.is_file():
         frame = pd.read_parquet(seeds)
         vectors = np.stack(frame["seed"].to_list())
@@ -219,9 +225,9 @@ def _picture(folder: Path) -> None:
 
 
 def _upload(tracker: Tracker, prepared: Prepared, folder: Path) -> None:
-    for name in (CONFIG, KNN, ADAPTER, SEEDS):
-        if (folder / name).exists():
-            tracker.artifact(folder / name)
+    for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):
+        if path.exists():
+            tracker.artifact(path)
     if prepared.config.tracking.log_model:
         networks = {"backbone": prepared.backbone, "extractor": prepared.extractor}
         tracker.model(folder / ADAPTER, {name: network for name, network in networks.items() if network is not None})

@@ -17,8 +17,9 @@ def fit_ranks(
 ) -> dict[str, int]:
     """Pick the ranks that come nearest to a budget from below.
 
-    First the largest rank that all layers can have (a layer too small for it gets its largest), then one more for as many
-    layers as still fit, in module order: a tensor ring's size grows with R^2, so equal ranks alone would leave much unused.
+    First the largest rank that all layers can have (a layer too small for it gets its largest), then one more for
+    as many layers as still fit, in module order: a tensor ring's size grows with R^2, so equal ranks alone would
+    leave much unused.
 
     Args:
         layers: The layers to adapt, by name.
@@ -34,7 +35,9 @@ def fit_ranks(
     """
 
     def size(ranks: Mapping[str, int]) -> int:
-        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(ranks)
+        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(
+            ranks
+        )
 
     largest = {name: min(fan(layer)) for name, layer in layers.items()}
     ranks = dict.fromkeys(layers, 1)

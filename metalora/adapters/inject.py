@@ -48,7 +48,9 @@ def find_targets(
     excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
     targets = [name for name in modules if name in names and name not in excluded]
     if not targets:
-        raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt")
+        raise UserError(
+            f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt"
+        )
     for name in targets:
         reason = refusal(modules[name]) or _bypass(modules, name)
         if reason:
@@ -72,7 +74,9 @@ def place(
     select(alpha_pattern or {}, names, "alpha_pattern")
     ranks = {name: lookup(rank_pattern or {}, name, rank) for name in names}
     return {
-        name: Placement(ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name]))
+        name: Placement(
+            ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name])
+        )
         for name in names
     }
 
@@ -106,7 +110,9 @@ def inject(
         try:
             check(modules[name], placement.rank)
         except UserError as error:
-            raise UserError(f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)") from None
+            raise UserError(
+                f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)"
+            ) from None
     adapted = {
         name: AdaptedLayer(modules[name], format, placement.rank, placement.alpha, slot, seed_slices[name])
         for name, placement in placements.items()
@@ -129,10 +135,18 @@ def _literal(patterns: Sequence[str], modules: Mapping[str, nn.Module]) -> list[
 
 
 def _auto(network: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence[str]) -> list[str]:
-    ends = [name for i, name in enumerate(layers) if i == 0 or (i == len(layers) - 1 and isinstance(modules[name], nn.Linear))]
+    ends = [
+        name
+        for i, name in enumerate(layers)
+        if i == 0 or (i == len(layers) - 1 and isinstance(modules[name], nn.Linear))
+    ]
     apart = getattr(network, "exempt_modules", ends)
     dense = [name for name in layers if getattr(modules[name], "groups", 1) == 1]
-    return [name for name in dense if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)]
+    return [
+        name
+        for name in dense
+        if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)
+    ]
 
 
 def _bypass(modules: Mapping[str, nn.Module], name: str) -> str | None:

@@ -40,8 +40,8 @@ def embed(
             done(count)
     # A rank may have no share of a small split, and then does not know how many results there are.
     width = max(group.gather_objects(len(outputs[0]) if outputs else 0))
-    columns = [torch.cat(column) for column in zip(*outputs, strict=True)] or [None] * width
-    gathered = tuple(group.gather_rows(column) for column in columns)
+    columns = [torch.cat(column) for column in zip(*outputs, strict=True)]
+    gathered = tuple(group.gather_rows(columns[i] if columns else None) for i in range(width))
     return group.gather_rows(torch.cat(rows) if rows else None), gathered
 
 
@@ -60,9 +60,7 @@ class ConditionCache:
     @staticmethod
     def of(rows: Tensor, features: Tensor, table_size: int) -> "ConditionCache":
         """Make a cache of the features (n, F) of some rows (n,)."""
-        cache = ConditionCache(
-            torch.zeros(table_size, features.shape[1]), torch.zeros(table_size, dtype=torch.bool)
-        )
+        cache = ConditionCache(torch.zeros(table_size, features.shape[1]), torch.zeros(table_size, dtype=torch.bool))
         cache.features[rows] = features
         cache.known[rows] = True
         return cache

@@ -68,8 +68,8 @@ def knn_predict(
         classes: Number of classes.
         metric: ``cosine`` or ``l2``.
         temperature: Of the weighted vote.
-        chunk: Gallery rows and query rows compared at a time: beside the features, memory is that of
-            chunk x chunk similarities.
+        chunk: Gallery rows and query rows compared at a time: beside the features (``cosine``: and a
+            normalised copy), memory is that of chunk x chunk similarities.
 
     Returns:
         (vote, K) -> predicted labels, (m,) long, on the features' device.

@@ -1,6 +1,6 @@
 """The frozen feature extractor that looks at the image before the mapping net does."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -46,10 +46,8 @@ class Extractor(nn.Module):
                 layer = self.network.get_submodule(name)
                 hook = self._collector(name, x.shape[0], statistics)
                 hooks.callback(layer.register_forward_hook(hook).remove)
-            try:
-                output = getattr(self.network, "features", self.network)(x)
-            except _EnoughError:
-                pass
+            hooks.enter_context(suppress(_EnoughError))
+            output = getattr(self.network, "features", self.network)(x)
         pooled = [_pool(output)] if output is not None else []
         return torch.cat([statistics[name] for name in self._early] + pooled, dim=1)
 

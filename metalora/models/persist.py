@@ -47,8 +47,8 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
         extractor: The extractor network, if it was not the backbone itself.
 
     Raises:
-        UserError: no adapter there, another backbone or extractor (by a hash of its tensors), or a tensor is missing, extra
-            or misshapen.
+        UserError: no adapter there, another backbone or extractor (by a hash of its tensors), or a tensor is
+            missing, extra or misshapen.
     """
     state, description = read_adapter(Path(path))
     try:

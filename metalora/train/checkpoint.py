@@ -38,11 +38,17 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def generator_states(device: torch.device) -> dict[str, Any]:
     """Return the states of Python's, NumPy's and torch's generators."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
         "python": [version, list(internal), gauss_next],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
@@ -91,7 +97,8 @@ class CheckpointFolder:
         except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"the checkpoint of step {step} could not be written to {path}: {reason}; last good one: {self.latest()}"
+                f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; "
+                f"last good one: {self.latest()}"
             ) from None
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)

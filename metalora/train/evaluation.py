@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,17 @@ from metalora.evaluate.seeds import write_seeds
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.persist import save
-from metalora.train.reporter import Progress, Reporter
+from metalora.train.reporter import Progress, Reporter, Write
 
 STANDARDIZE_SAMPLE = 4096
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a finished training leaves behind.
+KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
 
-    Attributes:
-        report: The k-NN accuracies, of ``original`` and ``adapted``, and the head's accuracy.
-        write: Writes ``adapter/``, ``knn.json`` and ``seeds/seeds.parquet`` into a folder.
-    """
 
-    report: dict[str, Any]
-    write: Callable[[Path], None]
+def has_results(folder: Path) -> bool:
+    """Tell whether a checkpoint is that of a finished training, with its results beside the state."""
+    return (folder / KNN).is_file()
 
 
 class Evaluator:
@@ -122,15 +116,19 @@ class Evaluator:
             }
             self.reporter.metrics(step, values)
 
-    def test(self, step: int) -> Results:
-        """Compare the adapted features with the original ones on the test split, and gather what is kept."""
+    def test(self, step: int) -> Write:
+        """Compare the adapted features with the original ones on the test split.
+
+        Returns:
+            What writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on rank 0.
+        """
         gallery, queries = self.table.rows("train"), self.table.rows("test")
         with self.model.disable_adapter():
             before = [self._features("test original", rows) for rows in (gallery, queries)]
         after = [self._features("test adapted", rows) for rows in (gallery, queries)]
         seeds = self._seeds(queries) if self.model.network.mapping is not None else None
         if not self.group.first:
-            return Results({}, lambda folder: None)
+            return lambda folder: None
         labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
         accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
         knn = {
@@ -145,16 +143,16 @@ class Evaluator:
             "test_accuracy": accuracy,
             **{name: result.as_dict() for name, result in knn.items()},
         }
-        return Results(report, lambda folder: self._write(folder, report, seeds))
+        return lambda folder: self._write(folder, report, seeds)
 
     def _write(self, folder: Path, report: dict[str, Any], seeds: tuple[Tensor, Tensor] | None) -> None:
-        save(self.model, folder / "adapter")
-        (folder / "knn.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        save(self.model, folder / ADAPTER)
+        (folder / KNN).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if seeds is not None:
             rows = seeds[0].numpy()
             table = self.table
             write_seeds(
-                folder / "seeds" / "seeds.parquet",
+                folder / SEEDS,
                 [str(name) for name in table.id[rows]],
                 [table.domains[d] for d in table.domain[rows]],
                 [table.labels[y] for y in table.label[rows]],
@@ -178,7 +176,8 @@ class Evaluator:
                 assert self.model.head is not None
                 return features, self.model.head(features)
 
-        return self._embed(phase, rows, compute)
+        found: tuple[Tensor, tuple[Tensor, ...]] = self._embed(phase, rows, compute)
+        return found
 
     def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:

@@ -24,9 +24,15 @@ from metalora.errors import UserError
 from metalora.evaluate.embed import Batch
 from metalora.group import Group, synchronised
 from metalora.models.assemble import MetaLoRAModel
-from metalora.train.checkpoint import generator_states, read_state, restore_generators, seed_everything, write_state
+from metalora.train.checkpoint import (
+    generator_states,
+    read_state,
+    restore_generators,
+    seed_everything,
+    write_state,
+)
 from metalora.train.checkpointing import checkpoint_blocks
-from metalora.train.evaluation import Evaluator
+from metalora.train.evaluation import Evaluator, has_results
 from metalora.train.optim import build_optimizer, warmup_cosine
 from metalora.train.reporter import Progress, Reporter, Write
 
@@ -101,7 +107,10 @@ class Trainer:
         self.steps_per_epoch = self.sampler.steps
         self.total_steps = self.steps_per_epoch * self.settings.epochs
         self.optimizer = build_optimizer(
-            model.trainable().items(), self.settings.lr, config.mapping.mapping_lr_scale, self.settings.weight_decay
+            model.trainable().items(),
+            self.settings.lr,
+            config.mapping.mapping_lr_scale,
+            self.settings.weight_decay,
         )
         self.schedule = warmup_cosine(self.optimizer, self.settings.warmup_steps, self.total_steps)
         self.classifier = self._prepare(Classifier(model))
@@ -115,26 +124,25 @@ class Trainer:
             classifier.compile()
         return self.group.wrap(classifier)
 
-    def fit(self, resume: Path | None = None) -> dict[str, Any]:
-        """Train to the end, evaluate on the test split, and hand the results to the reporter.
+    def fit(self, resume: Path | None = None) -> None:
+        """Train to the end, evaluate on the test split, and hand the results to the reporter's last checkpoint.
 
         Args:
-            resume: A checkpoint's folder to go on from.
-
-        Returns:
-            The k-NN report, as in ``knn.json``.
+            resume: A checkpoint's folder to go on from; nothing is left to do if it has the results.
 
         Raises:
             UserError: the loss is not finite, or the checkpoint belongs to another training.
         """
+        if resume is not None:
+            state = self._read(resume)
+            if has_results(resume):
+                return
         self.evaluator.prepare()
         if resume is not None:
-            self._restore(resume)
+            self._restore(state)
         while self.step < self.total_steps:
             self._epoch(self.step // self.steps_per_epoch)
-        results = self.evaluator.test(self.step)
-        self._keep(results.write)
-        return results.report
+        self._keep(self.evaluator.test(self.step))
 
     def _epoch(self, epoch: int) -> None:
         self.model.train()
@@ -176,9 +184,7 @@ class Trainer:
         with self.evaluator.autocast():
             scores = self.classifier(images, condition)
         labels = labels.to(self.device, non_blocking=True)
-        return F.cross_entropy(
-            scores.float(), labels, label_smoothing=self.settings.label_smoothing, reduction="none"
-        )
+        return F.cross_entropy(scores.float(), labels, label_smoothing=self.settings.label_smoothing, reduction="none")
 
     def _verify(self, leave: int = 0) -> None:
         """Stop if a step's gradient was not finite, looking at all steps but the last ``leave``.
@@ -203,14 +209,16 @@ class Trainer:
         if self.group.first:
             lr = self.schedule.get_last_lr()[0]
             self.reporter.metrics(
-                self.step, {"train/loss": loss, "train/images_per_second": rate, "train/learning_rate": lr}
+                self.step, {"train/loss": loss, "train/images_per_second": rate, "train/learning_rate": float(lr)}
             )
             self.reporter.progress(
                 Progress("train", self.step, self.total_steps, epoch + 1, self.settings.epochs, loss, rate)
             )
 
     def _checkpoint_due(self) -> bool:
-        return self.step % (self.settings.checkpoint_every or self.steps_per_epoch) == 0
+        """The last step's checkpoint waits for the results."""
+        due = self.step % (self.settings.checkpoint_every or self.steps_per_epoch) == 0
+        return due and self.step < self.total_steps
 
     def _validation_due(self, epoch: int) -> bool:
         every = self.config.evaluate.validate_every
@@ -240,13 +248,16 @@ class Trainer:
             "data": self.table.fingerprint,
         }
 
-    def _restore(self, folder: Path) -> None:
+    def _read(self, folder: Path) -> dict[str, Any]:
         state = read_state(folder)
         changes = differences(state["settings"], comparable(self.config))
         if state["data"] != self.table.fingerprint:
             changes.append("the data are others")
         if changes:
             raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_adapter_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -275,10 +286,7 @@ def comparable(config: Config) -> dict[str, Any]:
     sections = ("backbone", "adapter", "mapping", "data", "train")
     plain = to_dict(config)
     return {
-        f"{section}.{name}": value
-        for section in sections
-        for name, value in plain[section].items()
-        if name not in free
+        f"{section}.{name}": value for section in sections for name, value in plain[section].items() if name not in free
     }
 
 

@@ -14,7 +14,15 @@ from metalora.files import atomic_file, cache_dir
 from metalora.models.backbones import build_backbone
 from metalora.train.optim import build_optimizer, warmup_cosine
 
-RECIPE = {"version": 1, "epochs": 4, "batch_size": 64, "lr": 5e-3, "weight_decay": 0.05, "warmup_steps": 30, "seed": 0}
+RECIPE = {
+    "version": 1,
+    "epochs": 4,
+    "batch_size": 64,
+    "lr": 5e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 30,
+    "seed": 0,
+}
 
 
 def embedded_weights(say: Callable[[str], None]) -> Path:

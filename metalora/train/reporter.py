@@ -45,6 +45,6 @@ class Reporter(Protocol):
 
         Args:
             step: Optimizer steps done.
-            write: Fills an empty folder, on rank 0; None on the others. If it raises, or the process dies meanwhile, the
-                last checkpoint must stay.
+            write: Fills an empty folder, on rank 0; None on the others. If it raises, or the process dies
+                meanwhile, the last checkpoint must stay.
         """
