@@ -64,7 +64,7 @@ class MappingConfig:
     )
     extractor_weights: str = Field("default", description="weights of another extractor, as for --weights")
     extractor_features: Literal["pooled", "stats", "both"] = Field(
-        "pooled", description="pooled last features, channel statistics of early layers, or both"
+        "stats", description="pooled last features, channel statistics of early layers, or both"
     )
     cache_features: bool = Field(True, description="compute the extractor's features once, not at every step")
 
@@ -114,7 +114,7 @@ class TrainConfig:
     """Optimization."""
 
     epochs: int = Field(8, ge=1, description="passes over the train split")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of adapter and head")
+    lr: float = Field(6e-3, gt=0, description="peak learning rate of adapter and head")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     warmup_steps: int = Field(20, ge=0, description="optimizer steps of linear warm-up, before the cosine")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")

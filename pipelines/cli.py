@@ -41,3 +41,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         train(arguments[1:])
     else:
         raise UserError(f"unknown command {arguments[0]!r}{nearest(arguments[0], ['train'])} (commands: train)")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ LINE_SECONDS = 10.0
 
 
 class ProgressDisplay:
-    """A live bar on a terminal; elsewhere (a job's log) a line every ten seconds and at the end of a phase.
+    """A live bar on a terminal; elsewhere (a job's log) a line every ten seconds and at the end of the training.
 
     Args:
         console: Where to write.
@@ -40,8 +40,7 @@ class ProgressDisplay:
     def show(self, state: State) -> None:
         """Show a state."""
         if state.phase != self.phase or state.step < self.first_step:
-            self.phase, self.first_step = state.phase, state.step
-            self.started = self.printed = time.monotonic()
+            self.phase, self.first_step, self.started = state.phase, state.step, time.monotonic()
             if self.console.is_terminal:
                 self.bar.reset(self.task, total=state.total, completed=state.step)
         if self.console.is_terminal:
@@ -52,7 +51,7 @@ class ProgressDisplay:
                 completed=state.step,
                 facts=_facts(state),
             )
-        elif time.monotonic() - self.printed > LINE_SECONDS or state.step == state.total:
+        elif time.monotonic() - self.printed > LINE_SECONDS or (state.epoch and state.step == state.total):
             self.printed = time.monotonic()
             self.console.print(f"{_title(state)}  {_facts(state)}{self._left(state)}", highlight=False)
 

@@ -238,6 +238,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     from ray import train
     from ray.train.torch import get_device
 
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces each report, whatever its own log level
     board = arguments["board"]
     # A restart after an error that no restart mends: end in peace, the driver has the message.
     if ray.get(board.failed.remote()):

@@ -84,7 +84,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     console = Console()
     config, folder = _name(config, resume)
     tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
-    prepared = prepare(config, console.print)
+    prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
     _start_tracking(tracker, config, folder)
     status = "FAILED"
     try:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,23 +27,38 @@ def find_targets(
     target_modules: Sequence[str] = ("auto",),
     exclude_modules: Sequence[str] = (),
     modules_to_save: Sequence[str] = (),
+    called: Collection[str] | None = None,
+    batched: Collection[str] | None = None,
+    seeded: bool = True,
 ) -> list[str]:
     """Return the names of the layers to adapt, in module order.
 
     ``auto`` is every dense convolution and linear layer but the stem and the classifier. A network may name
     these in an attribute ``exempt_modules``; otherwise the stem is the first such layer, and the classifier
-    the last if it is linear. Layers whose parent reads their weight directly are no choice of ``auto``; layers inside
-    ``modules_to_save`` are trained in full instead.
+    the last if it is linear. Layers whose parent reads their weight directly, or that take no rows of images,
+    are no choice of ``auto``; layers inside ``modules_to_save`` are trained in full instead.
+
+    Args:
+        network: The network.
+        target_modules: Patterns of what to adapt.
+        exclude_modules: Patterns of what to leave alone.
+        modules_to_save: Names of modules trained in full.
+        called: The layers that a forward calls, if known (`metalora.adapters.probe`).
+        batched: Those of them that take rows of images, if known.
+        seeded: Whether each image has its own seed.
 
     Raises:
         UserError: a pattern matches nothing, nothing is left, or a layer asked for cannot be adapted.
     """
     modules = dict(network.named_modules())
-    layers = [name for name, module in modules.items() if isinstance(module, ADAPTABLE)]
+    layers = [name for name, module in modules.items() if name and isinstance(module, ADAPTABLE)]
+    called = layers if called is None else called
+    batched = called if batched is None else batched
     asked = [pattern for pattern in target_modules if pattern != "auto"]
-    names = set(_literal(asked, modules) or select(asked, layers, "target_modules"))
+    # A full name may also name what is then refused.
+    names = set(select(asked, [*layers, *(set(asked) & modules.keys() - set(layers))], "target_modules"))
     if "auto" in target_modules:
-        names.update(_auto(network, modules, layers))
+        names.update(name for name in _auto(network, modules, layers) if name in batched)
     excluded = set(select(exclude_modules, layers, "exclude_modules"))
     excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
     targets = [name for name in modules if name in names and name not in excluded]
@@ -53,6 +68,10 @@ def find_targets(
         )
     for name in targets:
         reason = refusal(modules[name]) or _bypass(modules, name)
+        if not reason and name not in called:
+            reason = "the network does not call it, so an adapter would have no effect"
+        if not reason and seeded and name not in batched:
+            reason = "its input has no row for each image, so it cannot take a seed for each"
         if reason:
             raise UserError(f"module {name!r} cannot be adapted: {reason}")
     return targets
@@ -60,19 +79,30 @@ def find_targets(
 
 def place(
     names: Sequence[str],
-    rank: int,
+    rank: int | Mapping[str, int],
     alpha: float | None = None,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
 ) -> dict[str, Placement]:
     """Give every layer its rank and alpha (default: alpha = its rank, a scale of 1).
 
+    Args:
+        names: The layers.
+        rank: R, or the ranks by name, which then know no pattern.
+        alpha: Alpha.
+        rank_pattern: Rank by module pattern; the first match wins.
+        alpha_pattern: Alpha by module pattern, likewise.
+
     Raises:
         UserError: a pattern matches none of the layers.
     """
     select(rank_pattern or {}, names, "rank_pattern")
     select(alpha_pattern or {}, names, "alpha_pattern")
-    ranks = {name: lookup(rank_pattern or {}, name, rank) for name in names}
+    ranks = (
+        rank
+        if isinstance(rank, Mapping)
+        else {name: lookup(rank_pattern or {}, name, rank) for name in names}
+    )
     return {
         name: Placement(
             ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name])
@@ -124,14 +154,9 @@ def inject(
 def replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Put modules in the place of others, wherever in the network these are registered."""
     for parent in list(network.modules()):
-        for attribute, child in list(parent.named_children()):
+        for attribute, child in list(parent._modules.items()):  # named_children() leaves out second names
             if child in replacements and parent is not replacements[child]:
                 setattr(parent, attribute, replacements[child])
-
-
-def _literal(patterns: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
-    """Return the patterns that are the full name of a module, when all are: they may name what is then refused."""
-    return list(patterns) if patterns and all(pattern in modules for pattern in patterns) else []
 
 
 def _auto(network: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence[str]) -> list[str]:

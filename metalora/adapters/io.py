@@ -15,9 +15,15 @@ FILE_VERSION = 1
 
 
 def write_adapter(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write an adapter's tensors and description; an existing folder is replaced atomically."""
+    """Write an adapter's tensors and description; an existing adapter is replaced atomically.
+
+    Raises:
+        UserError: there is something else at ``path``.
+    """
     from safetensors.torch import save_file
 
+    if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and is no adapter folder: it would be replaced, so choose another name")
     with atomic_folder(path) as folder:
         save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / TENSORS)
         text = json.dumps({"file_version": FILE_VERSION, **description}, indent=2)

@@ -134,7 +134,7 @@ class AdaptedLayer(nn.Module):
         if self._unmerged is None:
             raise UserError("the adapter is not merged")
         (weight,) = self._unmerged
-        weight.data = weight.data.to(self.base.weight.device)
+        weight.data = weight.data.to(self.base.weight.device, self.base.weight.dtype)
         self.base.weight = weight
         self._unmerged = None
 
@@ -149,7 +149,10 @@ class AdaptedLayer(nn.Module):
         # Groups, and the windows of a windowed transformer, make several rows of one sample, side by side.
         if self.groups > 1:
             h = h.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        c = c.to(h.dtype)  # the mapping net stays in float32 whatever the backbone's type
         if c.shape[0] != 1 and h.shape[0] != c.shape[0]:
+            if h.shape[0] % c.shape[0]:
+                raise RuntimeError(f"{c.shape[0]} seeds for {h.shape[0]} rows: the batches do not fit")
             c = c.repeat_interleave(h.shape[0] // c.shape[0], dim=0)
         h = self.format.modulate(h, c, self.channel_dim)
         return h.unflatten(0, (-1, self.groups)).flatten(1, 2) if self.groups > 1 else h
@@ -189,6 +192,10 @@ def refusal(layer: nn.Module) -> str | None:
         return f"it is a {type(layer).__name__}; Linear, Conv1d, Conv2d and Conv3d can be adapted"
     if hasattr(layer, "parametrizations"):
         return "its weight is parametrized, so its update would be lost at the next step"
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed from other tensors, so an update of it would be lost"
+    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+        return "it has no size before its first forward"
     if not _plain_forward(layer):
         return f"{type(layer).__name__} has a forward of its own, which an added update may not match"
     return None
@@ -210,6 +217,8 @@ def check(layer: nn.Module, rank: int) -> None:
 
 def _plain_forward(layer: nn.Module) -> bool:
     kind = type(layer)
+    if "forward" in vars(layer):
+        return False
     if (kind.__module__, kind.__name__) in {
         # These pad or cast before the plain map, so a copy of them is still "the layer's own kind of map".
         ("timm.layers.conv2d_same", "Conv2dSame"),
@@ -228,6 +237,8 @@ def _down(base: nn.Module, channels: int) -> nn.Module:
     weight = torch.empty(channels, *base.weight.shape[1:], device=base.weight.device, dtype=base.weight.dtype)
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     down = copy.deepcopy(base, memo={id(base.weight): nn.Parameter(weight), id(base.bias): None})
+    for hooks in (down._forward_hooks, down._backward_hooks, down._backward_pre_hooks):
+        hooks.clear()  # type: ignore[attr-defined]  # they look at the layer's output, which this is not
     setattr(down, "out_features" if isinstance(base, nn.Linear) else "out_channels", channels)
     return down
 

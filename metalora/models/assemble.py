@@ -14,11 +14,13 @@ from metalora.adapters.formats import build_format
 from metalora.adapters.inject import Placement, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
+from metalora.adapters.probe import probe
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.errors import UserError
 from metalora.models.backbones import state_hash
-from metalora.models.extractor import Extractor
-from metalora.models.mapping import MappingNet, mapping_size, seed_layout
+from metalora.models.extractor import FEATURES, Extractor
+from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
+from metalora.registry import nearest
 
 NORMS = (nn.modules.batchnorm._NormBase,)
 
@@ -68,6 +70,16 @@ class AdaptedNetwork(nn.Module):
         self.backbone = backbone
         self.mapping = mapping
         self.slot = slot
+
+    def train(self, mode: bool = True) -> "AdaptedNetwork":
+        """Set the mode; the frozen backbone's batch norms stay in eval mode."""
+        super().train(mode)
+        saved = [module for module in self.backbone.modules() if isinstance(module, SavedModule)]
+        trained = {module for whole in saved for module in whole.trained.modules()}
+        for module in self.backbone.modules():
+            if isinstance(module, NORMS) and module not in trained:
+                module.eval()
+        return self
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
         """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F)."""
@@ -127,7 +139,7 @@ class MetaLoRAModel(nn.Module):
         """
         if self.head is None:
             raise UserError("this model has no classifier head: make it with labels=[...]")
-        scores: Tensor = self.head(self(x, condition))
+        scores: Tensor = self.head(self(x, condition).to(self.head.weight.dtype))
         return scores
 
     def seed(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -140,15 +152,6 @@ class MetaLoRAModel(nn.Module):
             raise UserError(f"format {self.spec.format!r} generates no seeds")
         seeds: Tensor = self.network.mapping(condition if condition is not None else self.extractor(x))
         return seeds
-
-    def train(self, mode: bool = True) -> "MetaLoRAModel":
-        """Set the mode; the frozen backbone's batch norms stay in eval mode."""
-        super().train(mode)
-        trained = {module for saved in self._saved().values() for module in saved.trained.modules()}
-        for module in self.network.backbone.modules():
-            if isinstance(module, NORMS) and module not in trained:
-                module.eval()
-        return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name: the one declaration behind freezing, counting, saving, optimizing."""
@@ -202,7 +205,13 @@ class MetaLoRAModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Switch the adapters off within the block: the model is its backbone."""
+        """Switch the adapters off within the block: the model is its backbone.
+
+        Raises:
+            UserError: the adapters are merged.
+        """
+        if any(layer.merged for layer in self.layers.values()):
+            raise UserError("the adapter is merged: unmerge it before switching it off")
         before, self.network.slot.enabled = self.network.slot.enabled, False
         try:
             yield
@@ -310,11 +319,21 @@ def adapt(
     Raises:
         UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit.
     """
+    _check_settings(branches, extractor_features, seed_scope, mapping_depth, mapping_width)
+    _check_plain(backbone)
     kind = build_format(format, branches)
-    saved = tuple(select(_several(modules_to_save), dict(backbone.named_modules()), "modules_to_save"))
-    names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved)
-    layers = {name: backbone.get_submodule(name) for name in names}
+    inner = [name for name, _ in backbone.named_modules() if name]
+    saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
     size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
+    names = find_targets(
+        backbone,
+        _several(target_modules),
+        _several(exclude_modules),
+        saved,
+        *probe(copy_shared(backbone), size),
+        seeded=kind.seed == "generated",
+    )
+    layers = {name: backbone.get_submodule(name) for name in names}
     source = backbone if extractor is None else extractor
     condition_size = (
         _width(Extractor(copy_shared(source), extractor_features), size) if kind.seed == "generated" else 0
@@ -331,7 +350,7 @@ def adapt(
             return mapping_size(condition_size, seeds, mapping_depth, mapping_width) if seeds else 0
 
         ranks = fit_ranks(layers, kind, parameter_budget, cost)
-        placements = {name: place([name], ranks[name], alpha, None, alpha_pattern)[name] for name in names}
+        placements = place(names, ranks, alpha, None, alpha_pattern)
 
     spec = AdapterSpec(
         format=format,
@@ -355,8 +374,7 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     Raises:
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
-    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
-        raise UserError("the backbone has adapters already: pass the plain network")
+    _check_plain(backbone)
     format = build_format(spec.format, spec.branches)
     identity_of_backbone = identify(backbone)
     backbone = copy.deepcopy(backbone).requires_grad_(False)
@@ -412,6 +430,28 @@ def _width(network: nn.Module, input_size: tuple[int, int, int]) -> int:
     if output.dim() != 2:
         raise UserError(f"the backbone must map images to (B, features), got shape {tuple(output.shape)}")
     return int(output.shape[1])
+
+
+def _check_settings(branches: int, features: str, scope: str, depth: int, width: int) -> None:
+    for name, value, choices in (
+        ("extractor_features", features, FEATURES),
+        ("seed_scope", scope, SCOPES),
+    ):
+        if value not in choices:
+            raise UserError(f"unknown {name} {value!r}{nearest(value, choices)} (choices: {', '.join(choices)})")
+    for name, number in (("branches", branches), ("mapping_depth", depth), ("mapping_width", width)):
+        if number < 1:
+            raise UserError(f"{name} must be 1 or more, got {number}")
+
+
+def _check_plain(backbone: nn.Module) -> None:
+    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
+        raise UserError("the backbone has adapters already: pass the plain network")
+
+
+def _outermost(names: Sequence[str]) -> tuple[str, ...]:
+    """Leave out modules that are inside others of them."""
+    return tuple(name for name in names if not any(name.startswith(f"{whole}.") for whole in names))
 
 
 def _several(patterns: Sequence[str] | str) -> tuple[str, ...]:

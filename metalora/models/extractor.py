@@ -1,5 +1,6 @@
 """The frozen feature extractor that looks at the image before the mapping net does."""
 
+import inspect
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.layer import ADAPTABLE
 
+FEATURES = ("pooled", "stats", "both")
 STATS_LAYERS = 4
 
 
@@ -47,9 +49,14 @@ class Extractor(nn.Module):
                 hook = self._collector(name, x.shape[0], statistics)
                 hooks.callback(layer.register_forward_hook(hook).remove)
             hooks.enter_context(suppress(_EnoughError))
-            output = getattr(self.network, "features", self.network)(x)
+            output = self._features(x)
         pooled = [_pool(output)] if output is not None else []
         return torch.cat([statistics[name] for name in self._early] + pooled, dim=1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        method = getattr(self.network, "features", None)  # in torchvision's networks it is a part of them
+        output: Tensor = method(x) if inspect.ismethod(method) else self.network(x)
+        return output
 
     def _collector(self, name: str, batch: int, statistics: dict[str, Tensor]) -> Any:
         def collect(layer: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from metalora.adapters.formats import Format
 
+SCOPES = ("layer", "shared")
+
 
 class MappingNet(nn.Module):
     """seeds = identity + W_h MLP((e - mean) / spread), MetaLoRA (arXiv 2504.00460) section III.

@@ -62,7 +62,7 @@ def _pretrain(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         for _ in range(int(RECIPE["epochs"])):
             order = torch.randperm(len(images))
             for rows in order[: steps * batch].split(batch):
-                loss = F.cross_entropy(head(backbone(images[rows])), labels[rows], label_smoothing=0.1)
+                loss = F.cross_entropy(head(backbone(images[rows])), labels[rows])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()

@@ -1,0 +1,33 @@
+# make demo: install, then the main job.  make test: install, then every test.  make check: linters and types.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/metalora train
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "metalora needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e .[test]
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs mlruns mlflow.db build *.egg-info

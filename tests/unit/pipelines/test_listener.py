@@ -1,0 +1,149 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from metalora.train.reporter import Progress
+from pipelines import console as console_module
+from pipelines.console import LINE_SECONDS, ProgressDisplay
+from pipelines.listener import Listener, LocalReporter, read_metrics
+from metalora.tracking import NullTracker
+from metalora.train.checkpoint import CheckpointFolder
+
+
+class RecordingTracker(NullTracker):
+    def __init__(self):
+        self.records = []
+
+    def metrics(self, record):
+        self.records.append(record)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def tracker():
+    return RecordingTracker()
+
+
+@pytest.fixture
+def output():
+    return io.StringIO()
+
+
+@pytest.fixture
+def display(output):
+    return ProgressDisplay(Console(file=output, width=200))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(console_module, "time", clock)
+    return clock
+
+
+def steps(records):
+    return [(step, dict(values)) for step, _, values in records]
+
+
+def test_metrics_go_to_the_file_and_to_the_tracker(tmp_path, tracker, display):
+    listener = Listener(tmp_path / "m.jsonl", tracker, display)
+    listener.metrics(10, {"train/loss": 1.5, "train/images_per_second": 3.0})
+    listener.metrics(20, {"train/loss": float("nan")})
+    assert steps(tracker.records)[0] == (10, {"train/loss": 1.5, "train/images_per_second": 3.0})
+    assert [record[:2] for record in read_metrics(tmp_path / "m.jsonl")] == [record[:2] for record in tracker.records]
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [10, 20]
+
+
+def test_steps_trained_again_are_recorded_once(tmp_path, tracker, display):
+    listener = Listener(tmp_path / "m.jsonl", tracker, display)
+    for step in (10, 20, 30, 20, 30, 40):
+        listener.metrics(step, {"train/loss": float(step)})
+    listener.metrics(30, {"train/loss": 0.0, "val/loss": 1.0})  # one of the names is new at this step
+    listener.metrics(30, {"val/loss": 9.0})
+    expected = [(step, {"train/loss": float(step)}) for step in (10, 20, 30, 40)] + [(30, {"val/loss": 1.0})]
+    assert steps(tracker.records) == expected
+    assert steps(read_metrics(tmp_path / "m.jsonl")) == expected
+
+
+def test_a_resumed_run_knows_what_its_file_has(tmp_path, tracker, display):
+    file = tmp_path / "m.jsonl"
+    Listener(file, NullTracker(), display).metrics(10, {"train/loss": 1.0})
+    resumed = Listener(file, tracker, display)
+    resumed.metrics(10, {"train/loss": 1.0})
+    resumed.metrics(20, {"train/loss": 2.0})
+    assert steps(tracker.records) == [(20, {"train/loss": 2.0})]
+    assert steps(read_metrics(file)) == [(10, {"train/loss": 1.0}), (20, {"train/loss": 2.0})]
+
+
+@pytest.mark.parametrize("cut", [1, 15, 30])
+def test_a_line_cut_off_by_a_crash_costs_that_line_alone(tmp_path, tracker, display, cut):
+    file = tmp_path / "m.jsonl"
+    listener = Listener(file, NullTracker(), display)
+    listener.metrics(10, {"train/loss": 1.0})
+    listener.metrics(20, {"train/loss": 2.0})
+    text = file.read_text()
+    file.write_text(text[: text.index("\n") + 1 + cut])
+    assert steps(read_metrics(file)) == [(10, {"train/loss": 1.0})]
+    resumed = Listener(file, tracker, display)
+    resumed.metrics(20, {"train/loss": 2.0})
+    resumed.metrics(30, {"train/loss": 3.0})
+    assert steps(tracker.records) == [(20, {"train/loss": 2.0}), (30, {"train/loss": 3.0})]
+    assert steps(read_metrics(file)) == [(step, {"train/loss": step / 10}) for step in (10, 20, 30)]
+
+
+def test_a_run_without_a_file_has_no_metrics(tmp_path):
+    assert list(read_metrics(tmp_path / "m.jsonl")) == []
+
+
+def test_a_training_in_this_process_keeps_its_checkpoints(tmp_path, tracker, display):
+    checkpoints = CheckpointFolder(tmp_path, keep=1)
+    reporter = LocalReporter(tmp_path / "m.jsonl", tracker, display, checkpoints)
+    for step in (10, 20):
+        reporter.checkpoint(step, lambda folder: (folder / "state.pt").write_text("x"))
+    assert [path.name for path in checkpoints.all()] == ["checkpoint_00000020"]
+
+
+def test_a_log_gets_few_lines_that_say_how_far_and_how_long(display, output, clock):
+    with display:
+        for step in range(1, 101):
+            clock.now += 1
+            display.show(Progress("train", step, 100, 1 + (step - 1) // 50, 2, loss=1 / step, rate=1234.5))
+    lines = output.getvalue().splitlines()
+    assert 100 / LINE_SECONDS - 2 <= len(lines) <= 100 / LINE_SECONDS
+    first, last = lines[0].split(), lines[-1].split()
+    step = int(first[3].partition("/")[0])
+    assert lines[0] == f"epoch 1/2  step {step}/100  loss {1 / step:.4f}  1,234 images/s  {left(100 - step)} left"
+    assert " ".join(last) == "epoch 2/2 step 100/100 loss 0.0100 1,234 images/s"
+
+
+def left(seconds):
+    return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def test_a_resumed_training_reckons_from_where_it_began(display, output, clock):
+    for step in (900, 910, 920):
+        clock.now += 20
+        display.show(Progress("train", step, 1000, 9, 10, loss=1.0, rate=1.0))
+    assert [line.split("  ")[-1] for line in output.getvalue().splitlines()] == [f"{left(180)} left", f"{left(160)} left"]
+
+
+def test_every_phase_ends_with_a_line(display, output, clock):
+    for phase, count in (("validate", 8), ("test original", 40)):
+        for done in range(1, count + 1):
+            display.show(Progress(phase, done, count))
+    assert output.getvalue().splitlines() == ["validate  image 8/8", "test original  image 40/40"]
+
+
+def test_a_slow_first_report_is_seen_at_once_when_the_phase_is_done(display, output, clock):
+    display.show(Progress("seeds", 5, 5))
+    display.show(Progress("seeds", 5, 5))
+    assert output.getvalue().count("seeds  image 5/5") == 2  # two passes of one phase, a line each

@@ -1,0 +1,97 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from metalora.files import atomic_file, atomic_folder, cache_dir
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_appears_when_the_block_succeeds(tmp_path, before):
+    path = tmp_path / "deep" / "er" / "x.txt"
+    if before:
+        path.parent.mkdir(parents=True)
+        path.write_text(before)
+    with atomic_file(path) as temporary:
+        assert temporary.parent == path.parent  # the same file system, so that the move is atomic
+        temporary.write_text("new")
+        assert (path.read_text() if path.exists() else None) == before
+    assert path.read_text() == "new"
+    assert mode(path) == 0o644
+    assert everything(path.parent) == ["x.txt"]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_failing_block_leaves_the_file_as_it_was(tmp_path, before):
+    path = tmp_path / "x.txt"
+    if before:
+        path.write_text(before)
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert everything(tmp_path) == (["x.txt"] if before else [])
+    assert (path.read_text() if path.exists() else None) == before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_appears_when_the_block_succeeds(tmp_path, before):
+    path = tmp_path / "deep" / "x"
+    if before:
+        (path / "old").mkdir(parents=True)
+        (path / "old" / "file").write_text("old")
+    with atomic_folder(path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("new")
+        assert path.exists() == before
+    assert everything(tmp_path) == ["deep", "deep/x", "deep/x/sub", "deep/x/sub/file"]
+    assert (path / "sub" / "file").read_text() == "new"
+    assert mode(path) == 0o755
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_failing_block_leaves_the_folder_as_it_was(tmp_path, before):
+    path = tmp_path / "x"
+    if before:
+        path.mkdir()
+        (path / "file").write_text("old")
+    with pytest.raises(OSError, match="disk full"), atomic_folder(path) as temporary:  # noqa: PT012
+        (temporary / "file").write_text("half")
+        raise OSError("disk full")
+    assert everything(tmp_path) == (["x", "x/file"] if before else [])
+    assert not before or (path / "file").read_text() == "old"
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.mkdir()
+    (path / "file").write_text("old")
+    replace = Path.replace
+
+    def replace_all_but_the_new(self, target):
+        if Path(target) == path and (self / "new").exists():
+            raise OSError("no")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_all_but_the_new)
+    with pytest.raises(OSError, match="^no$"), atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert everything(tmp_path) == ["x", "x/file"]
+
+
+def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "c"))
+    assert cache_dir("weights") == tmp_path / "c" / "weights"
+    assert (tmp_path / "c" / "weights").is_dir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("METALORA_CACHE", "~/d")
+    assert cache_dir("weights") == tmp_path / "d" / "weights"
+    monkeypatch.delenv("METALORA_CACHE")
+    assert cache_dir("data") == tmp_path / ".cache" / "metalora" / "data"
