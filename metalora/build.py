@@ -11,7 +11,7 @@ from metalora.models.backbones import Backbone, build_backbone
 
 
 def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone, Backbone | None]:
-    """Build the backbone and, where it is another network, the extractor.
+    """Build the backbone and, where it is another network, the extractor; random weights follow from ``train.seed``.
 
     Args:
         config: All settings.
@@ -20,13 +20,14 @@ def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone
     Raises:
         UserError: an unknown name, or weights that cannot be had.
     """
-    settings = config.backbone
-    backbone = _backbone(settings.backbone, settings.weights, settings.image_size, say)
-    if config.mapping.extractor == "backbone":
-        return backbone, None
-    # The extractor looks at the image that the backbone's preprocessing made.
-    side = backbone.input_size[1]
-    return backbone, _backbone(config.mapping.extractor, config.mapping.extractor_weights, side, say)
+    settings, mapping = config.backbone, config.mapping
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        backbone = _backbone(settings.backbone, settings.weights, settings.image_size, say)
+        if mapping.extractor == "backbone":
+            return backbone, None
+        # The extractor looks at the image that the backbone's preprocessing made.
+        return backbone, _backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say)
 
 
 def build_model(

@@ -105,7 +105,9 @@ class DataConfig:
         "balanced", description="domains in equal shares, or as often as they occur"
     )
     loader_workers: int | None = Field(
-        None, ge=0, description="decoding processes a worker (default: one less than its CPUs, at most 8)"
+        None,
+        ge=0,
+        description="decoding processes a worker (default: one less than its CPUs, at most 8; none below 4 CPUs)",
     )
 
 

@@ -111,6 +111,24 @@ def place(
     }
 
 
+def check_placements(network: nn.Module, placements: Mapping[str, Placement]) -> None:
+    """Refuse what `inject` could not do.
+
+    Raises:
+        UserError: no such module, or one that cannot take its rank.
+    """
+    modules = dict(network.named_modules())
+    for name, placement in placements.items():
+        if name not in modules:
+            raise UserError(f"the network has no module {name!r}")
+        try:
+            check(modules[name], placement.rank)
+        except UserError as error:
+            raise UserError(
+                f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)"
+            ) from None
+
+
 def inject(
     network: nn.Module,
     format: Format,
@@ -133,16 +151,8 @@ def inject(
     Raises:
         UserError: no such module, or one that cannot take its rank. The network is as it was.
     """
+    check_placements(network, placements)
     modules = dict(network.named_modules())
-    for name, placement in placements.items():
-        if name not in modules:
-            raise UserError(f"the network has no module {name!r}")
-        try:
-            check(modules[name], placement.rank)
-        except UserError as error:
-            raise UserError(
-                f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)"
-            ) from None
     adapted = {
         name: AdaptedLayer(modules[name], format, placement.rank, placement.alpha, slot, seed_slices[name])
         for name, placement in placements.items()

@@ -57,9 +57,7 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
         transform: Makes a tensor of an RGB image; picklable if there are worker processes.
     """
 
-    def __init__(
-        self, table: ImageTable, rows: IntArray, transform: Callable[[Image.Image], torch.Tensor]
-    ) -> None:
+    def __init__(self, table: ImageTable, rows: IntArray, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self._store = table.store
         self._rows = rows
         self._store_rows = table.store_rows[rows]

@@ -61,9 +61,7 @@ def check(table: ImageTable, allow_different_labels: bool) -> None:
             domains whose labels differ.
     """
     if len(table.labels) < 2:
-        raise UserError(
-            f"the data has {len(table.labels)} label ({_list(table.labels)}); at least 2 are needed"
-        )
+        raise UserError(f"the data has {len(table.labels)} label ({_list(table.labels)}); at least 2 are needed")
     _check_labels(table)
     _check_splits(table)
     if not allow_different_labels:

@@ -47,9 +47,7 @@ class FolderStore:
         return str(self.root / self.files[row])
 
 
-def load_tree(
-    root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()
-) -> ImageTable:
+def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> ImageTable:
     """Read the tree ``root/domain/class/image``; hidden files and other kinds of files are ignored.
 
     The splits are drawn within each class of each domain by a hash of the path below ``root``, so a

@@ -22,7 +22,9 @@ def train_loader(dataset: ImageDataset, sampler: BatchSampler, loader_workers: i
         sampler: Order and position; made for this data set's domains.
         loader_workers: Decoding processes; 0 decodes in this one.
     """
-    return DataLoader(dataset, batch_sampler=sampler, **_settings(loader_workers))
+    return DataLoader(
+        dataset, batch_sampler=sampler, persistent_workers=loader_workers > 0, **_settings(loader_workers)
+    )
 
 
 def evaluation_loader(
@@ -47,8 +49,11 @@ def evaluation_loader(
 
 
 def default_loader_workers(cpus: float) -> int:
-    """Return how many decoding processes a trainer with so many CPUs starts: one less, at most 8."""
-    return max(0, min(8, int(cpus) - 1))
+    """Return how many decoding processes a trainer with so many CPUs starts: one less, at most 8.
+
+    With fewer than 4 CPUs none: starting processes would take longer than they save.
+    """
+    return min(8, int(cpus) - 1) if cpus >= 4 else 0
 
 
 def _settings(loader_workers: int) -> dict[str, Any]:

@@ -52,8 +52,7 @@ def _take(members: IntArray, seed: int, domain: int, epoch: int, quota: int) -> 
     start = epoch * quota
     first, last = start // len(members), (start + quota - 1) // len(members)
     passes = [
-        np.random.default_rng([_STREAM, seed, domain, number]).permutation(members)
-        for number in range(first, last + 1)
+        np.random.default_rng([_STREAM, seed, domain, number]).permutation(members) for number in range(first, last + 1)
     ]
     skip = start - first * len(members)
     return np.concatenate(passes)[skip : skip + quota]

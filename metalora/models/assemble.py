@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
 from metalora.adapters.formats import build_format
-from metalora.adapters.inject import Placement, find_targets, inject, place, replace
+from metalora.adapters.inject import Placement, check_placements, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
 from metalora.adapters.probe import probe
@@ -320,7 +320,7 @@ def adapt(
         UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit.
     """
     _check_settings(branches, extractor_features, seed_scope, mapping_depth, mapping_width)
-    _check_plain(backbone)
+    check_plain(backbone)
     kind = build_format(format, branches)
     inner = [name for name, _ in backbone.named_modules() if name]
     saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
@@ -374,7 +374,9 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     Raises:
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
-    _check_plain(backbone)
+    check_plain(backbone)
+    check_placements(backbone, spec.layers)
+    select(spec.modules_to_save, dict(backbone.named_modules()), "modules_to_save")
     format = build_format(spec.format, spec.branches)
     identity_of_backbone = identify(backbone)
     backbone = copy.deepcopy(backbone).requires_grad_(False)
@@ -404,6 +406,16 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
         if part is not None:
             part.to(reference.device)
     return model
+
+
+def check_plain(backbone: nn.Module) -> None:
+    """Refuse a backbone that has adapters.
+
+    Raises:
+        UserError: it has.
+    """
+    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
+        raise UserError("the backbone has adapters already: pass the plain network")
 
 
 def identify(network: nn.Module) -> dict[str, Any]:
@@ -442,11 +454,6 @@ def _check_settings(branches: int, features: str, scope: str, depth: int, width:
     for name, number in (("branches", branches), ("mapping_depth", depth), ("mapping_width", width)):
         if number < 1:
             raise UserError(f"{name} must be 1 or more, got {number}")
-
-
-def _check_plain(backbone: nn.Module) -> None:
-    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
-        raise UserError("the backbone has adapters already: pass the plain network")
 
 
 def _outermost(names: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,9 @@ class _EnoughError(Exception):
 
 
 class Extractor(nn.Module):
-    """Features (B, F) of images (B, 3, H, W), in eval mode, without gradients.
+    """Features (B, F) of images (B, 3, H, W), in eval mode, without gradients or autocast.
+
+    Standardising magnifies what distinguishes images, and with it the rounding of a lower precision.
 
     Args:
         network: The network; its ``features`` method is called if it has one, else itself.
@@ -43,7 +45,9 @@ class Extractor(nn.Module):
         """Extract features. See the class."""
         statistics: dict[str, Tensor] = {}
         output = None
+        x = x.to(next(self.network.parameters(), x).dtype)
         with ExitStack() as hooks:
+            hooks.enter_context(torch.autocast(x.device.type, enabled=False))
             for name in self._early:
                 layer = self.network.get_submodule(name)
                 hook = self._collector(name, x.shape[0], statistics)

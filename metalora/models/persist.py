@@ -10,7 +10,7 @@ from torch import nn
 
 from metalora.adapters.io import read_adapter, write_adapter
 from metalora.errors import UserError
-from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble, identify
+from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble, check_plain, identify
 from metalora.version import __version__
 
 
@@ -53,9 +53,11 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
     state, description = read_adapter(Path(path))
     try:
         spec = TypeAdapter(AdapterSpec).validate_python(description["spec"])
-        wanted = {"backbone": description["backbone"], "extractor": description["extractor"]}
+        identity = TypeAdapter(dict[str, Any] | None)
+        wanted = {part: identity.validate_python(description[part]) for part in ("backbone", "extractor")}
     except (KeyError, ValidationError) as error:
         raise UserError(f"adapter {path}: its description is incomplete: {error}") from None
+    check_plain(backbone)
     for part, network in (("backbone", backbone), ("extractor", extractor)):
         met, want = None if network is None else identify(network), wanted[part]
         if (met or {}).get("hash") != (want or {}).get("hash"):
@@ -82,4 +84,5 @@ def unwrap(model: nn.Module) -> MetaLoRAModel:
 def _name(identity: dict[str, Any] | None) -> str:
     if identity is None:
         return "the backbone itself"
-    return f"{identity['name']} (weights {identity['weights']}, hash {identity['hash'][:12]})"
+    name, weights, digest = (str(identity.get(key)) for key in ("name", "weights", "hash"))
+    return f"{name} (weights {weights}, hash {digest[:12]})"

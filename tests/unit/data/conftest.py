@@ -1,5 +1,5 @@
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,6 @@ from metalora.data import ImageTable, load_table
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache for the whole session, away from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METALORA_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded(shared_cache: Path) -> ImageTable:
+def embedded(cache: Path) -> ImageTable:
     return load_table(DataConfig())
 
 

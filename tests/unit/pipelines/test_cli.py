@@ -1,0 +1,191 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metalora.tracking import MlflowTracker
+from pipelines.cli import main
+
+# MLflow's own tables use what SQLAlchemy 2.1 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """Away from the user's folders, cache and cluster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "cache"))
+    for name in ("RAY_ADDRESS", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail with one line, and return the line."""
+
+    def run(arguments):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        captured = capsys.readouterr()
+        assert end.value.code == 2
+        assert captured.err.startswith("metalora: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err.removeprefix("metalora: error: ").rstrip()
+
+    return run
+
+
+def test_the_installed_command_ends_with_status_2_and_one_line():
+    code = "from pipelines.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "metalora: error: unknown command 'trian', did you mean 'train'? (commands: train)\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_usage_lists_the_commands(capsys, arguments):
+    main(arguments)
+    assert "train" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.train.main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["train"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "metalora: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--btch-size", "3"), "unknown option '--btch-size', did you mean '--batch-size'?"),
+        (("--format", "trr"), "unknown adapter format 'trr', did you mean 'tr'? (choices: "),
+        (("--rank", "0"), "adapter.rank = '0': "),
+        (("--rank", "1000"), "module 'net.stages.0.0.conv1': rank 1000 does not fit: it takes ranks from 1 to "),
+        (("--format", "tr", "--rank", "100000"), "module 'net.stages.0.0.conv1': rank 100000 does not fit"),
+        (("--format", "cp", "--rank", "100000000000"), "module 'net.stages.0.0.conv1': rank 100000000000 does not fit"),
+        (("--target-modules", "nosuch"), "target_modules: 'nosuch' matches no module"),
+        (("--target-modules", "re:("), "module pattern 're:(' is no regular expression: "),
+        (("--exclude-modules", "nosuch"), "exclude_modules: 'nosuch' matches no module"),
+        (("--backbone", "resnet21"), "unknown backbone 'resnet21', did you mean 'resnet20'?"),
+        (("--data", "nowhere"), "data 'nowhere' does not exist"),
+        (("--batch-size", "800"), "batch_size 800 is more than the 28 images of the train split"),
+        (("--knn", "29"), "knn 29 is more than the 28 images of the train split"),
+        (("--knn", "0"), "evaluate.knn"),
+        (("--workers", "4096", "--batch-size", "4096"), "4096 workers with 1 CPUs each need 4096 CPUs, this machine has"),
+        (("--tracking-uri", "file:mlruns"), "tracking_uri 'file:mlruns': wanted sqlite:///FILE"),
+        (("--tracking-uri", "mlruns"), "tracking_uri 'mlruns': wanted sqlite:///FILE"),
+        (("--resume", "nix"), "no run 'nix' in runs to resume (there: none)"),
+        (("--run-name", "a/b"), "run_name 'a/b' must be a plain folder name"),
+        (("--config", "no.yaml"), "config file 'no.yaml' cannot be read"),
+        (("--output", "/dev/null/x"), "the run's folder /dev/null/x/"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_the_user_can_mend_is_one_line(refused, settings, given, message):
+    assert refused(settings(*given)).startswith(message)
+    assert not Path("runs").exists()
+
+
+def test_a_taken_name_is_refused(refused, settings):
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/note").write_text("keep")
+    message = refused(settings("--run-name", "mine"))
+    assert message == "run 'mine' exists in runs: choose another --run-name, or --resume mine"
+    assert Path("runs/mine/note").read_text() == "keep"
+
+
+def test_too_many_workers_are_refused_before_anything_is_read(refused, settings, monkeypatch):
+    monkeypatch.setattr("pipelines.train.load_table", None)
+    message = refused(settings("--workers", "4096", "--batch-size", "4096", "--data", "embedded"))
+    assert message.startswith("4096 workers")
+
+
+def test_a_tracking_server_that_is_not_there_is_told_soon(refused, settings):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    message = refused(settings("--tracking-uri", f"http://127.0.0.1:{port}"))
+    assert time.monotonic() - started < 15
+    assert message.startswith(f"MLflow at 'http://127.0.0.1:{port}' cannot be used: ")
+    assert not Path("runs").exists()
+
+
+def test_a_tracking_server_that_never_answers_is_told_soon(refused, settings):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        message = refused(settings("--tracking-uri", f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    assert time.monotonic() - started < 15
+    assert "cannot be used: " in message
+
+
+def test_a_training_leaves_a_run_that_can_be_gone_on_with(settings, refused, capsys):
+    main(settings("--run-name", "mine", "--epochs", "1"))
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "K = 3" in output.out
+    run = Path("runs/mine")
+    assert {"config.yaml", "metrics.jsonl", "run.json", "knn.json", "adapter"} <= {path.name for path in run.iterdir()}
+    before = (run / "metrics.jsonl").read_text()
+    main(["train", "--resume", "mine"])  # it is finished: nothing is trained again, the same is said again
+    assert (run / "metrics.jsonl").read_text() == before
+    assert "K = 3" in capsys.readouterr().out
+    assert refused(["train", "--resume", "mine", "--rank", "3"]).startswith(
+        "mine cannot be resumed, its settings changed: adapter.rank was 2, is 3"
+    )
+    assert json.loads((run / "knn.json").read_text())["format"] == "lora"
+
+
+def test_a_tracker_lost_at_the_end_does_not_hide_the_results(settings, capsys, monkeypatch, tmp_path):
+    def away(*arguments, **more):
+        raise ConnectionError("the server is away")
+
+    for name in ("artifact", "model"):
+        monkeypatch.setattr(MlflowTracker, name, away)
+    try:
+        main(settings("--tracking-uri", f"sqlite:///{tmp_path}/m.db", "--run-name", "mine"))
+    except SystemExit as end:
+        assert end.code == 2  # noqa: PT017
+    output = capsys.readouterr()
+    said = output.out + output.err
+    assert "K = 3" in said
+    assert "the server is away" in said
+    assert "--resume mine" in said
+
+
+def test_an_interrupted_tracked_run_is_marked_so(settings, monkeypatch, tmp_path):
+    from mlflow import MlflowClient
+
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.train._fit", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(settings("--tracking-uri", f"sqlite:///{tmp_path}/m.db", "--run-name", "mine"))
+    assert end.value.code == 130
+    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("metalora").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("mine", "KILLED")
+    assert json.loads(Path("runs/mine/run.json").read_text())["run_id"] == run.info.run_id
+
+
+def test_nothing_of_the_command_stays_behind(settings):
+    threads, environment = threading.active_count(), dict(os.environ)
+    main(settings())
+    assert threading.active_count() <= threads
+    assert dict(os.environ) == environment
