@@ -35,9 +35,7 @@ def fit_ranks(
     """
 
     def size(ranks: Mapping[str, int]) -> int:
-        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(
-            ranks
-        )
+        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(ranks)
 
     largest = {name: min(fan(layer)) for name, layer in layers.items()}
     ranks = dict.fromkeys(layers, 1)

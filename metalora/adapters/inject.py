@@ -63,9 +63,7 @@ def find_targets(
     excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
     targets = [name for name in modules if name in names and name not in excluded]
     if not targets:
-        raise UserError(
-            f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt"
-        )
+        raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt")
     for name in targets:
         reason = refusal(modules[name]) or _bypass(modules, name)
         if not reason and name not in called:
@@ -98,15 +96,9 @@ def place(
     """
     select(rank_pattern or {}, names, "rank_pattern")
     select(alpha_pattern or {}, names, "alpha_pattern")
-    ranks = (
-        rank
-        if isinstance(rank, Mapping)
-        else {name: lookup(rank_pattern or {}, name, rank) for name in names}
-    )
+    ranks = rank if isinstance(rank, Mapping) else {name: lookup(rank_pattern or {}, name, rank) for name in names}
     return {
-        name: Placement(
-            ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name])
-        )
+        name: Placement(ranks[name], lookup(alpha_pattern or {}, name, alpha if alpha is not None else ranks[name]))
         for name in names
     }
 
@@ -165,7 +157,7 @@ def replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> 
     """Put modules in the place of others, wherever in the network these are registered."""
     for parent in list(network.modules()):
         for attribute, child in list(parent._modules.items()):  # named_children() leaves out second names
-            if child in replacements and parent is not replacements[child]:
+            if child is not None and child in replacements and parent is not replacements[child]:
                 setattr(parent, attribute, replacements[child])
 
 
@@ -177,11 +169,7 @@ def _auto(network: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence
     ]
     apart = getattr(network, "exempt_modules", ends)
     dense = [name for name in layers if getattr(modules[name], "groups", 1) == 1]
-    return [
-        name
-        for name in dense
-        if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)
-    ]
+    return [name for name in dense if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)]
 
 
 def _bypass(modules: Mapping[str, nn.Module], name: str) -> str | None:

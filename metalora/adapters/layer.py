@@ -164,9 +164,7 @@ class AdaptedLayer(nn.Module):
         if self.format.seed == "none":
             return self.format.identity(self.rank).to(weight.device, weight.dtype)
         if seed is None:
-            raise UserError(
-                "this format's update depends on a seed: pass one, e.g. model.seed(images).mean(0)"
-            )
+            raise UserError("this format's update depends on a seed: pass one, e.g. model.seed(images).mean(0)")
         return seed.reshape(-1)[self.seed_slice].to(weight.device, weight.dtype)
 
 

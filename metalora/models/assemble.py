@@ -199,9 +199,7 @@ class MetaLoRAModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print trained and all parameters, as PEFT does."""
         trained, total = self.count_parameters()
-        print(
-            f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
-        )
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -260,9 +258,7 @@ class MetaLoRAModel(nn.Module):
         return {name: module for name, module in found.items() if isinstance(module, SavedModule)}
 
     def _whole_modules(self) -> dict[str, nn.Module]:
-        whole: dict[str, nn.Module] = {
-            f"saved.{name}": saved.trained for name, saved in self._saved().items()
-        }
+        whole: dict[str, nn.Module] = {f"saved.{name}": saved.trained for name, saved in self._saved().items()}
         if self.network.mapping is not None:
             whole["mapping"] = self.network.mapping
         if self.head is not None:
@@ -335,9 +331,7 @@ def adapt(
     )
     layers = {name: backbone.get_submodule(name) for name in names}
     source = backbone if extractor is None else extractor
-    condition_size = (
-        _width(Extractor(copy_shared(source), extractor_features), size) if kind.seed == "generated" else 0
-    )
+    condition_size = _width(Extractor(copy_shared(source), extractor_features), size) if kind.seed == "generated" else 0
 
     if parameter_budget is None:
         placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
@@ -382,9 +376,7 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     backbone = copy.deepcopy(backbone).requires_grad_(False)
     frozen = mapping = None
     if format.seed == "generated":
-        source = (
-            copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
-        )
+        source = copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
         frozen = Extractor(source, spec.extractor_features)
     slot = SeedSlot()
     slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)

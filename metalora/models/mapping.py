@@ -33,11 +33,7 @@ class MappingNet(nn.Module):
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("spread", torch.ones(in_features))
         sizes = [in_features] + [width] * depth
-        blocks = [
-            layer
-            for a, b in pairwise(sizes)
-            for layer in (nn.Linear(a, b), nn.GELU())
-        ]
+        blocks = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU())]
         self.trunk = nn.Sequential(*blocks)
         self.heads = nn.Linear(width, identity.numel())
         nn.init.zeros_(self.heads.weight)

@@ -81,7 +81,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, mo
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", replace_all_but_the_new)
-    with pytest.raises(OSError, match="^no$"), atomic_folder(path) as temporary:
+    with pytest.raises(OSError, match=r"^no$"), atomic_folder(path) as temporary:
         (temporary / "new").touch()
     assert everything(tmp_path) == ["x", "x/file"]
 

@@ -95,7 +95,10 @@ def test_tune_spaces_know_only_config_and_ray_tune():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("metalora", ["mlflow", "ray", "sklearn", "timm", "torchvision", "matplotlib", "pandas", "pyarrow", "tensorly"]),
+        (
+            "metalora",
+            ["mlflow", "ray", "sklearn", "timm", "torchvision", "matplotlib", "pandas", "pyarrow", "tensorly"],
+        ),
         ("metalora.train.loop", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
         ("metalora.tracking", ["mlflow", "ray"]),
         ("pipelines.cli", ["mlflow", "ray", "rich"]),

@@ -21,7 +21,7 @@ def test_entries_come_back(registry):
 
 
 def test_a_taken_name_is_refused_and_the_entry_stays(registry):
-    with pytest.raises(ValueError, match="^fruit 'pear' is registered already$"):
+    with pytest.raises(ValueError, match=r"^fruit 'pear' is registered already$"):
         registry.register("pear", 9)
     assert registry.get("pear") == 1
 

@@ -17,9 +17,6 @@ from metalora.config import Config, from_dict
 from metalora.errors import UserError
 from metalora.tracking import MlflowTracker, NullTracker, build_tracker, flatten
 
-# MLflow's own tables use what SQLAlchemy 2.1 deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 TAGS = {"metalora.kind": "train", "metalora.format": "cp"}
 
 
@@ -134,7 +131,9 @@ def test_a_domains_name_is_no_obstacle(uri, tracker, name):
     tracker.metrics((2, 2.0, {"train/loss": 0.5}))
     assert recorded(uri, tracker.run_id) == [(2, 0.5, 2000)]
     assert tracker.queue == []
-    assert 0.5 in [value for key, value in MlflowClient(uri).get_run(tracker.run_id).data.metrics.items() if key[0] == "v"]
+    assert 0.5 in [
+        value for key, value in MlflowClient(uri).get_run(tracker.run_id).data.metrics.items() if key[0] == "v"
+    ]
 
 
 def test_artifacts_are_kept(uri, tracker, tmp_path):
@@ -156,7 +155,12 @@ def test_a_run_ends_with_its_status(uri, tracker, status):
 
 
 def test_a_resumed_run_gets_only_what_it_missed(uri, tracker):
-    records = [record(10, train_loss=1.0), record(20, train_loss=2.0), record(20, val_loss=3.0), record(30, train_loss=4.0)]
+    records = [
+        record(10, train_loss=1.0),
+        record(20, train_loss=2.0),
+        record(20, val_loss=3.0),
+        record(30, train_loss=4.0),
+    ]
     tracker.metrics(records[0])
     tracker.finish("FAILED")
     resumed = MlflowTracker(uri, "metalora", "mine")
@@ -252,7 +256,7 @@ def test_the_null_tracker_tracks_nothing(tmp_path):
 
 @pytest.mark.parametrize("uri", ["file:mlruns", "file:///x", "mlruns", ""])
 def test_a_file_store_is_refused(uri):
-    with pytest.raises(UserError, match="^tracking_uri "):
+    with pytest.raises(UserError, match=r"^tracking_uri "):
         build_tracker(uri, "metalora", "mine")
 
 

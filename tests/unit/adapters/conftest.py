@@ -23,9 +23,7 @@ def _adapted(base: nn.Module, format: str, rank: int = 2, alpha: float = 3.0, ba
     """Adapt a layer; factors, gains and the seeds of ``batch`` samples are random. The slot holds two layers' seeds."""
     kind = build_format(format, BRANCHES)
     size = kind.seed_size(rank) if kind.seed == "generated" else 0
-    layer = AdaptedLayer(
-        base.requires_grad_(False), kind, min(rank, *fan(base)), alpha, SeedSlot(), slice(3, 3 + size)
-    )
+    layer = AdaptedLayer(base.requires_grad_(False), kind, min(rank, *fan(base)), alpha, SeedSlot(), slice(3, 3 + size))
     if kind.seed == "generated":
         layer.seed_slice = slice(3, 3 + kind.seed_size(layer.rank))
         layer.slot.seeds = torch.randn(batch, layer.seed_slice.stop + 2, dtype=layer.weight.dtype)
@@ -54,9 +52,7 @@ def _einsum(format: str, a: Tensor, b: Tensor, c: Tensor | None, rank: int) -> T
     if format == "multi_lora":
         assert c is not None
         branches = [slice(n * rank, (n + 1) * rank) for n in range(BRANCHES)]
-        return sum(
-            (torch.einsum("ri,r,or->oi", a[n], c[n], b[:, n]) for n in branches), torch.zeros(()).to(a)
-        )
+        return sum((torch.einsum("ri,r,or->oi", a[n], c[n], b[:, n]) for n in branches), torch.zeros(()).to(a))
     if format == "cp":
         return torch.einsum("ri,r,or->oi", a, c, b)
     assert c is not None
@@ -110,9 +106,7 @@ def expected(dense: Dense) -> Callable[[AdaptedLayer, str, Tensor], Tensor]:
         frozen = layer.base.weight
         outputs = []
         for i, seed in enumerate(seeds):
-            layer.base.weight = nn.Parameter(
-                frozen + dense(layer, format, seed).to(frozen), requires_grad=False
-            )
+            layer.base.weight = nn.Parameter(frozen + dense(layer, format, seed).to(frozen), requires_grad=False)
             outputs.append(layer.base(x[i * rows : (i + 1) * rows]))
         layer.base.weight = frozen
         return torch.cat(outputs)

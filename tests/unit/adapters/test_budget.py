@@ -28,9 +28,7 @@ NETWORKS = {"resnet18": (resnet, (200_000, 1_000_000)), "mixer": (mixer, (20_000
 
 
 def budgeted(network: nn.Module, format: str, budget: int, **settings: Any) -> metalora.MetaLoRAModel:
-    return metalora.adapt(
-        network, format, parameter_budget=budget, input_size=(3, 32, 32), mapping_width=8, **settings
-    )
+    return metalora.adapt(network, format, parameter_budget=budget, input_size=(3, 32, 32), mapping_width=8, **settings)
 
 
 @formats

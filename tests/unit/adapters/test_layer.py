@@ -103,9 +103,7 @@ def test_rows_that_belong_to_no_sample_are_refused(rows: int, adapted: MakeLayer
 
 
 @formats
-@pytest.mark.parametrize(
-    "base", [nn.Linear(3, 4), nn.Conv2d(4, 4, 2, groups=2, padding=1)], ids=["linear", "conv"]
-)
+@pytest.mark.parametrize("base", [nn.Linear(3, 4), nn.Conv2d(4, 4, 2, groups=2, padding=1)], ids=["linear", "conv"])
 def test_gradients(format: str, base: nn.Module, adapted: MakeLayer) -> None:
     layer = adapted(copy.deepcopy(base).double(), format)
     names = [name for name, _ in layer.adapter_parameters()]
@@ -275,9 +273,7 @@ def test_subclass_with_the_plain_forward_is_taken(adapted: MakeLayer) -> None:
 
 
 @pytest.mark.parametrize("format", ["lora", "tr"])
-def test_timms_padding_convolution(
-    format: str, adapted: MakeLayer, expected: Expected, close: Close
-) -> None:
+def test_timms_padding_convolution(format: str, adapted: MakeLayer, expected: Expected, close: Close) -> None:
     from timm.layers import Conv2dSame
 
     for size, stride, dilation in itertools.product((6, 7), (1, 2), (1, 2)):

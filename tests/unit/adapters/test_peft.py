@@ -31,9 +31,7 @@ def test_output_gradients_and_count_are_pefts(rank: int, alpha: int) -> None:
     torch.manual_seed(0)
     net = Net()
     ours = metalora.adapt(net, "lora", rank, alpha, target_modules=TARGETS, input_size=(3, 12, 12))
-    theirs = get_peft_model(
-        net, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False)
-    )
+    theirs = get_peft_model(net, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False))
     pairs = []
     for name, layer in ours.layers.items():
         twin = theirs.base_model.model.get_submodule(name)

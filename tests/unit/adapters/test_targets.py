@@ -107,9 +107,7 @@ def test_regular_expression_that_is_none(resnet: nn.Module) -> None:
 
 
 def test_rank_and_alpha_patterns() -> None:
-    placed = place(
-        ["a.x", "a.y", "b.x"], 4, None, {"a.*": 2, "x": 8}, {"re:.*y": 1.0}
-    )  # the first match wins
+    placed = place(["a.x", "a.y", "b.x"], 4, None, {"a.*": 2, "x": 8}, {"re:.*y": 1.0})  # the first match wins
     assert {name: (p.rank, p.alpha) for name, p in placed.items()} == {
         "a.x": (2, 2),
         "a.y": (2, 1.0),

@@ -112,9 +112,7 @@ def test_merging_takes_one_whole_seed(format: str, lively: MakeModel, images: Te
 
 
 @formats
-def test_merge_and_unload_gives_a_plain_network(
-    format: str, lively: MakeModel, net: nn.Module, images: Tensor
-) -> None:
+def test_merge_and_unload_gives_a_plain_network(format: str, lively: MakeModel, net: nn.Module, images: Tensor) -> None:
     model = lively(format, modules_to_save=["norm"])
     nn.init.normal_(model.network.backbone.norm.trained.weight)
     before = model(images[:1])
@@ -167,9 +165,7 @@ def test_frozen_batch_norms_stay_in_eval_mode(start: str, fresh: MakeModel) -> N
 
 
 @formats
-def test_disabled_adapter_is_the_backbone(
-    format: str, lively: MakeModel, net: nn.Module, images: Tensor
-) -> None:
+def test_disabled_adapter_is_the_backbone(format: str, lively: MakeModel, net: nn.Module, images: Tensor) -> None:
     model = lively(format, modules_to_save=["norm"])
     train(model, images, lr=0.01)
     on = model(images)

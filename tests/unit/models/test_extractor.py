@@ -58,9 +58,7 @@ def test_pooled_features_are_the_backbones(net: nn.Module, images: Tensor) -> No
         ),
     ],
 )
-def test_statistics_are_those_taken_by_hand(
-    layers: list[str], first: Callable[[], nn.Module], images: Tensor
-) -> None:
+def test_statistics_are_those_taken_by_hand(layers: list[str], first: Callable[[], nn.Module], images: Tensor) -> None:
     torch.manual_seed(0)
     network = first().eval()
     wanted, output = by_hand(copy.deepcopy(network), layers, images), network(images).detach()
@@ -90,9 +88,7 @@ def test_stats_do_not_run_later_layers(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("features", FEATURES)
-def test_features_depend_on_the_image_alone(
-    features: str, fresh: MakeModel, net: nn.Module, images: Tensor
-) -> None:
+def test_features_depend_on_the_image_alone(features: str, fresh: MakeModel, net: nn.Module, images: Tensor) -> None:
     model = fresh("tr", extractor_features=features, modules_to_save=["norm"])
     extractor = model.extractor
     assert extractor is not None

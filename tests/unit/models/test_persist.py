@@ -76,9 +76,7 @@ def test_the_backbone_is_not_in_the_file(format: str, lively: MakeModel, net: nn
     assert sum(tensor.numel() for tensor in saved.values()) == model.count_parameters()[0] + buffers
 
 
-def test_a_merged_model_is_saved_unmerged(
-    lively: MakeModel, net: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
+def test_a_merged_model_is_saved_unmerged(lively: MakeModel, net: nn.Module, images: Tensor, tmp_path: Path) -> None:
     model = lively("lora")
     before = model(images)
     model.merge()
@@ -126,9 +124,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None
     save_file(tensors, folder / "adapter.safetensors")
 
 
-@pytest.mark.parametrize(
-    "name", ["layers.tokens.up.weight", "mapping.mean", "head.bias", "saved.norm.running_mean"]
-)
+@pytest.mark.parametrize("name", ["layers.tokens.up.weight", "mapping.mean", "head.bias", "saved.norm.running_mean"])
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -31,8 +31,7 @@ ZOO: list[tuple[str, int, dict[str, Any]]] = [
     ("timm/beit_base_patch16_224", 32, {}),
     ("timm/cait_xxs24_224", 32, {}),
     ("timm/coat_tiny", 32, {"exclude_modules": ["aggregate"]}),
-    ("timm/convmixer_768_32", 28, {}),
-    ("timm/crossvit_tiny_240", 48, {}),
+    ("timm/crossvit_tiny_240", 120, {}),
     ("timm/deit_tiny_distilled_patch16_224", 32, {}),
     ("timm/edgenext_xx_small", 64, {}),
     ("timm/efficientvit_m0", 64, {}),
@@ -102,8 +101,9 @@ def test_every_image_has_its_seed(name: str, size: int, settings: dict[str, Any]
     backbone = lively(name, size).double()
     images = torch.randn(3, *backbone.input_size, dtype=torch.float64)
     model = metalora.adapt(backbone, format, 2, mapping_width=8, **settings).double()
-    frozen = backbone.requires_grad_(False)(images)
-    assert torch.equal(model.eval()(images), frozen)
+    with torch.no_grad():
+        frozen = backbone(images)
+        assert torch.equal(model.eval()(images), frozen)
 
     condition = torch.randn(3, model.spec.condition_size, dtype=torch.float64)
     with torch.no_grad():

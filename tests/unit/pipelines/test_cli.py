@@ -12,9 +12,6 @@ import pytest
 from metalora.tracking import MlflowTracker
 from pipelines.cli import main
 
-# MLflow's own tables use what SQLAlchemy 2.1 deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 ROOT = Path(__file__).parents[3]
 
 
@@ -86,7 +83,10 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--batch-size", "800"), "batch_size 800 is more than the 28 images of the train split"),
         (("--knn", "29"), "knn 29 is more than the 28 images of the train split"),
         (("--knn", "0"), "evaluate.knn"),
-        (("--workers", "4096", "--batch-size", "4096"), "4096 workers with 1 CPUs each need 4096 CPUs, this machine has"),
+        (
+            ("--workers", "4096", "--batch-size", "4096"),
+            "4096 workers with 1 CPUs each need 4096 CPUs, this machine has",
+        ),
         (("--tracking-uri", "file:mlruns"), "tracking_uri 'file:mlruns': wanted sqlite:///FILE"),
         (("--tracking-uri", "mlruns"), "tracking_uri 'mlruns': wanted sqlite:///FILE"),
         (("--resume", "nix"), "no run 'nix' in runs to resume (there: none)"),

@@ -4,12 +4,12 @@ import json
 import pytest
 from rich.console import Console
 
+from metalora.tracking import NullTracker
+from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.reporter import Progress
 from pipelines import console as console_module
 from pipelines.console import LINE_SECONDS, ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
-from metalora.tracking import NullTracker
-from metalora.train.checkpoint import CheckpointFolder
 
 
 class RecordingTracker(NullTracker):

@@ -88,7 +88,9 @@ def test_a_resumed_runs_settings_are_below_the_file(resolved):
     assert base == to_dict(resolved("--rank", "8", "--lr", "1", "--epochs", "2"))
 
 
-@pytest.mark.parametrize("line", [[], ["--rank-pattern", "a=2", "--alpha", "3", "--no-log-model", "--run-name", "x: y"]])
+@pytest.mark.parametrize(
+    "line", [[], ["--rank-pattern", "a=2", "--alpha", "3", "--no-log-model", "--run-name", "x: y"]]
+)
 def test_a_printed_config_gives_the_same_config(resolved, capsys, line):
     train.main([*line, "--print-config"])
     assert resolved(file=capsys.readouterr().out) == resolved(*line)

@@ -1,0 +1,94 @@
+"""Two ranks with batch b are one rank with batch 2 b, in float64: losses and weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from metalora.build import build_model, build_networks
+from metalora.config import from_dict
+from metalora.data import load_table
+from metalora.group import Group
+from metalora.train.loop import Trainer
+
+
+class Recorder:
+    """A reporter that keeps losses, and what the last checkpoint holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.losses: list[float] = []
+
+    def progress(self, progress: Any) -> None:
+        pass
+
+    def metrics(self, step: int, values: Any) -> None:
+        self.losses += [values["train/loss"]] if "train/loss" in values else []
+
+    def checkpoint(self, step: int, write: Any) -> None:
+        if write is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(self.folder)
+
+
+class Double:
+    """Preprocessing in float64."""
+
+    def __init__(self, preprocess: Any) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        return self.preprocess(image).double()
+
+
+def train(rank: int, world: int, tree: str, folder: str, accumulate: int, port: int) -> None:
+    """Train in float64 as one rank of ``world``."""
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    config = from_dict(
+        {
+            "data": {"data": tree, "batch_size": 12},
+            "backbone": {"weights": "none"},
+            "adapter": {"rank": 2},
+            "train": {"epochs": 2, "checkpoint_every": 1, "accumulate": accumulate, "warmup_steps": 2},
+            "evaluate": {"knn": [1], "validate_every": 0},
+            "cluster": {"workers": 0},
+        }
+    )
+    table = load_table(config.data)
+    backbone, extractor = build_networks(config, print)
+    model = build_model(config, backbone, extractor, table.labels).double()
+    recorder = Recorder(Path(folder))
+    Trainer(config, model, table, Double(backbone.preprocess), Group.current(torch.device("cpu")), recorder).fit()
+    if rank == 0:
+        np.savez(Path(folder) / "result.npz", losses=recorder.losses,
+                 **{name: tensor.numpy() for name, tensor in model.adapter_state().items()})  # fmt: skip
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 3), (2, 3)])
+def test_ranks_and_accumulation_do_not_change_the_training(
+    tree: Path, tmp_path: Path, world: int, accumulate: int
+) -> None:
+    _run(tree, tmp_path / "one", 1, 1)
+    _run(tree, tmp_path / "other", world, accumulate)
+    one, other = (dict(np.load(tmp_path / name / "result.npz")) for name in ("one", "other"))
+    assert len(one["losses"]) >= 8
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        # the condition is kept in float32, and Adam divides by small second moments
+        np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def _run(tree: Path, folder: Path, world: int, accumulate: int) -> None:
+    port = 20000 + os.getpid() % 20000
+    mp.spawn(train, args=(world, str(tree), str(folder), accumulate, port), nprocs=world)

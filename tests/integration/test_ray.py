@@ -1,0 +1,107 @@
+"""``metalora train`` on Ray Train: two workers on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.helpers import SMALL, knn, metalora, series, train_small
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+LONG = ["--epochs", "12", "--checkpoint-every", "3", "--validate-every", "4", "--tracking-uri", "none"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, tree: Path) -> Path:
+    return train_small(folder, tree, "undisturbed", "--workers", "2", *LONG)
+
+
+def test_two_workers_are_one_process(undisturbed: Path, folder: Path, tree: Path) -> None:
+    """The global batch and its order do not depend on the workers, so only summation order differs.
+
+    In float32 that difference grows with the steps; ``test_ddp`` compares losses and weights in float64.
+    """
+    alone = train_small(folder, tree, "alone", "--workers", "0", *LONG)
+    two, one = series(undisturbed, "train/loss"), series(alone, "train/loss")
+    assert two.keys() == one.keys()
+    assert list(two.values())[:4] == pytest.approx(list(one.values())[:4], rel=1e-4)
+
+
+def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, tree: Path) -> None:
+    arguments = ["train", "--data", str(tree), *SMALL, "--run-name", "killed", "--workers", "2", *LONG]
+    run = folder / "runs" / "killed"
+    process = _start(folder, *arguments)
+    _wait_for(lambda: (run / "checkpoint_00000006").exists(), process)
+    os.kill(_worker_of(process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-4000:]
+    assert knn(run) == knn(undisturbed)
+    assert series(run, "train/loss") == series(undisturbed, "train/loss")
+
+
+def test_killed_driver_is_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
+    arguments = ["train", "--data", str(tree), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
+    run = folder / "runs" / "again"
+    process = _start(folder, *arguments)
+    _wait_for(lambda: (run / "checkpoint_00000009").exists(), process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)
+    psutil.wait_procs(family, timeout=90)
+    done = metalora(folder, "train", "--resume", "again")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert knn(run) == knn(undisturbed)
+
+
+def test_more_workers_than_cpus_is_said_at_once(folder: Path, tree: Path) -> None:
+    started = time.monotonic()
+    done = metalora(folder, "train", "--data", str(tree), *SMALL, "--workers", "600", "--batch-size", "600")
+    assert done.returncode == 2
+    assert "600 workers" in done.stderr
+    assert f"has {os.cpu_count()}" in done.stderr
+    assert time.monotonic() - started < 30
+
+
+def test_error_in_the_workers_is_one_line(folder: Path, tree: Path) -> None:
+    done = metalora(folder, "train", "--data", str(tree), *SMALL, "--run-name", "nan", "--workers", "2",
+                    "--lr", "1e30", "--clip-norm", "none", *LONG)  # fmt: skip
+    assert done.returncode == 2
+    assert "is not finite at step" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended too early: " + (process.stdout.read() if process.stdout else "")
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def _worker_of(process: subprocess.Popen[str]) -> int:
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [child.pid for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert len(workers) == 2, [child.cmdline() for child in family]
+    return max(workers)
