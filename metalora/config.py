@@ -7,7 +7,7 @@ Only builders (`metalora.build`, `pipelines`) read these; the modules they build
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,32 +16,30 @@ from pydantic.dataclasses import dataclass
 from metalora.errors import UserError
 from metalora.registry import nearest
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
     """Which low-rank update is put on which layers."""
 
-    format: str = Field("tr", description="lora, multi_lora, cp or tr")
-    rank: int = Field(4, ge=1, description="rank R of the update (tr uses R*R channels)")
-    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank (default: alpha = rank)")
-    branches: int = Field(4, ge=1, description="parallel branches of multi_lora")
+    format: str = Field(default="tr", description="lora, multi_lora, cp or tr")
+    rank: int = Field(default=4, ge=1, description="rank R of the update (tr uses R*R channels)")
+    alpha: float | None = Field(
+        default=None, gt=0, description="the update is scaled by alpha / rank (default: alpha = rank)"
+    )
+    branches: int = Field(default=4, ge=1, description="parallel branches of multi_lora")
     target_modules: tuple[str, ...] = Field(
-        ("auto",), description="auto, names, name endings, globs, or 're:' and a regular expression"
+        default=("auto",), description="auto, names, name endings, globs, or 're:' and a regular expression"
     )
-    exclude_modules: tuple[str, ...] = Field((), description="modules to leave alone, written likewise")
-    rank_pattern: dict[str, int] = Field(
-        default_factory=dict, description="rank by module pattern; the first match wins"
-    )
-    alpha_pattern: dict[str, float] = Field(
-        default_factory=dict, description="alpha by module pattern; the first match wins"
-    )
+    exclude_modules: tuple[str, ...] = Field(default=(), description="modules to leave alone, written likewise")
+    rank_pattern: dict[str, int] = Field(default={}, description="rank by module pattern; the first match wins")
+    alpha_pattern: dict[str, float] = Field(default={}, description="alpha by module pattern; the first match wins")
     modules_to_save: tuple[str, ...] = Field(
-        (), description="modules (norms, say) trained in full and saved with the adapter"
+        default=(), description="modules (norms, say) trained in full and saved with the adapter"
     )
     parameter_budget: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="pick the ranks so that adapter and mapping net have at most this many parameters",
     )
@@ -51,35 +49,39 @@ class AdapterConfig:
 class MappingConfig:
     """How the seed is generated (cp and tr)."""
 
-    mapping_depth: int = Field(2, ge=1, description="layers of the mapping net before the heads")
-    mapping_width: int = Field(32, ge=1, description="width of the mapping net")
+    mapping_depth: int = Field(default=2, ge=1, description="layers of the mapping net before the heads")
+    mapping_width: int = Field(default=32, ge=1, description="width of the mapping net")
     mapping_lr_scale: float = Field(
-        0.1, gt=0, description="learning rate of mapping net and heads, as a fraction of lr"
+        default=0.1, gt=0, description="learning rate of mapping net and heads, as a fraction of lr"
     )
     seed_scope: Literal["layer", "shared"] = Field(
-        "layer", description="one seed a layer, or one for all layers of a size"
+        default="layer", description="one seed a layer, or one for all layers of a size"
     )
     extractor: str = Field(
-        "backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
+        default="backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
     )
-    extractor_weights: str = Field("default", description="weights of another extractor, as for --weights")
+    extractor_weights: str = Field(default="default", description="weights of another extractor, as for --weights")
     extractor_features: Literal["pooled", "stats", "both"] = Field(
-        "stats", description="pooled last features, channel statistics of early layers, or both"
+        default="stats", description="pooled last features, channel statistics of early layers, or both"
     )
-    cache_features: bool = Field(True, description="compute the extractor's features once, not at every step")
+    cache_features: bool = Field(default=True, description="compute the extractor's features once, not at every step")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class BackboneConfig:
     """The frozen network."""
 
-    backbone: str = Field("resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224")
+    backbone: str = Field(
+        default="resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
+    )
     weights: str = Field(
-        "default",
+        default="default",
         description="default (the library's pretrained weights; for resnet20 those trained on plain scans), "
         "a weights name of the library, none (random), or the path of a state dict (.safetensors, .pt, .pth)",
     )
-    image_size: int | None = Field(None, ge=8, description="side of the square input (default: the backbone's own)")
+    image_size: int | None = Field(
+        default=None, ge=8, description="side of the square input (default: the backbone's own)"
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -87,25 +89,27 @@ class DataConfig:
     """What is trained on, in which order."""
 
     data: str = Field(
-        "embedded",
+        default="embedded",
         description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
     )
-    exclude_domains: tuple[str, ...] = Field((), description="domains to leave out")
-    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of a folder source held out for validation")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a folder source held out for the test")
-    allow_different_labels: bool = Field(False, description="accept domains that lack some labels of the others")
-    on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="an image that cannot be decoded: stop, or leave out and count"
+    exclude_domains: tuple[str, ...] = Field(default=(), description="domains to leave out")
+    val_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of a folder source held out for validation")
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of a folder source held out for the test")
+    allow_different_labels: bool = Field(
+        default=False, description="accept domains that lack some labels of the others"
     )
-    verify_images: bool = Field(True, description="decode every image once before training (remembered)")
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error", description="an image that cannot be decoded: stop, or leave out and count"
+    )
+    verify_images: bool = Field(default=True, description="decode every image once before training (remembered)")
     batch_size: int = Field(
-        64, ge=1, description="images of one optimizer step, over all workers and accumulation steps"
+        default=64, ge=1, description="images of one optimizer step, over all workers and accumulation steps"
     )
     domain_sampling: Literal["balanced", "natural"] = Field(
-        "balanced", description="domains in equal shares, or as often as they occur"
+        default="balanced", description="domains in equal shares, or as often as they occur"
     )
     loader_workers: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="decoding processes a worker (default: one less than its CPUs, at most 8; none below 4 CPUs)",
     )
@@ -115,54 +119,54 @@ class DataConfig:
 class TrainConfig:
     """Optimization."""
 
-    epochs: int = Field(8, ge=1, description="passes over the train split")
-    lr: float = Field(6e-3, gt=0, description="peak learning rate of adapter and head")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
-    warmup_steps: int = Field(20, ge=0, description="optimizer steps of linear warm-up, before the cosine")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
-    clip_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm to this (null: do not)")
-    accumulate: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    epochs: int = Field(default=8, ge=1, description="passes over the train split")
+    lr: float = Field(default=6e-3, gt=0, description="peak learning rate of adapter and head")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay")
+    warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up, before the cosine")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    clip_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this (null: do not)")
+    accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast on GPUs that have it, else float32"
+        default="auto", description="auto: bfloat16 autocast on GPUs that have it, else float32"
     )
-    channels_last: bool = Field(True, description="channels_last memory format on GPUs")
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    compile: bool = Field(False, description="torch.compile the training step's forward")
-    seed: int = Field(0, ge=0, description="seed of every generator")
+    channels_last: bool = Field(default=True, description="channels_last memory format on GPUs")
+    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile the training step's forward")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every generator")
     checkpoint_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)"
+        default=None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluateConfig:
     """k-NN accuracy: train split as gallery, val or test split as queries."""
 
-    knn: tuple[int, ...] = Field((5, 10), min_length=1, description="numbers of neighbours K")
-    knn_metric: Literal["cosine", "l2"] = Field("cosine", description="distance")
-    knn_temperature: float = Field(0.07, gt=0, description="softmax temperature of the weighted vote")
-    validate_every: int = Field(1, ge=0, description="epochs between validations (0: never)")
-    evaluation_batch_size: int = Field(256, ge=1, description="images a worker embeds at a time")
+    knn: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10), min_length=1, description="numbers of neighbours K")
+    knn_metric: Literal["cosine", "l2"] = Field(default="cosine", description="distance")
+    knn_temperature: float = Field(default=0.07, gt=0, description="softmax temperature of the weighted vote")
+    validate_every: int = Field(default=1, ge=0, description="epochs between validations (0: never)")
+    evaluation_batch_size: int = Field(default=256, ge=1, description="images a worker embeds at a time")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ClusterConfig:
     """Where it runs."""
 
-    workers: int = Field(2, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    workers: int = Field(default=2, ge=0, description="Ray Train workers; 0: in this process, without Ray")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs a worker (default: 1 if there are enough GPUs, else 0)"
+        default=None, ge=0, description="GPUs a worker (default: 1 if there are enough GPUs, else 0)"
     )
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs a worker")
-    retries: int = Field(2, ge=0, description="restarts after a lost worker, from the last checkpoint")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs a worker")
+    retries: int = Field(default=2, ge=0, description="restarts after a lost worker, from the last checkpoint")
     ray_address: str | None = Field(
-        None,
+        default=None,
         description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray",
     )
-    output: str = Field("runs", description="folder below which every run gets its own")
+    output: str = Field(default="runs", description="folder below which every run gets its own")
     storage_path: str | None = Field(
-        None,
+        default=None,
         description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)",
     )
 
@@ -171,24 +175,27 @@ class ClusterConfig:
 class TrackingConfig:
     """What MLflow is told."""
 
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking URI, or none")
-    experiment: str = Field("metalora", description="MLflow experiment")
-    run_name: str | None = Field(None, description="name of the run and of its folder (default: made up)")
-    log_model: bool = Field(True, description="log the trained model as an MLflow model too")
+    tracking_uri: str = Field(
+        default="default",
+        description="MLflow tracking URI, or none (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+    experiment: str = Field(default="metalora", description="MLflow experiment")
+    run_name: str | None = Field(default=None, description="name of the run and of its folder (default: made up)")
+    log_model: bool = Field(default=True, description="log the trained model as an MLflow model too")
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
     """All sections. `Config()` is the embedded default."""
 
-    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
-    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
-    mapping: MappingConfig = Field(default_factory=MappingConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    backbone: BackboneConfig = BackboneConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    mapping: MappingConfig = MappingConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def __post_init__(self) -> None:
         pieces = max(1, self.cluster.workers) * self.train.accumulate

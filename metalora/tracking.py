@@ -6,6 +6,7 @@ training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for
 
 import logging
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -97,14 +98,15 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         try:
             self._open(config, tags, run_id)
+            self.queue = list(missed) if run_id is None else self._unsent(missed)
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
-                f"MLflow at {self.uri!r} cannot be used: {reason} (tracking_uri names another, 'none' does without)"
+                f"MLflow at {self.uri!r} cannot be used: {_reason(error)} "
+                "(tracking_uri names another, 'none' does without)"
             ) from None
-        self.queue = [record for record in missed if self._new(record)] if run_id else []
         self._send()
         return self.run_id
 
@@ -158,9 +160,12 @@ class MlflowTracker:
             ConnectionError: the server is away, and something was not sent.
         """
         self._send()
-        if self.queue:
-            raise ConnectionError(f"MLflow at {self.uri!r} is away: {len(self.queue)} records were not sent")
-        self.client.set_terminated(self.run_id, status)
+        try:
+            if self.queue:
+                raise ConnectionError(f"{len(self.queue)} records were not sent")
+            self.client.set_terminated(self.run_id, status)
+        except Exception as error:  # as in `start`
+            raise ConnectionError(f"MLflow at {self.uri!r} is away: {_reason(error)}") from None
 
     def where(self) -> str:
         """Say how to open the run."""
@@ -184,17 +189,25 @@ class MlflowTracker:
         self.run_id = run.info.run_id
         self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in flatten(config).items()])
 
-    def _new(self, record: Record) -> bool:
-        step, _, values = record
-        history = self.client.get_metric_history(self.run_id, next(iter(values)))
-        return step not in {metric.step for metric in history}
+    def _unsent(self, missed: Iterable[Record]) -> list[Record]:
+        """Return the records the run does not have; one metric's history tells for all that begin with it."""
+        known: dict[str, set[int]] = {}
+        unsent = []
+        for record in missed:
+            step, _, values = record
+            name = metric_name(next(iter(values)))
+            if name not in known:
+                known[name] = {metric.step for metric in self.client.get_metric_history(self.run_id, name)}
+            if step not in known[name]:
+                unsent.append(record)
+        return unsent
 
     def _send(self) -> None:
         from mlflow.entities import Metric
 
         while self.queue:
             step, when, values = self.queue[0]
-            batch = [Metric(name, value, round(when * 1000), step) for name, value in values.items()]
+            batch = [Metric(metric_name(name), value, round(when * 1000), step) for name, value in values.items()]
             try:
                 for start in range(0, len(batch), METRICS_PER_CALL):
                     self.client.log_batch(self.run_id, metrics=batch[start : start + METRICS_PER_CALL])
@@ -216,6 +229,16 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
     if uri.startswith("file:") or "://" not in uri:
         raise UserError(f"tracking_uri {uri!r}: wanted sqlite:///FILE, http(s)://HOST, a database URI, or none")
     return MlflowTracker(uri, experiment, run_name)
+
+
+def metric_name(name: str) -> str:
+    """Return the name with what MLflow does not take (a domain may be called ``a, b``) replaced by ``_``."""
+    return re.sub(r"[^\w\-. /]", "_", name) or "_"
+
+
+def _reason(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first if len(first) <= 160 else f"{first[:160]}..."
 
 
 def flatten(config: Config) -> dict[str, Any]:

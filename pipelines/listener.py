@@ -27,6 +27,9 @@ class Listener:
         self.tracker = tracker
         self.display = display
         self.last: dict[str, int] = {}
+        if file.exists() and not file.read_bytes().endswith(b"\n"):  # a crash cut the last line off
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write("\n")
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
 

@@ -89,7 +89,7 @@ def resolve(options: argparse.Namespace, base: Mapping[str, Any] | None = None) 
             else:
                 values[section] = settings  # `from_dict` says what is wrong with it
     for name, section in setting_sections().items():
-        if hasattr(options, name):
+        if hasattr(options, name) and isinstance(values.get(section, {}), dict):
             values.setdefault(section, {})[name] = _value(section, name, getattr(options, name))
     return from_dict(values)
 

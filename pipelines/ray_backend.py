@@ -159,9 +159,8 @@ def run_on_ray(
     Raises:
         UserError: what the workers say that a user can mend, or workers lost more often than ``retries``.
     """
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import RunConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     settings = config.cluster
@@ -263,6 +262,7 @@ def _worker(arguments: dict[str, Any]) -> None:
                 trainer.fit(folder)
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
+        logging.disable(logging.ERROR)  # the driver says it in one line; Ray Train would print its traceback
         raise
 
 

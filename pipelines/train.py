@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", metavar="NAME", help="go on with the run of this name from its last checkpoint")
     add_settings(parser)
     options = parse(parser, arguments)
-    output = Path(getattr(options, "output", Config().cluster.output))
-    base = _resumed(output / options.resume) if options.resume else None
-    config = resolve(options, base)
+    config = resolve(options)
+    if options.resume:
+        config = resolve(options, _resumed(_output(config) / options.resume))
     if options.print_config:
         print(to_yaml(config), end="")
         return
@@ -92,7 +92,6 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             _fit(prepared, tracker, display, folder, resume)
         report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
         _picture(folder)
-        _upload(tracker, prepared, folder)
         _summarize(console, prepared, report, folder, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -100,9 +99,12 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         raise
     finally:
         try:
+            if status == "FINISHED":
+                _upload(tracker, prepared, folder)
             tracker.finish(status)
         except Exception as error:  # the run's folder has everything; a tracker that is away must not hide that
-            console.print(f"tracking: {error}; 'metalora train --resume {folder.name}' sends it again", style="yellow")
+            reason = " ".join(str(error).split())
+            console.print(f"tracking: {reason}; 'metalora train --resume {folder.name}' sends it again", style="yellow")
     return report
 
 
@@ -146,10 +148,17 @@ def _name(config: Config, resume: bool) -> tuple[Config, Path]:
     name = config.tracking.run_name or made_up
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"run_name {name!r} must be a plain folder name")
-    folder = Path(config.cluster.output).expanduser() / name
+    folder = _output(config) / name
     if folder.exists() and not resume:
         raise UserError(f"run {name!r} exists in {folder.parent}: choose another --run-name, or --resume {name}")
-    return replace(config, tracking=replace(config.tracking, run_name=name)), folder
+    uri = config.tracking.tracking_uri
+    if uri == "default":
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return replace(config, tracking=replace(config.tracking, run_name=name, tracking_uri=uri)), folder
+
+
+def _output(config: Config) -> Path:
+    return Path(config.cluster.output).expanduser()
 
 
 def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:

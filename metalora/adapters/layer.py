@@ -7,6 +7,7 @@ K... kernel, S the seed elements of the whole model.
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from metalora.adapters.seed_slot import SeedSlot
 from metalora.errors import UserError
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class AdaptedLayer(nn.Module):
@@ -44,7 +46,7 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         check(base, rank)
         assert isinstance(base, ADAPTABLE)
-        self.base = base
+        self.base: Dense = base
         self.format = format
         self.rank = rank
         self.alpha = alpha
@@ -58,7 +60,7 @@ class AdaptedLayer(nn.Module):
         like = base.weight
         gain = format.identity(rank).to(like.device, like.dtype) if format.seed == "learned" else None
         self.gain = nn.Parameter(gain) if gain is not None else None
-        self._unmerged: tuple[nn.Parameter] | None = None  # in a tuple, so as not to be registered
+        self._unmerged: tuple[Tensor] | None = None  # in a tuple, so as not to be registered
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, I, ...) to (B, O, ...) as the base layer does, with the update added."""
@@ -92,8 +94,9 @@ class AdaptedLayer(nn.Module):
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters this layer adds, by name: what is trained, counted and saved."""
-        yield "down.weight", self.down.weight
-        yield "up.weight", self.up.weight
+        for part in ("down", "up"):
+            for name, parameter in self.get_submodule(part).named_parameters():
+                yield f"{part}.{name}", parameter
         if self.gain is not None:
             yield "gain", self.gain
 
@@ -229,25 +232,23 @@ def _plain_forward(layer: nn.Module) -> bool:
     )
 
 
-def _down(base: nn.Module, channels: int) -> nn.Module:
+def _down(base: Dense, channels: int) -> Dense:
     """Copy the layer with ``channels`` outputs, no bias, and LoRA's initial values."""
-    assert isinstance(base, ADAPTABLE)
     weight = torch.empty(channels, *base.weight.shape[1:], device=base.weight.device, dtype=base.weight.dtype)
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     down = copy.deepcopy(base, memo={id(base.weight): nn.Parameter(weight), id(base.bias): None})
     for hooks in (down._forward_hooks, down._backward_hooks, down._backward_pre_hooks):
-        hooks.clear()  # type: ignore[attr-defined]  # they look at the layer's output, which this is not
+        hooks.clear()  # they look at the layer's output, which this is not
     setattr(down, "out_features" if isinstance(base, nn.Linear) else "out_channels", channels)
     return down
 
 
-def _up(base: nn.Module, channels: int) -> nn.Module:
-    assert isinstance(base, ADAPTABLE)
-    like = {"device": base.weight.device, "dtype": base.weight.dtype}
+def _up(base: Dense, channels: int) -> Dense:
+    like: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
     if isinstance(base, nn.Linear):
-        up: nn.Module = nn.Linear(channels, base.out_features, bias=False, **like)
+        up: Dense = nn.Linear(channels, base.out_features, bias=False, **like)
     else:
         kind = next(k for k in ADAPTABLE[1:] if isinstance(base, k))
         up = kind(base.groups * channels, base.out_channels, 1, groups=base.groups, bias=False, **like)
-    nn.init.zeros_(up.weight)  # type: ignore[arg-type]
+    nn.init.zeros_(up.weight)
     return up

@@ -103,8 +103,7 @@ def build_backbone(
         choices = _all_names()
         meant = next((choice for choice in choices if choice.endswith(f"/{name}")), name)
         raise UserError(
-            f"unknown backbone {name!r}{nearest(meant, choices)} "
-            "(accepted: resnet20, torchvision/NAME, timm/NAME)"
+            f"unknown backbone {name!r}{nearest(meant, choices)} (accepted: resnet20, torchvision/NAME, timm/NAME)"
         )
     asked = weights
     if Path(weights).suffix in WEIGHT_FILES:
@@ -199,9 +198,7 @@ def _torchvision(model: str, weights: str, image_size: int | None, fetch: bool) 
             raise UserError(f"backbone 'torchvision/{model}' is not a classification network")
         raise UserError(f"unknown torchvision network {model!r}{nearest(model, classifiers)}")
     if model.startswith("squeezenet"):
-        raise UserError(
-            f"backbone 'torchvision/{model}' has no feature vector: its classifier is convolutional"
-        )
+        raise UserError(f"backbone 'torchvision/{model}' has no feature vector: its classifier is convolutional")
     known = models.get_model_weights(model).__members__
     chosen = "DEFAULT" if weights in ("default", "none") else weights
     if chosen not in known:
@@ -255,7 +252,7 @@ def _timm(model: str, weights: str, image_size: int | None, fetch: bool) -> _Par
     net: Any = timm.create_model(full_name, pretrained=fetch and weights != "none", **size)
     shapes = _shapes(net)
     net.reset_classifier(0)
-    data = resolve_model_data_config(net)  # type: ignore[no-untyped-call]
+    data = resolve_model_data_config(net)
     if image_size:
         data["input_size"] = (3, image_size, image_size)
     first = net.pretrained_cfg.get("first_conv")

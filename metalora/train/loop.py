@@ -119,7 +119,7 @@ class Trainer:
         if self.settings.activation_checkpointing:
             checkpoint_blocks(self.model.network.backbone)
         if self.settings.channels_last and self.device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
         if self.settings.compile:
             classifier.compile()
         return self.group.wrap(classifier)
@@ -166,7 +166,7 @@ class Trainer:
         for index, (images, labels, domains, rows) in enumerate(batches):
             with synchronised(self.classifier, now=index + 1 == self.settings.accumulate):
                 losses = self._losses(images, labels, rows)
-                (losses.mean() / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
+                (losses.mean() / self.settings.accumulate).backward()
             records.append((losses.detach(), domains))
         norm = nn.utils.clip_grad_norm_(self.model.trainable().values(), self.settings.clip_norm or math.inf)
         self.optimizer.step()

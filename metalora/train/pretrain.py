@@ -63,7 +63,7 @@ def _pretrain(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
             order = torch.randperm(len(images))
             for rows in order[: steps * batch].split(batch):
                 loss = F.cross_entropy(head(backbone(images[rows])), labels[rows])
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -57,7 +57,9 @@ def test_compiled_step_is_not_recompiled(format: str) -> None:
             assert torch.isfinite(loss), step
 
 
-@pytest.mark.parametrize("extra", [[], ["--compile"], ["--activation-checkpointing"]], ids=["eager", "compile", "recompute"])
+@pytest.mark.parametrize(
+    "extra", [[], ["--compile"], ["--activation-checkpointing"]], ids=["eager", "compile", "recompute"]
+)
 def test_trains_in_this_process(tree: Path, tmp_path: Path, extra: list[str]) -> None:
     run = train_small(tmp_path, tree, "run", "--workers", "0", "--epochs", "8", *extra)
     losses = list(series(run, "train/loss").values())

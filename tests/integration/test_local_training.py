@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 import metalora
 from metalora.config import from_dict
 from metalora.data import ImageDataset, load_table
-from tests.integration.helpers import knn, metalora as command, series, train_small
+from tests.integration.helpers import knn, series, train_small
+from tests.integration.helpers import metalora as command
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,9 @@ def test_adapter_loads_and_gives_the_reported_accuracy(run: Path, tree: Path) ->
             features[split] = model(torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
         labels[split] = table.label[rows]
     oracle = KNeighborsClassifier(3, metric="cosine", algorithm="brute").fit(features["train"], labels["train"])
-    assert oracle.score(features["test"], labels["test"]) == pytest.approx(knn(run)["adapted"]["overall"]["uniform"]["3"])
+    assert oracle.score(features["test"], labels["test"]) == pytest.approx(
+        knn(run)["adapted"]["overall"]["uniform"]["3"]
+    )
 
 
 def test_model_is_served_as_it_was_trained(run: Path, folder: Path, tree: Path) -> None:

@@ -58,7 +58,8 @@ def test_killed_driver_is_resumed(undisturbed: Path, folder: Path, tree: Path) -
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=60)
-    psutil.wait_procs(family, timeout=90)
+    for left in psutil.wait_procs(family, timeout=20)[1]:
+        left.kill()
     done = metalora(folder, "train", "--resume", "again")
     assert done.returncode == 0, done.stderr[-3000:]
     assert knn(run) == knn(undisturbed)

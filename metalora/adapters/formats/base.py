@@ -87,7 +87,8 @@ class Diagonal(Format):
         import tensorly
 
         with tensorly.backend_context("pytorch", local_threadsafe=True):
-            return tensorly.cp_to_tensor((c, [up, down.T]))
+            dense: Tensor = tensorly.cp_to_tensor((c, [up, down.T]))
+        return dense
 
 
 FORMATS: Registry[type[Format]] = Registry("adapter format")

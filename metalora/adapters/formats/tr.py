@@ -1,5 +1,7 @@
 """MetaLoRA's tensor-ring format (arXiv 2504.00460, eq. 7)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,11 +45,12 @@ class Tr(Format):
         core_b = up.unflatten(1, (rank, rank)).permute(2, 0, 1)  # (r1, O, r2)
         core_c = c.reshape(rank, 1, rank)  # (r2, 1, r0)
         with tensorly.backend_context("pytorch", local_threadsafe=True):
-            return tr_to_tensor([core_a, core_b, core_c])[:, :, 0].T
+            dense: Tensor = tr_to_tensor([core_a, core_b, core_c])[:, :, 0].T
+        return dense
 
 
 def _side(size: int) -> int:
-    return round(size**0.5)
+    return math.isqrt(size)
 
 
 FORMATS.register("tr", Tr)

@@ -151,6 +151,7 @@ class Helper(nn.Module):
         self.indirect = nn.Linear(8, 8)
         self.unused = nn.Linear(8, 8)
         self.table = nn.Linear(2, 8)
+        self.table_of_one = nn.Linear(2, 8)
         self.tokens_first = nn.Linear(8, 8)
         self.good = nn.Linear(8, 8)
         self.last = nn.Linear(8, 4)
@@ -162,6 +163,7 @@ class Helper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x).flatten(2).transpose(1, 2) + self.table(self.places)
+        h = h + self.table_of_one(self.places[None])
         h = self._apply_indirect(h @ self.direct.weight.T)
         h = self.tokens_first(h.transpose(0, 1)).transpose(0, 1)
         return self.last(self.good(h).mean(1))
@@ -179,6 +181,7 @@ def test_auto_leaves_out_what_no_seed_reaches(format: str) -> None:
         ("indirect", "does not call it"),
         ("unused", "does not call it"),
         ("table", "no row for each image"),
+        ("table_of_one", "no row for each image"),
         ("tokens_first", "no row for each image"),
     ],
 )

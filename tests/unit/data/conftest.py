@@ -15,8 +15,6 @@ from metalora.data import ImageTable, load_table
 Rows = list[dict[str, Any]]
 
 
-
-
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "empty_cache"))
@@ -64,8 +62,7 @@ def make_rows(png: Callable[[int], bytes]) -> Callable[..., Rows]:
         splits = ["train"] * 4 + ["val"] + ["test"] * 2
         places = [(d, x, s) for d in domains for x in labels for s in splits]
         return [
-            {"image": png(i), "label": x, "domain": d, "split": s, "id": f"i{i}"}
-            for i, (d, x, s) in enumerate(places)
+            {"image": png(i), "label": x, "domain": d, "split": s, "id": f"i{i}"} for i, (d, x, s) in enumerate(places)
         ]
 
     return make

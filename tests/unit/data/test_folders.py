@@ -110,18 +110,14 @@ def test_a_bad_domain_can_be_left_out(make_tree):
 
 def test_an_unknown_domain_to_leave_out_is_named(make_tree):
     config = DataConfig(data=str(make_tree(PLACES)), exclude_domains=("skech",))
-    with pytest.raises(
-        UserError, match=r"domain 'skech', did you mean 'sketch'\? \(domains: photo, sketch\)"
-    ):
+    with pytest.raises(UserError, match=r"domain 'skech', did you mean 'sketch'\? \(domains: photo, sketch\)"):
         load_table(config)
 
 
 @pytest.mark.parametrize("places", [{}, {"cat": 3}])
 def test_no_images(make_tree, tmp_path, places):
     (tmp_path / "tree").mkdir()
-    with pytest.raises(
-        UserError, match=r"no images found in .*tree.*; wanted: a tree root/domain/class/image"
-    ):
+    with pytest.raises(UserError, match=r"no images found in .*tree.*; wanted: a tree root/domain/class/image"):
         load_table(DataConfig(data=str(make_tree(places))))
 
 

@@ -72,9 +72,7 @@ def test_column_types_that_pandas_and_arrow_write(make_rows, write, tmp_path):
     frame.to_parquet(tmp_path / "pandas.parquet")
     plain = pa.Table.from_pylist(rows)
     large = plain.cast(
-        pa.schema(
-            [(f.name, {"image": pa.large_binary()}.get(f.name, pa.large_string())) for f in plain.schema]
-        )
+        pa.schema([(f.name, {"image": pa.large_binary()}.get(f.name, pa.large_string())) for f in plain.schema])
     )
     pq.write_table(large, tmp_path / "large.parquet")
     dictionary = pa.table({name: plain[name].dictionary_encode() for name in plain.column_names})
@@ -128,9 +126,7 @@ def test_a_store_pickles_without_images_also_after_reading(make_rows, write):
 @pytest.mark.parametrize("column", ["image", "label", "domain", "split"])
 def test_a_missing_column_is_named(make_rows, write, column):
     rows = [{name: value for name, value in row.items() if name != column} for row in make_rows()]
-    with pytest.raises(
-        UserError, match=rf"data\.parquet has no column '{column}' \(columns: .*\); wanted: image"
-    ):
+    with pytest.raises(UserError, match=rf"data\.parquet has no column '{column}' \(columns: .*\); wanted: image"):
         load_parquet(write(rows))
 
 

@@ -83,7 +83,5 @@ def test_a_passing_failure_to_read_is_not_remembered(make_tree, monkeypatch):
 def test_a_bad_parquet_image_is_named_by_file_row_and_id(make_rows, write):
     rows = make_rows()
     rows[17]["image"] = b"broken"
-    with pytest.raises(
-        UserError, match=r"cannot decode image .*data\.parquet row 17 \(id i17\): no image format"
-    ):
+    with pytest.raises(UserError, match=r"cannot decode image .*data\.parquet row 17 \(id i17\): no image format"):
         load_table(DataConfig(data=write(rows)))

@@ -137,18 +137,14 @@ def test_accuracy_by_domain_sums_to_the_overall() -> None:
     gallery, labels, queries = _data()
     truth = torch.arange(90) % CLASSES
     domain = torch.tensor([0, 0, 2]).repeat(30)
-    result = knn_accuracy(
-        gallery, labels, queries, truth, domain, domains=["a", "empty", "c"], k=K, classes=CLASSES
-    )
+    result = knn_accuracy(gallery, labels, queries, truth, domain, domains=["a", "empty", "c"], k=K, classes=CLASSES)
     predicted = knn_predict(gallery, labels, queries, k=K, classes=CLASSES)
 
     assert result.queries == {"a": 60, "c": 30}
     assert list(result.by_domain) == ["a", "c"]
     for vote in VOTES:
         for k in K:
-            assert result.overall[vote][k] == pytest.approx(
-                (predicted[vote, k] == truth).double().mean().item()
-            )
+            assert result.overall[vote][k] == pytest.approx((predicted[vote, k] == truth).double().mean().item())
             total = sum(result.by_domain[name][vote][k] * count for name, count in result.queries.items())
             assert total == pytest.approx(90 * result.overall[vote][k])
     plain = json.loads(json.dumps(result.as_dict()))

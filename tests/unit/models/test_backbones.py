@@ -146,9 +146,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         build_backbone("resnet20", str(tmp_path / "tensor.pt"))
 
 
-def test_a_file_of_other_names_is_loaded_by_order_or_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_of_other_names_is_loaded_by_order_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     net = ResNetCifar()
     renamed = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
     torch.save(renamed, tmp_path / "renamed.pt")

@@ -29,9 +29,7 @@ def test_the_table_reads_well_at_100_columns() -> None:
     assert ["task", "images", "original", "multi_lora", "gain", "original", "multi_lora", "gain"] in rows
     assert ["overall", "100", "50.0", "62.3", "+12.3", "25.0", "25.0", "0.0"] in rows
     assert ["overall", "100", "75.0", "75.0", "0.0", "50.0", "37.7", "-12.3"] in rows
-    names = [
-        row[0] for row in rows if row[0] in ("uniform vote", "weighted vote", "overall", "sketch", "photo[x]")
-    ]
+    names = [row[0] for row in rows if row[0] in ("uniform vote", "weighted vote", "overall", "sketch", "photo[x]")]
     assert names == [
         "uniform vote",
         "overall",
