@@ -143,7 +143,9 @@ class TrainConfig:
 class EvaluateConfig:
     """k-NN accuracy: train split as gallery, val or test split as queries."""
 
-    knn: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10), min_length=1, description="numbers of neighbours K")
+    knn: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(5, 10), min_length=1, description="numbers of neighbours K"
+    )
     knn_metric: Literal["cosine", "l2"] = Field(default="cosine", description="distance")
     knn_temperature: float = Field(default=0.07, gt=0, description="softmax temperature of the weighted vote")
     validate_every: int = Field(default=1, ge=0, description="epochs between validations (0: never)")

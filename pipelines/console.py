@@ -3,7 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from metalora.train.reporter import Progress as State
 
@@ -20,11 +20,10 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.phase = ""
-        self.printed = 0.0
-        self.started = 0.0
-        self.first_step = 0
+        self.printed = time.monotonic()
+        self.began: dict[str, tuple[float, int]] = {}  # phase: when, at which step
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"),
             console=console, transient=True,
         )  # fmt: skip
         self.task = self.bar.add_task("starting", total=None, facts="")
@@ -35,32 +34,29 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def show(self, state: State) -> None:
         """Show a state."""
-        if state.phase != self.phase or state.step < self.first_step:
-            self.phase, self.first_step, self.started = state.phase, state.step, time.monotonic()
-            if self.console.is_terminal:
-                self.bar.reset(self.task, total=state.total, completed=state.step)
+        now = time.monotonic()
+        again = state.phase == "train" or state.phase == self.phase  # training goes on after a validation
+        if not (again and state.phase in self.began and state.step >= self.began[state.phase][1]):
+            self.began[state.phase] = (now, state.step)
+        self.phase = state.phase
+        facts = f"{_facts(state)}{self._left(state, now)}"
         if self.console.is_terminal:
-            self.bar.update(
-                self.task,
-                description=_title(state),
-                total=state.total,
-                completed=state.step,
-                facts=_facts(state),
-            )
-        elif time.monotonic() - self.printed > LINE_SECONDS or (state.epoch and state.step == state.total):
-            self.printed = time.monotonic()
-            self.console.print(f"{_title(state)}  {_facts(state)}{self._left(state)}", highlight=False)
+            self.bar.update(self.task, description=_title(state), total=state.total, completed=state.step, facts=facts)
+        elif now - self.printed > LINE_SECONDS or (state.epoch and state.step == state.total):
+            self.printed = now
+            self.console.print(f"{_title(state)}  {facts}", highlight=False)
 
-    def _left(self, state: State) -> str:
-        done = state.step - self.first_step
-        if done <= 0 or state.step >= state.total:
+    def _left(self, state: State, now: float) -> str:
+        began, first = self.began[state.phase]
+        if state.step == first or state.step >= state.total:
             return ""
-        seconds = (time.monotonic() - self.started) / done * (state.total - state.step)
-        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        seconds = int((now - began) / (state.step - first) * (state.total - state.step))
+        return f"  {seconds // 60}:{seconds % 60:02d} left"
 
 
 def _title(state: State) -> str:

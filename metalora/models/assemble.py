@@ -280,7 +280,7 @@ def adapt(
     modules_to_save: Sequence[str] | str = (),
     parameter_budget: int | None = None,
     extractor: nn.Module | None = None,
-    extractor_features: str = "pooled",
+    extractor_features: str = "stats",
     seed_scope: str = "layer",
     mapping_depth: int = 2,
     mapping_width: int = 32,
@@ -302,7 +302,7 @@ def adapt(
         modules_to_save: Modules trained in full and saved with the adapter.
         parameter_budget: Pick the ranks to fit this many parameters, mapping net included.
         extractor: The network whose features make the seeds; default: the backbone, unadapted.
-        extractor_features: ``pooled``, ``stats`` or ``both``; see `Extractor`.
+        extractor_features: ``stats``, ``pooled`` or ``both``; see `Extractor`.
         seed_scope: ``layer``, or ``shared``: one seed for all layers of a rank.
         mapping_depth: Layers of the mapping net before its heads.
         mapping_width: Their width.
