@@ -1,5 +1,6 @@
 """What a person sees in the terminal while a training runs."""
 
+import math
 import time
 
 from rich.console import Console
@@ -20,7 +21,7 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.phase = ""
-        self.printed = time.monotonic()
+        self.printed = -math.inf
         self.began: dict[str, tuple[float, int]] = {}  # phase: when, at which step
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"),

@@ -89,8 +89,9 @@ class RayReporter:
             raise UserError(f"the checkpoint of step {step} could not be written: {reason}") from None
 
 
-def start(settings: ClusterConfig) -> None:
-    """Start Ray on this machine, or join a cluster.
+@contextmanager
+def cluster(settings: ClusterConfig) -> Iterator[None]:
+    """Start Ray on this machine, or join a cluster; stop or leave it at the end.
 
     Raises:
         UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
@@ -105,7 +106,11 @@ def start(settings: ClusterConfig) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray cluster can be joined at {address!r}: {reason}") from None
-    check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address or 'this machine'}")
+    try:
+        check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address}")
+        yield
+    finally:
+        ray.shutdown()
 
 
 def this_machine() -> dict[str, float]:

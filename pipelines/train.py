@@ -192,11 +192,13 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
     checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
     last = checkpoints.latest() if resume else None
     if config.cluster.workers:
-        from pipelines.ray_backend import run_on_ray, start
+        from pipelines.ray_backend import cluster, run_on_ray
 
-        start(config.cluster)
         listener = Listener(folder / METRICS, tracker, display)
-        with run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results:
+        with (
+            cluster(config.cluster),
+            run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results,
+        ):
             _copy_results(results, folder)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

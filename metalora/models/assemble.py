@@ -18,7 +18,7 @@ from metalora.adapters.probe import probe
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.errors import UserError
 from metalora.models.backbones import state_hash
-from metalora.models.extractor import FEATURES, Extractor
+from metalora.models.extractor import FEATURES, Extractor, early_layers
 from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
 from metalora.registry import nearest
 
@@ -37,6 +37,7 @@ class AdapterSpec:
     mapping_depth: int
     mapping_width: int
     extractor_features: str
+    extractor_layers: tuple[str, ...]
     condition_size: int
     labels: tuple[str, ...]
     feature_size: int
@@ -321,17 +322,18 @@ def adapt(
     inner = [name for name, _ in backbone.named_modules() if name]
     saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
     size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
+    seeded = kind.seed == "generated"
+    called, followed = probe(copy_shared(backbone), size)
     names = find_targets(
-        backbone,
-        _several(target_modules),
-        _several(exclude_modules),
-        saved,
-        *probe(copy_shared(backbone), size),
-        seeded=kind.seed == "generated",
+        backbone, _several(target_modules), _several(exclude_modules), saved, called, followed, seeded=seeded
     )
     layers = {name: backbone.get_submodule(name) for name in names}
-    source = backbone if extractor is None else extractor
-    condition_size = _width(Extractor(copy_shared(source), extractor_features), size) if kind.seed == "generated" else 0
+    condition_size = 0
+    looked_at: tuple[str, ...] = ()
+    if seeded:
+        source = copy_shared(backbone if extractor is None else extractor)
+        looked_at = early_layers(source, followed if extractor is None else probe(source, size)[1])
+        condition_size = _width(Extractor(source, extractor_features, looked_at), size)
 
     if parameter_budget is None:
         placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
@@ -355,6 +357,7 @@ def adapt(
         mapping_depth=mapping_depth,
         mapping_width=mapping_width,
         extractor_features=extractor_features,
+        extractor_layers=looked_at,
         condition_size=condition_size,
         labels=tuple(labels),
         feature_size=_width(copy_shared(backbone), size) if labels else 0,
@@ -377,7 +380,7 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     frozen = mapping = None
     if format.seed == "generated":
         source = copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
-        frozen = Extractor(source, spec.extractor_features)
+        frozen = Extractor(source, spec.extractor_features, spec.extractor_layers)
     slot = SeedSlot()
     slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
     layers = inject(backbone, format, spec.layers, slot, slices)

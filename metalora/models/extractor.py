@@ -1,6 +1,7 @@
 """The frozen feature extractor that looks at the image before the mapping net does."""
 
 import inspect
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -25,16 +26,16 @@ class Extractor(nn.Module):
     Args:
         network: The network; its ``features`` method is called if it has one, else itself.
         features: ``pooled``: the network's output (averaged over positions, if it has any). ``stats``: mean and
-            standard deviation of each channel over the positions, at up to four layers spread over the first quarter
-            of the convolutions and linear layers: cues of colour and texture; the rest of the network is not run.
-            ``both``: side by side.
+            standard deviation of each channel over the positions, at a few early layers: cues of colour and
+            texture; the rest of the network is not run. ``both``: side by side.
+        layers: The layers that ``stats`` looks at; default: `early_layers` of all.
     """
 
-    def __init__(self, network: nn.Module, features: str = "pooled") -> None:
+    def __init__(self, network: nn.Module, features: str = "pooled", layers: Sequence[str] | None = None) -> None:
         super().__init__()
         self.network = network.eval()
         self.features = features
-        self._early = _early_layers(network) if features != "pooled" else []
+        self._early = () if features == "pooled" else tuple(layers or early_layers(network))
 
     def train(self, mode: bool = True) -> "Extractor":
         """Stay in eval mode: the features depend on the image alone."""
@@ -82,8 +83,15 @@ def _pool(output: Tensor) -> Tensor:
     return output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)
 
 
-def _early_layers(network: nn.Module) -> list[str]:
+def early_layers(network: nn.Module, usable: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return up to four layers, spread over the first quarter of the convolutions and linear layers.
+
+    Args:
+        network: The network.
+        usable: Layers to choose from (those with rows for each image, as `probe` finds them); default: all.
+    """
     layers = [name for name, module in network.named_modules() if isinstance(module, ADAPTABLE)]
+    layers = [name for name in layers if usable is None or name in usable]
     quarter = layers[: max(1, len(layers) // 4)]
     count = min(STATS_LAYERS, len(quarter))
-    return [quarter[round(i * (len(quarter) - 1) / max(1, count - 1))] for i in range(count)]
+    return tuple(quarter[round(i * (len(quarter) - 1) / max(1, count - 1))] for i in range(count))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,29 @@ SMALL = [
 ]  # fmt: skip
 
 
+def importable() -> dict[str, str]:
+    """Return the environment, with this checkout on Python's path."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def metalora(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``metalora`` in a folder of its own, as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-        capture_output=True,
-        text=True,
-        timeout=420,
-        check=False,
-    )
+    # Into files: a pipe would stay open for as long as any process that Ray has started.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments],
+            cwd=folder,
+            env={**importable(), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            timeout=420,
+            check=False,
+        )
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(done.args, done.returncode, output.read(), errors.read())
 
 
 def train_small(folder: Path, tree: Path, name: str, *arguments: str) -> Path:

@@ -1,6 +1,5 @@
 """Two ranks with batch b are one rank with batch 2 b, in float64: losses and weights."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,11 @@ class Double:
         return self.preprocess(image).double()
 
 
-def train(rank: int, world: int, tree: str, folder: str, accumulate: int, port: int) -> None:
+def train(rank: int, world: int, tree: str, folder: str, accumulate: int) -> None:
     """Train in float64 as one rank of ``world``."""
     torch.set_num_threads(1)
     if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        dist.init_process_group("gloo", f"file://{folder}.store", rank=rank, world_size=world)
     config = from_dict(
         {
             "data": {"data": tree, "batch_size": 12},
@@ -90,5 +88,4 @@ def test_ranks_and_accumulation_do_not_change_the_training(
 
 
 def _run(tree: Path, folder: Path, world: int, accumulate: int) -> None:
-    port = 20000 + os.getpid() % 20000
-    mp.spawn(train, args=(world, str(tree), str(folder), accumulate, port), nprocs=world)
+    mp.spawn(train, args=(world, str(tree), str(folder), accumulate), nprocs=world)

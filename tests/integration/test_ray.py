@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.helpers import SMALL, knn, metalora, series, train_small
+from tests.integration.helpers import SMALL, importable, knn, metalora, series, train_small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -86,7 +86,7 @@ def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=importable(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

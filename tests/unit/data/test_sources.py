@@ -65,12 +65,12 @@ def test_threads_may_load_at_once(make_rows, write, empty_cache):
     assert sorted(p.suffix for p in (empty_cache / "data").iterdir()) == [".arrow", ".json"]
 
 
-def test_processes_may_load_at_once_and_get_what_another_cache_holds(embedded, shared_cache, empty_cache):
+def test_processes_may_load_at_once_and_get_what_another_cache_holds(embedded, cache, empty_cache):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", LOAD_EMBEDDED]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert printed == [f"{embedded.fingerprint} {len(embedded.read(9999))}\n"] * 2
     (made,) = (empty_cache / "data").glob("*.parquet")
-    assert made.read_bytes() == (shared_cache / "data" / made.name).read_bytes()
+    assert made.read_bytes() == (cache / "data" / made.name).read_bytes()
     assert sorted(p.suffix for p in (empty_cache / "data").iterdir()) == [".arrow", ".json", ".parquet"]

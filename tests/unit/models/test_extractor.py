@@ -119,7 +119,7 @@ def test_features_ignore_autocast(net: nn.Module, images: Tensor) -> None:
 
 def test_another_network_as_extractor(fresh: MakeModel, images: Tensor) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.BatchNorm1d(5), nn.Dropout())
-    model = fresh("cp", extractor=other)
+    model = fresh("cp", extractor=other, extractor_features="pooled")
     assert model.extractor is not None
     assert torch.equal(model.extractor(images), copy.deepcopy(other).requires_grad_(False).eval()(images))
     assert other.training
