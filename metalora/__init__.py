@@ -5,9 +5,10 @@ metalora.save(model, "adapter")
 model = metalora.load(backbone, "adapter")
 """
 
+from metalora.build import build_backbone
 from metalora.errors import UserError
 from metalora.models.assemble import MetaLoRAModel, adapt
-from metalora.models.backbones import Backbone, build_backbone
+from metalora.models.backbones import Backbone
 from metalora.models.persist import load, save
 from metalora.version import __version__
 

@@ -6,8 +6,31 @@ import torch
 from torch import nn
 
 from metalora.config import Config
+from metalora.models import backbones
 from metalora.models.assemble import MetaLoRAModel, adapt
-from metalora.models.backbones import Backbone, build_backbone
+from metalora.models.backbones import Backbone
+
+
+def build_backbone(
+    name: str, weights: str = "default", image_size: int | None = None, say: Callable[[str], None] = print
+) -> Backbone:
+    """Build a backbone by name, in eval mode.
+
+    Args:
+        name: ``resnet20``, ``torchvision/NAME`` or ``timm/NAME``.
+        weights: ``default`` (the library's; for resnet20 those of the embedded data, trained now if the cache has
+            none), a weights name of the library, ``none`` (random), or the path of a state dict.
+        image_size: Side of the square input; None for the weights' own.
+        say: Told what takes long.
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be had or do not fit.
+    """
+    if name != "resnet20" or weights != "default":
+        return backbones.build_backbone(name, weights, image_size)
+    from metalora.train.pretrain import embedded_weights
+
+    return backbones.build_backbone(name, weights, image_size, file=embedded_weights(say))
 
 
 def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone, Backbone | None]:
@@ -23,11 +46,11 @@ def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone
     settings, mapping = config.backbone, config.mapping
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        backbone = _backbone(settings.backbone, settings.weights, settings.image_size, say)
+        backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say)
         if mapping.extractor == "backbone":
             return backbone, None
         # The extractor looks at the image that the backbone's preprocessing made.
-        return backbone, _backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say)
+        return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say)
 
 
 def build_model(
@@ -60,11 +83,3 @@ def build_model(
             mapping_width=mapping.mapping_width,
             labels=labels,
         )
-
-
-def _backbone(name: str, weights: str, image_size: int | None, say: Callable[[str], None]) -> Backbone:
-    if name != "resnet20" or weights != "default":
-        return build_backbone(name, weights, image_size)
-    from metalora.train.pretrain import embedded_weights
-
-    return build_backbone(name, weights, image_size, file=embedded_weights(say))

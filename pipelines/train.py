@@ -1,5 +1,6 @@
 """``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
 
+import getpass
 import json
 import os
 import shutil
@@ -169,6 +170,7 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
         "metalora.kind": "train",
         "metalora.format": config.adapter.format,
         "mlflow.source.name": "metalora train",
+        "mlflow.user": getpass.getuser(),
     }
     commit = _git_commit()
     if commit:
@@ -247,17 +249,33 @@ def _upload(tracker: Tracker, prepared: Prepared, folder: Path) -> None:
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
     trained, total = prepared.model.count_parameters()
-    backbone = prepared.config.backbone
     console.print(
-        f"trained     {trained:,} of {total:,} parameters ({trained / total:.2%}); "
+        f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%}); "
         f"accuracy of the trained classifier: {report['test_accuracy']:.1%}\n"
-        f"run         {folder}\n"
-        f"MLflow      {tracker.where()}\n"
-        f"the adapter backbone = metalora.build_backbone({backbone.backbone!r}, {backbone.weights!r})\n"
-        f"            model = metalora.load(backbone, {str(folder / ADAPTER)!r})",
+        f"run       {folder}\n"
+        f"MLflow    {tracker.where()}\n"
+        "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
         highlight=False,
         soft_wrap=True,
     )
+
+
+def loading_code(config: Config, adapter: Path) -> list[str]:
+    """Return the lines of Python that load a run's adapter."""
+    settings, mapping = config.backbone, config.mapping
+    lines = ["import metalora"]
+    if "none" in (settings.weights, mapping.extractor_weights):
+        lines.append(f"import torch; torch.manual_seed({config.train.seed})  # random weights: those of the run")
+    size = "" if settings.image_size is None else f", image_size={settings.image_size}"
+    lines.append(f"backbone = metalora.build_backbone({settings.backbone!r}, {settings.weights!r}{size})")
+    extra = ""
+    if mapping.extractor != "backbone":
+        lines.append(
+            f"extractor = metalora.build_backbone({mapping.extractor!r}, {mapping.extractor_weights!r}, "
+            "backbone.input_size[1])"
+        )
+        extra = ", extractor"
+    return [*lines, f"model = metalora.load(backbone, {str(adapter)!r}{extra})"]
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,8 @@
 """``metalora train --workers 0``: the whole pipeline in one process."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 import metalora
 from metalora.config import from_dict
 from metalora.data import ImageDataset, load_table
-from tests.integration.helpers import knn, series, train_small
+from tests.integration.helpers import importable, knn, series, train_small
 from tests.integration.helpers import metalora as command
 
 
@@ -72,6 +74,19 @@ def test_adapter_loads_and_gives_the_reported_accuracy(run: Path, tree: Path) ->
     assert oracle.score(features["test"], labels["test"]) == pytest.approx(
         knn(run)["adapted"]["overall"]["uniform"]["3"]
     )
+
+
+def test_the_printed_code_loads_the_adapter(folder: Path, tree: Path) -> None:
+    done = _train(folder, tree, "printed", "--epochs", "1", "--image-size", "32", "--extractor", "resnet20",
+                  "--extractor-weights", "none")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("load it"))
+    code = "\n".join(line.removeprefix("load it").strip() for line in lines[first:])
+    script = f"import os; os.chdir({str(folder)!r})\n{code}\nprint(sorted(model.spec.labels))"
+    arguments = [sys.executable, "-c", script]
+    loaded = subprocess.run(arguments, env=importable(), capture_output=True, text=True, check=False)
+    assert loaded.stdout.strip() == "['circle', 'cross', 'square']", loaded.stderr
 
 
 def test_model_is_served_as_it_was_trained(run: Path, folder: Path, tree: Path) -> None:

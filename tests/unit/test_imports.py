@@ -23,7 +23,7 @@ ALLOWED = {
     "build": ["models", "data", "evaluate", "train", "group"],
     "mlflow_model": ["models", "data"],
     "tracking": ["mlflow_model"],
-    "__init__": ["models"],
+    "__init__": ["build", "models"],
 }
 GROUND = {  # unit: the ground it may stand on
     "errors": [],
