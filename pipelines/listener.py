@@ -37,6 +37,10 @@ class Listener:
         """Show progress."""
         self.display.show(progress)
 
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.display.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics."""
         new = {name: value for name, value in values.items() if self.last.get(name, -1) < step}
@@ -44,8 +48,11 @@ class Listener:
             return
         self.last.update(dict.fromkeys(new, step))
         record: Record = (step, time.time(), new)
-        with self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, "time": record[1], "metrics": new}) + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": step, "time": record[1], "metrics": new}) + "\n")
+        except OSError as error:  # the training can go on without; whether checkpoints can be written is told there
+            self.say(f"{self.file} cannot be written: {error.strerror}")
         self.tracker.metrics(record)
 
 

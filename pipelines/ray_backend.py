@@ -1,5 +1,6 @@
 """Training on Ray Train: the cluster, the worker function, and the board that joins workers and driver."""
 
+import json
 import logging
 import os
 import tempfile
@@ -25,6 +26,8 @@ from metalora.train.reporter import Progress, Write
 from pipelines.listener import Listener
 
 POLL_SECONDS = 0.3
+ERROR = "error.txt"
+RAY_STATE = "checkpoint_manager_snapshot.json"
 
 
 @ray.remote(num_cpus=0)
@@ -102,7 +105,8 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=True)
+        # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no Ray cluster can be joined at {address!r}: {reason}") from None
@@ -169,7 +173,11 @@ def run_on_ray(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     settings = config.cluster
-    gpus = gpus_per_worker(settings)
+    gpus, there = gpus_per_worker(settings), ray.cluster_resources().get("GPU", 0)
+    if there and not gpus and settings.gpus_per_worker is None:
+        listener.say(
+            f"{settings.workers} workers, {there:g} GPUs: training on CPUs (--workers {there:g} uses the GPUs)"
+        )
     board = Board.remote()  # type: ignore[attr-defined]
     arguments = {
         "config": to_dict(config),
@@ -177,6 +185,7 @@ def run_on_ray(
         "board": board,
         "resume": resume and str(resume.resolve()),
     }
+    drop_damaged(folder / RAY_STATE)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=arguments,
@@ -198,11 +207,20 @@ def run_on_ray(
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise UserError(ray.get(board.failed.remote()) or _reason(error)) from None
+            raise UserError(ray.get(board.failed.remote()) or _reason(error, folder / ERROR)) from None
     failure = ray.get(board.failed.remote())
     if failure:
         raise UserError(failure)
     return _opened(result.checkpoint)
+
+
+def drop_damaged(state: Path) -> None:
+    """Remove Ray Train's note of its checkpoints if a full disk has cut it off; ours are found without it."""
+    if state.is_file():
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            state.unlink()
 
 
 @contextmanager
@@ -271,9 +289,9 @@ def _worker(arguments: dict[str, Any]) -> None:
         raise
 
 
-def _reason(error: Exception) -> str:
-    """Return the line that says why the workers failed."""
+def _reason(error: Exception, file: Path) -> str:
+    """Return the line that says why the workers failed; the whole story goes into a file."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    first = next(iter(failures.values()))
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return f"the training failed: {lines[-1].strip() if lines else type(first).__name__}"
+    lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
+    file.write_text("\n\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items()), encoding="utf-8")
+    return f"the training failed: {lines[-1].strip() if lines else type(error).__name__} (in full: {file})"

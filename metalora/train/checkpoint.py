@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ class CheckpointFolder:
         return path
 
     def all(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if (path / STATE).is_file())
+        """Return the checkpoints, oldest first; one that was cut off while Ray copied it is none."""
+        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if zipfile.is_zipfile(path / STATE))
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint."""

@@ -164,3 +164,12 @@ def test_a_long_phase_reckons_from_its_own_beginning(display, output, clock):
         display.show(Progress("validate", images, 2000))
     said = [line for line in lines_of(output) if line.startswith("validate")]
     assert said == [f"validate  image 1000/2000  {left(10)} left"]
+
+
+def test_a_full_disk_does_not_end_the_training(display, output, tracker, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    listener = Listener(file, tracker, display)
+    file.symlink_to("/dev/full")
+    listener.metrics(1, {"train/loss": 1.0})
+    assert [record[2] for record in tracker.records] == [{"train/loss": 1.0}]
+    assert "metrics.jsonl cannot be written: No space left on device" in output.getvalue()
