@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from metalora.tracking import NullTracker
-from metalora.train.checkpoint import CheckpointFolder
+from metalora.train.checkpoint import CheckpointFolder, write_state
 from metalora.train.reporter import Progress
 from pipelines import console as console_module
 from pipelines.console import LINE_SECONDS, ProgressDisplay
@@ -116,7 +116,7 @@ def test_a_training_in_this_process_keeps_its_checkpoints(tmp_path, tracker, dis
     checkpoints = CheckpointFolder(tmp_path, keep=1)
     reporter = LocalReporter(tmp_path / "m.jsonl", tracker, display, checkpoints)
     for step in (10, 20):
-        reporter.checkpoint(step, lambda folder: (folder / "state.pt").write_text("x"))
+        reporter.checkpoint(step, lambda folder: write_state(folder, {}))
     assert [path.name for path in checkpoints.all()] == ["checkpoint_00000020"]
 
 
