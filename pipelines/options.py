@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
@@ -45,6 +45,8 @@ def _form(name: str, kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "default": argparse.SUPPRESS}
     base: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": name.rpartition("_")[2].upper()}
+    if origin is Literal:
+        return {**base, "metavar": f"{{{','.join(get_args(kind))}}}"}
     if origin is tuple:
         return {**base, "nargs": "*"}
     if origin is dict:
@@ -68,7 +70,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Make a parser whose errors are `UserError`s."""
-    return _Parser(prog=prog, description=description, allow_abbrev=False)
+    usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
+    return _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
 
 
 def resolve(options: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Config:
