@@ -79,9 +79,8 @@ class Evaluator:
         known = self.cache.get(rows) if self.cache is not None else None
         if known is not None:
             return known.to(self.group.device, non_blocking=True)
-        with self.autocast():
-            features: Tensor = self.model.extractor(images)
-        return features.float()
+        features: Tensor = self.model.extractor(images)
+        return features
 
     def prepare(self) -> None:
         """Compute the extractor's training features: the mapping net's standardisation, and the cache."""
