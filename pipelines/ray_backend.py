@@ -99,9 +99,8 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
     """
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(settings)
     if address is None:
-        check_resources(settings, this_machine(), "this machine")
         # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
@@ -115,6 +114,11 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address(settings: ClusterConfig) -> str | None:
+    """Return the address of the cluster to join, or None for a Ray of one's own."""
+    return settings.ray_address or os.environ.get("RAY_ADDRESS")
 
 
 def this_machine() -> dict[str, float]:

@@ -119,11 +119,11 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     Raises:
         UserError: what the user can mend.
     """
-    cluster = config.cluster
-    if cluster.workers and cluster.ray_address is None and "RAY_ADDRESS" not in os.environ:
-        from pipelines.ray_backend import check_resources, this_machine
+    if config.cluster.workers:
+        from pipelines.ray_backend import check_resources, cluster_address, this_machine
 
-        check_resources(cluster, this_machine(), "this machine")
+        if cluster_address(config.cluster) is None:
+            check_resources(config.cluster, this_machine(), "this machine")
     table = load_table(config.data)
     if table.skipped:
         say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")

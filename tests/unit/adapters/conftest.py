@@ -1,6 +1,6 @@
 """Layers with random factors and seeds, and their dense updates by the equations of DESIGN.md, section 2."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -74,15 +74,6 @@ def _tensorly(format: str, a: Tensor, b: Tensor, c: Tensor | None, rank: int) ->
         return torch.from_numpy(np.ascontiguousarray(ring[:, :, 0].T))
     weights = np.ones(len(factor_a)) if c is None else c.numpy()
     return torch.from_numpy(tensorly.cp_to_tensor((weights, [factor_b, factor_a.T])))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A small network with a bit of everything, and models of it with random adapters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,15 +62,6 @@ def liven(model: metalora.MetaLoRAModel, scale: float = 0.3) -> metalora.MetaLoR
             model.network.mapping.standardize(model.extractor(looks))
             nn.init.normal_(model.network.mapping.heads.weight)
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Adapters on the libraries' architectures, with random weights: forward, backward, and one seed an image."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -81,14 +80,6 @@ def lively(name: str, size: int) -> Backbone:
             norm.train()
         backbone(torch.randn(8, *backbone.input_size))
     return backbone.eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm", "ignore::DeprecationWarning:timm")
