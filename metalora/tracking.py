@@ -28,7 +28,7 @@ class Tracker(Protocol):
     """Where a run's story is told."""
 
     def start(
-        self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+        self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
     ) -> str | None:
         """Begin or continue a run; return its id."""
 
@@ -51,7 +51,9 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing."""
 
-    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> None:
+    def start(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+    ) -> None:
         """Do nothing."""
 
     def metrics(self, record: Record) -> None:
@@ -88,7 +90,9 @@ class MlflowTracker:
         self.queue: list[Record] = []
         self.lost_at: float | None = None
 
-    def start(self, config: Config, tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]) -> str:
+    def start(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+    ) -> str:
         """Make the run, or go on with ``run_id``, and send what it has missed.
 
         Raises:
@@ -100,7 +104,7 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         try:
-            self._open(config, tags, run_id)
+            self._open(params, tags, run_id)
             self.queue = list(missed) if run_id is None else self._unsent(missed)
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
             raise UserError(
@@ -173,7 +177,7 @@ class MlflowTracker:
             return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return f"mlflow ui --backend-store-uri {self.uri}   (experiment {self.experiment}, run {self.run_name})"
 
-    def _open(self, config: Config, tags: Mapping[str, str], run_id: str | None) -> None:
+    def _open(self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -187,7 +191,7 @@ class MlflowTracker:
             return
         run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=self.run_name)
         self.run_id = run.info.run_id
-        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in flatten(config).items()])
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in params.items()])
 
     def _unsent(self, missed: Iterable[Record]) -> list[Record]:
         """Return the records the run does not have; one metric's history tells for all that begin with it."""

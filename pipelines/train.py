@@ -26,7 +26,7 @@ from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
 from metalora.report.plots import plot_tsne
 from metalora.report.tables import accuracy_table
-from metalora.tracking import Tracker, build_tracker
+from metalora.tracking import Tracker, build_tracker, flatten
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
 from metalora.train.loop import Trainer
@@ -177,7 +177,7 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
         tags["mlflow.source.git.commit"] = commit
     if "RAY_JOB_ID" in os.environ:
         tags["metalora.ray_job"] = os.environ["RAY_JOB_ID"]
-    run_id = tracker.start(config, tags, run_id, read_metrics(folder / METRICS))
+    run_id = tracker.start(flatten(config), tags, run_id, read_metrics(folder / METRICS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -55,15 +56,23 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
         table: The images.
         rows: (n,) rows of the table.
         transform: Makes a tensor of an RGB image; picklable if there are worker processes.
+        transformed: (N, C, H, W) what ``transform`` makes of the table's images, if that is known.
     """
 
-    def __init__(self, table: ImageTable, rows: IntArray, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        table: ImageTable,
+        rows: IntArray,
+        transform: Callable[[Image.Image], torch.Tensor],
+        transformed: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self._store = table.store
         self._rows = rows
         self._store_rows = table.store_rows[rows]
         self._label = table.label[rows]
         self._domain = table.domain[rows]
         self._transform = transform
+        self._transformed = transformed
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,7 +83,11 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
         Raises:
             UserError: the image cannot be read or decoded; it is named.
         """
-        stored = int(self._store_rows[index])
-        image = decode(self._store.read(stored), self._store.name(stored))
         label, domain, row = self._label[index], self._domain[index], self._rows[index]
-        return self._transform(image), int(label), int(domain), int(row)
+        return self._image(index), int(label), int(domain), int(row)
+
+    def _image(self, index: int) -> torch.Tensor:
+        if self._transformed is not None:
+            return torch.tensor(self._transformed[self._rows[index]])
+        stored = int(self._store_rows[index])
+        return self._transform(decode(self._store.read(stored), self._store.name(stored)))

@@ -1,13 +1,16 @@
 """Embedding images: each rank its share, every rank the whole result."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from metalora.group import Group
 
+FloatArray = npt.NDArray[np.float32]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -68,3 +71,20 @@ class ConditionCache:
     def get(self, rows: Tensor) -> Tensor | None:
         """Return the features (B, F) of rows (B,), or None if any is not known."""
         return self.features[rows] if bool(self.known[rows].all()) else None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What trainings on the same images and the same frozen networks have in common, by row of the table.
+
+    Nothing writes to these arrays, so that processes can look at the same memory.
+
+    Attributes:
+        original: (N, D) features of the backbone without adapters.
+        conditions: (N, F) extractor features, by ``extractor_features``.
+        images: (N, 3, H, W) preprocessed images; None: each training decodes them itself.
+    """
+
+    original: FloatArray
+    conditions: Mapping[str, FloatArray]
+    images: FloatArray | None = None

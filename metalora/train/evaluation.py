@@ -15,8 +15,8 @@ from torch import Tensor
 from metalora.config import Config
 from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
-from metalora.data.table import SPLITS, ImageTable
-from metalora.evaluate.embed import ConditionCache, embed
+from metalora.data.table import SPLITS, ImageTable, IntArray
+from metalora.evaluate.embed import ConditionCache, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.seeds import write_seeds
 from metalora.group import Group
@@ -47,6 +47,7 @@ class Evaluator:
         group: Group,
         reporter: Reporter,
         loader_workers: int,
+        shared: Shared | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -54,12 +55,19 @@ class Evaluator:
         self.preprocess = preprocess
         self.group = group
         self.reporter = reporter
-        self.loader_workers = loader_workers
+        images = None if shared is None else shared.images
+        self.loader_workers = loader_workers if images is None else 0  # what is decoded needs no decoding processes
+        self.images = images
+        self.shared = shared
         self.cache: ConditionCache | None = None
         bfloat16 = config.train.precision == "bfloat16" or (
             config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
         self.dtype = torch.bfloat16 if bfloat16 else None
+
+    def dataset(self, rows: IntArray) -> ImageDataset:
+        """Return the images of some rows of the table."""
+        return ImageDataset(self.table, rows, self.preprocess, self.images)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the configured precision."""
@@ -88,12 +96,17 @@ class Evaluator:
         if mapping is None:
             return
         rows = self.table.rows("train")
+        if self.shared is not None:
+            features = torch.tensor(self.shared.conditions[self.config.mapping.extractor_features])
+            mapping.standardize(features[rows])
+            self.cache = ConditionCache(features, torch.ones(len(features), dtype=torch.bool))
+            return
         if self.config.mapping.cache_features:
             rows = np.concatenate([rows, self.table.rows("val")])
         elif len(rows) > STANDARDIZE_SAMPLE:
             chosen = np.random.default_rng(self.config.train.seed).choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
             rows = rows[np.sort(chosen)]
-        found, (features,) = self._embed("extract features", rows, lambda x, r: (self._extract(x, r),))
+        found, (features,) = self.embed_rows("extract features", rows, lambda x, r: (self._extract(x, r),))
         train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
         mapping.standardize(features[train])
         if self.config.mapping.cache_features:
@@ -122,8 +135,7 @@ class Evaluator:
             What writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on rank 0.
         """
         gallery, queries = self.table.rows("train"), self.table.rows("test")
-        with self.model.disable_adapter():
-            before = [self._features("test original", rows) for rows in (gallery, queries)]
+        before = [self._original(rows) for rows in (gallery, queries)]
         after = [self._features("test adapted", rows) for rows in (gallery, queries)]
         seeds = self._seeds(queries) if self.model.network.mapping is not None else None
         if not self.group.first:
@@ -175,20 +187,28 @@ class Evaluator:
                 assert self.model.head is not None
                 return features, self.model.head(features)
 
-        found: tuple[Tensor, tuple[Tensor, ...]] = self._embed(phase, rows, compute)
+        found: tuple[Tensor, tuple[Tensor, ...]] = self.embed_rows(phase, rows, compute)
         return found
+
+    def _original(self, rows: IntArray) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return rows, and the features (N, D) of the backbone without adapters."""
+        if self.shared is not None:
+            return torch.from_numpy(rows), (torch.tensor(self.shared.original[rows]),)
+        with self.model.disable_adapter():
+            return self._features("test original", rows)
 
     def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:
             return (self.model.seed(images, self._extract(images, image_rows)),)
 
-        found, (seeds,) = self._embed("seeds", rows, compute)
+        found, (seeds,) = self.embed_rows("seeds", rows, compute)
         return found, seeds
 
-    def _embed(self, phase: str, rows: Any, function: Callable[..., tuple[Tensor, ...]]) -> Any:
+    def embed_rows(self, phase: str, rows: IntArray, function: Callable[..., tuple[Tensor, ...]]) -> Any:
+        """Apply a function of images (B, 3, H, W) and table rows (B,), as `embed` does, to some rows."""
         self.model.eval()
         loader = evaluation_loader(
-            ImageDataset(self.table, rows, self.preprocess),
+            self.dataset(rows),
             self.config.evaluate.evaluation_batch_size,
             self.loader_workers,
             self.group.rank,

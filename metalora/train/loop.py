@@ -16,12 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metalora.config import Config, to_dict
-from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import train_loader
 from metalora.data.sampler import BatchSampler
 from metalora.data.table import ImageTable
 from metalora.errors import UserError
-from metalora.evaluate.embed import Batch
+from metalora.evaluate.embed import Batch, Shared
 from metalora.group import Group, synchronised
 from metalora.models.assemble import MetaLoRAModel
 from metalora.train.checkpoint import (
@@ -66,6 +65,7 @@ class Trainer:
         group: The ranks.
         reporter: Listens.
         loader_workers: Decoding processes of this rank.
+        shared: What has been computed for this and other trainings.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Trainer:
         group: Group,
         reporter: Reporter,
         loader_workers: int = 0,
+        shared: Shared | None = None,
     ) -> None:
         self.config = config
         self.settings = config.train
@@ -92,7 +93,7 @@ class Trainer:
         self.kept_step: int | None = None
         seed_everything(self.settings.seed + group.rank)
 
-        self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers)
+        self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers, shared)
         rows = table.rows("train")
         self.sampler = BatchSampler(
             table.domain[rows],
@@ -103,7 +104,7 @@ class Trainer:
             rank=group.rank,
             world=group.world,
         )
-        self.loader = train_loader(ImageDataset(table, rows, preprocess), self.sampler, loader_workers)
+        self.loader = train_loader(self.evaluator.dataset(rows), self.sampler, self.evaluator.loader_workers)
         self.steps_per_epoch = self.sampler.steps
         self.total_steps = self.steps_per_epoch * self.settings.epochs
         self.optimizer = build_optimizer(
@@ -152,14 +153,14 @@ class Trainer:
         batches = iter(self.loader)
         for done in range(first + 1, self.steps_per_epoch + 1):
             self._train_step(itertools.islice(batches, self.settings.accumulate))
-            self._verify(leave=1)
             ends, due = done == self.steps_per_epoch, self._checkpoint_due()
+            self._verify(leave=0 if ends else 1)
             if self.step % LOG_EVERY == 0 or ends or due:
                 self._log(epoch, clock.rate(done - first))
+            if ends and self._validation_due(epoch):
+                self.evaluator.validate(self.step)
             if due:
                 self._keep()
-        if self._validation_due(epoch):
-            self.evaluator.validate(self.step)
 
     def _train_step(self, batches: Iterable[Batch]) -> None:
         records = []

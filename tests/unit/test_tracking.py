@@ -45,7 +45,7 @@ def uri(tmp_path, monkeypatch, empty_store):
 @pytest.fixture
 def tracker(uri):
     tracker = MlflowTracker(uri, "metalora", "mine")
-    tracker.start(Config(), TAGS, None, [])
+    tracker.start(flatten(Config()), TAGS, None, [])
     return tracker
 
 
@@ -94,7 +94,7 @@ def outage():
 def test_a_run_has_its_params_and_tags(uri):
     config = from_dict({"adapter": {"rank_pattern": {"a": 3}}})
     tracker = MlflowTracker(uri, "mine too", "first")
-    run_id = tracker.start(config, TAGS, None, [])
+    run_id = tracker.start(flatten(config), TAGS, None, [])
     run = MlflowClient(uri).get_run(run_id)
     assert run.data.params == {name: str(value) for name, value in flatten(config).items()}
     assert run.data.params["adapter.rank_pattern"] == "{'a': 3}"
@@ -107,7 +107,7 @@ def test_a_run_has_its_params_and_tags(uri):
 
 def test_the_second_run_shares_the_experiment(uri, tracker):
     other = MlflowTracker(uri, "metalora", "other")
-    other.start(Config(), TAGS, None, [])
+    other.start(flatten(Config()), TAGS, None, [])
     assert other.experiment_id == tracker.experiment_id
     assert other.run_id != tracker.run_id
 
@@ -164,10 +164,10 @@ def test_a_resumed_run_gets_only_what_it_missed(uri, tracker):
     tracker.metrics(records[0])
     tracker.finish("FAILED")
     resumed = MlflowTracker(uri, "metalora", "mine")
-    assert resumed.start(Config(), TAGS, tracker.run_id, iter(records)) == tracker.run_id
+    assert resumed.start(flatten(Config()), TAGS, tracker.run_id, iter(records)) == tracker.run_id
     assert MlflowClient(uri).get_run(tracker.run_id).info.status == "RUNNING"
     again = MlflowTracker(uri, "metalora", "mine")
-    again.start(Config(), TAGS, tracker.run_id, iter(records))
+    again.start(flatten(Config()), TAGS, tracker.run_id, iter(records))
     assert again.queue == []
     assert recorded(uri, tracker.run_id) == expected(records)
     assert recorded(uri, tracker.run_id, "val/loss") == expected(records, "val/loss")
@@ -183,7 +183,7 @@ def test_a_long_runs_history_is_asked_for_once_a_metric(uri, tracker, monkeypatc
 
     monkeypatch.setattr(MlflowClient, "get_metric_history", counted)
     records = [record(step, train_loss=1.0) for step in range(50)]
-    MlflowTracker(uri, "metalora", "mine").start(Config(), TAGS, tracker.run_id, records)
+    MlflowTracker(uri, "metalora", "mine").start(flatten(Config()), TAGS, tracker.run_id, records)
     assert asked == {"train/loss": 1}
     assert recorded(uri, tracker.run_id) == expected(records)
 
@@ -191,13 +191,13 @@ def test_a_long_runs_history_is_asked_for_once_a_metric(uri, tracker, monkeypatc
 def test_a_run_continued_on_another_server_is_told_all(uri, tmp_path):
     records = [record(10, train_loss=1.0), record(20, train_loss=2.0)]
     tracker = MlflowTracker(uri, "metalora", "mine")
-    run_id = tracker.start(Config(), TAGS, None, records)
+    run_id = tracker.start(flatten(Config()), TAGS, None, records)
     assert recorded(uri, run_id) == expected(records)
 
 
 def test_an_unknown_run_is_refused(uri):
     with pytest.raises(UserError, match=r"^MLflow at 'sqlite:.*' cannot be used: .*0123456789abcdef"):
-        MlflowTracker(uri, "metalora", "mine").start(Config(), TAGS, "0123456789abcdef" * 2, [])
+        MlflowTracker(uri, "metalora", "mine").start(flatten(Config()), TAGS, "0123456789abcdef" * 2, [])
 
 
 def test_an_outage_does_not_stop_a_training_and_loses_nothing(uri, tracker, outage):
@@ -245,7 +245,7 @@ def test_a_metric_the_server_will_never_take_does_not_hold_up_the_others(uri, tr
 def test_the_null_tracker_tracks_nothing(tmp_path):
     tracker = build_tracker("none", "metalora", "mine")
     assert isinstance(tracker, NullTracker)
-    assert tracker.start(Config(), TAGS, None, []) is None
+    assert tracker.start(flatten(Config()), TAGS, None, []) is None
     tracker.metrics(record(1, train_loss=1.0))
     tracker.artifact(tmp_path)
     tracker.model(tmp_path, {})
@@ -317,7 +317,7 @@ def server(tmp_path):
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_a_real_server_may_go_away_and_come_back(server, tmp_path, how):
     tracker = MlflowTracker(server.uri, "metalora", "mine")
-    tracker.start(Config(), TAGS, None, [])
+    tracker.start(flatten(Config()), TAGS, None, [])
     (tmp_path / "knn.json").write_text("{}")
     tracker.artifact(tmp_path / "knn.json")
     records = [record(step, train_loss=float(step), val_knn5=0.5) for step in range(30)]

@@ -1,0 +1,62 @@
+"""Computing once what many trainings share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metalora.config import Config
+from metalora.data.table import ImageTable
+from metalora.evaluate.embed import Shared
+from metalora.group import Group
+from metalora.models.assemble import MetaLoRAModel
+from metalora.train.evaluation import Evaluator
+from metalora.train.reporter import Reporter
+
+
+def compute_shared(
+    config: Config,
+    models: Mapping[str, MetaLoRAModel],
+    table: ImageTable,
+    preprocess: Callable[[Image.Image], Tensor],
+    group: Group,
+    reporter: Reporter,
+    loader_workers: int,
+    keep_images: bool,
+) -> Shared:
+    """Look at every image of a table once.
+
+    Args:
+        config: Settings that all the trainings have: precision, evaluation batch size.
+        models: One for each ``extractor_features`` asked for, on the group's device; any one gives the original
+            features, as its adapters are off.
+        table: The data.
+        preprocess: The backbone's preprocessing of one image.
+        group: A group of one.
+        reporter: Told the progress.
+        loader_workers: Decoding processes.
+        keep_images: Whether to keep the preprocessed images.
+    """
+    first = next(iter(models.values()))
+    evaluator = Evaluator(config, first, table, preprocess, group, reporter, loader_workers)
+    seeded = {name: model.extractor for name, model in models.items() if model.extractor is not None}
+    images: list[Tensor] = []
+
+    def look(batch: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        if keep_images:
+            images.append(batch.cpu())
+        batch = evaluator.place(batch)
+        with evaluator.autocast(), first.disable_adapter():
+            original: Any = first.network(batch)
+        return original, *(extractor(batch) for extractor in seeded.values())
+
+    with torch.no_grad():
+        _, (original, *conditions) = evaluator.embed_rows("shared features", np.arange(len(table)), look)
+    return Shared(
+        original.numpy(),
+        {name: features.numpy() for name, features in zip(seeded, conditions, strict=True)},
+        torch.cat(images).numpy() if images else None,
+    )
