@@ -1,0 +1,169 @@
+"""Which differences between methods are more than the luck of the seeds.
+
+Every method is trained with the same seeds, so the scores of two methods are paired: a seed that is kind to one tends
+to be kind to the other, and only the differences count.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from metalora.errors import UserError
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+CONFIDENCE = 0.95
+SAME = 1e-12  # scores that differ by less, relative to their size, differ by rounding only
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the ends of its 95 % Student-t interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods, the one with the higher mean first.
+
+    Attributes:
+        better: Name of the first.
+        worse: Name of the second.
+        difference: Of the paired scores, better - worse; its interval is not corrected for other comparisons.
+        p: Of the paired t-test, two-sided.
+        p_holm: The same after Holm's correction for all comparisons.
+    """
+
+    better: str
+    worse: str
+    difference: Estimate
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Significance:
+    """What `compare` found.
+
+    Attributes:
+        seeds: The number of seeds n.
+        scores: Method -> its mean score, best first.
+        comparisons: Every two methods, in the order of `scores`.
+    """
+
+    seeds: int
+    scores: dict[str, Estimate]
+    comparisons: tuple[Comparison, ...]
+
+
+def compare(scores: Mapping[str, Sequence[float]]) -> Significance:
+    """Compare methods by their scores, paired by seed.
+
+    With d the n differences of two methods: t = mean(d) / (std(d) / sqrt(n)), which has n - 1 degrees of freedom
+    (Student's paired t-test), and mean(d) +- t_{0.975, n-1} std(d) / sqrt(n). A method that does not depend on the seed
+    is given as one value n times. Where all differences are equal t is not defined; then p is 1 if they are 0, else 0.
+
+    Args:
+        scores: Method -> n scores; the i-th scores of all methods belong to the same seed.
+
+    Raises:
+        UserError: fewer than 2 seeds, different numbers of them, or scores that are not finite.
+    """
+    values = {method: np.asarray(given, dtype=np.float64) for method, given in scores.items()}
+    _check(values)
+    ranked = sorted(values, key=lambda method: -values[method].mean())
+    pairs = list(combinations(ranked, 2))
+    p = [_paired_p(values[better], values[worse]) for better, worse in pairs]
+    return Significance(
+        seeds=len(values[ranked[0]]),
+        scores={method: _estimate(values[method]) for method in ranked},
+        comparisons=tuple(
+            Comparison(better, worse, _estimate(values[better] - values[worse]), raw, corrected)
+            for (better, worse), raw, corrected in zip(pairs, p, holm(p), strict=True)
+        ),
+    )
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Correct p-values so that the chance of any false discovery among the m of them is kept.
+
+    The k-th smallest (from 0) becomes max over j <= k of min(1, (m - j) p_(j)) (Holm 1979, Scandinavian Journal of
+    Statistics 6, 65-70). Valid however the tests depend on one another.
+
+    Args:
+        p: m p-values.
+
+    Returns:
+        The m corrected ones, in the same order.
+    """
+    order = np.argsort(p, kind="stable")
+    scaled = np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(value) for value in corrected]
+
+
+def sentence(result: Significance, alpha: float = 0.05) -> str:
+    """Say in plain English which differences are real.
+
+    Args:
+        result: What `compare` returned, of accuracies in [0, 1]; the sentence has them in points of a hundred.
+        alpha: A difference is shown if its corrected p is below this.
+    """
+    if not result.comparisons:
+        return f"Only {next(iter(result.scores))} was scored, so there is nothing to compare."
+    shown = [pair for pair in result.comparisons if pair.p_holm < alpha]
+    open_ones = [f"{pair.better} and {pair.worse}" for pair in result.comparisons if pair.p_holm >= alpha]
+    parts = [f"{pair.better} is above {pair.worse} by {_points(pair)}" for pair in shown]
+    if open_ones:
+        parts.append(f"between {', nor between '.join(open_ones)} no difference is shown")
+    text = "; ".join(parts)
+    count = len(result.comparisons)
+    test = "Paired t-test" if count == 1 else "Paired t-tests"
+    correction = "" if count == 1 else f", p after Holm's correction for {count} comparisons"
+    return f"{text[0].upper() if not shown else text[0]}{text[1:]}. {test} over {result.seeds} seeds{correction}."
+
+
+def _check(values: Mapping[str, Array]) -> None:
+    if not values:
+        raise UserError("there are no scores to compare")
+    counts = {method: len(given) for method, given in values.items()}
+    listed = ", ".join(f"{method}: {count}" for method, count in counts.items())
+    if len(set(counts.values())) > 1:
+        raise UserError(f"scores must be paired by seed, but the methods have different numbers of them ({listed})")
+    if min(counts.values()) < 2:
+        raise UserError(f"a comparison needs at least 2 seeds ({listed})")
+    for method, given in values.items():
+        if not np.isfinite(given).all():
+            raise UserError(f"the scores of {method!r} must be finite, got {given.tolist()}")
+
+
+def _paired_p(first: Array, second: Array) -> float:
+    from scipy.stats import ttest_rel
+
+    difference = first - second
+    rounding = SAME * max(abs(first).max(), abs(second).max())
+    if np.ptp(difference) <= rounding:
+        return 1.0 if abs(difference).max() <= rounding else 0.0
+    return float(ttest_rel(first, second).pvalue)
+
+
+def _estimate(values: Array) -> Estimate:
+    from scipy.stats import t
+
+    count = len(values)
+    mean = float(values.mean())
+    margin = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count))
+    return Estimate(mean, mean - margin, mean + margin)
+
+
+def _points(pair: Comparison) -> str:
+    mean, low, high = (100 * end for end in (pair.difference.mean, pair.difference.low, pair.difference.high))
+    p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.2g}"
+    return f"{mean:.1f} points (95 % interval {low:.1f} to {high:.1f}, {p})"
