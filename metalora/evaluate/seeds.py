@@ -1,11 +1,81 @@
-"""The file of generated seeds: one row a sample."""
+"""Generated seeds: their file, one row a sample, and what they know of tasks and classes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from metalora.errors import UserError
 from metalora.files import atomic_file
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FOLDS = 5
+SILHOUETTE_SAMPLE = 5000  # the silhouette takes all pairwise distances
+COLUMNS = ("id", "domain", "label", "split")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What the file holds: N names each, and the seeds (N, S)."""
+
+    ids: list[str]
+    domains: list[str]
+    labels: list[str]
+    splits: list[str]
+    vectors: Array
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far seeds tell G groups (the tasks, or the classes) apart.
+
+    Attributes:
+        groups: G.
+        silhouette: Mean silhouette of the standardised seeds, in [-1, 1]; 0 where groups overlap.
+        probe: Cross-validated accuracy of a logistic regression from the standardised seed to its group.
+        chance: Accuracy of always naming the largest group.
+        between: Variance of the groups' means, weighted by size, summed over the S numbers of a seed.
+        within: Mean variance within a group, likewise; between + within = the seeds' variance.
+
+    Silhouette and probe are None where they are not defined: one group only, or a group with fewer than 2 seeds.
+    """
+
+    groups: int
+    silhouette: float | None
+    probe: float | None
+    chance: float
+    between: float
+    within: float
+
+    @property
+    def eta_squared(self) -> float:
+        """Return between / (between + within), the share of the variance that the groups explain; 0 for equal seeds."""
+        total = self.between + self.within
+        return self.between / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class SeedAnalysis:
+    """What `analyse` found.
+
+    Attributes:
+        samples: N.
+        size: S, the numbers of one seed.
+        components: (N, 2), the first two principal components of the standardised seeds.
+        explained: Their shares of the variance.
+        task: How far the seeds tell the tasks apart.
+        label: How far they tell the classes apart.
+    """
+
+    samples: int
+    size: int
+    components: Array
+    explained: tuple[float, float]
+    task: Separation
+    label: Separation
 
 
 def write_seeds(
@@ -30,12 +100,131 @@ def write_seeds(
     import pyarrow.parquet as pq
 
     flat = pa.array(np.ascontiguousarray(seeds, dtype=np.float32).reshape(-1))
-    columns = {
-        "id": pa.array(ids, pa.string()),
-        "domain": pa.array(domains, pa.string()),
-        "label": pa.array(labels, pa.string()),
-        "split": pa.array(splits, pa.string()),
-        "seed": pa.FixedSizeListArray.from_arrays(flat, seeds.shape[1]),
-    }
+    names = dict(zip(COLUMNS, (ids, domains, labels, splits), strict=True))
+    columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
+    columns["seed"] = pa.FixedSizeListArray.from_arrays(flat, seeds.shape[1])
     with atomic_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_seeds(path: Path) -> Seeds:
+    """Read what `write_seeds` wrote.
+
+    Raises:
+        UserError: no such file, another kind of file, or no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=[*COLUMNS, "seed"])
+        vectors = table["seed"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise UserError(f"seeds {str(path)!r} cannot be read: {reason}") from None
+    ids, domains, labels, splits = (table[name].to_pylist() for name in COLUMNS)
+    return Seeds(ids, domains, labels, splits, vectors)
+
+
+def analyse(seeds: Seeds) -> SeedAnalysis:
+    """Measure what the seeds know of tasks and classes.
+
+    Raises:
+        UserError: fewer than 2 seeds, or seeds that are not finite.
+    """
+    count, size = seeds.vectors.shape
+    if count < 2:
+        raise UserError(f"an analysis needs at least 2 seeds, got {count}")
+    if not np.isfinite(seeds.vectors).all():
+        raise UserError("an analysis needs finite seeds, and some hold NaN or infinity")
+    vectors = seeds.vectors.astype(np.float64)
+    standard = _standardise(vectors)
+    components, explained = _pca(standard)
+    task, label = (_separation(vectors, standard, np.array(names)) for names in (seeds.domains, seeds.labels))
+    return SeedAnalysis(count, size, components, explained, task, label)
+
+
+def seed_sentence(analysis: SeedAnalysis) -> str:
+    """Say in plain English whether the mapping net tells the tasks apart.
+
+    It does if a linear probe makes at most half the errors of always naming the largest task, in part if it is above
+    that by more than luck explains (three binomial standard errors).
+    """
+    task, label = analysis.task, analysis.label
+    if task.groups < 2:
+        return "There is one task only, so there is nothing for the mapping net to tell apart."
+    if task.probe is None:
+        return "A task has a single image, too few to say whether the mapping net tells the tasks apart."
+    luck = 3 * (task.chance * (1 - task.chance) / analysis.samples) ** 0.5
+    if 1 - task.probe <= (1 - task.chance) / 2:
+        verdict = "tells the tasks apart"
+    elif task.probe > task.chance + luck:
+        verdict = "tells the tasks apart in part"
+    else:
+        verdict = "does not tell the tasks apart"
+    classes = ""
+    if label.probe is not None:
+        classes = f", and the class of {label.probe:.1%} ({label.chance:.1%})"
+    return (
+        f"The mapping net {verdict}: from the seed alone, a linear probe names the task of {task.probe:.1%} of the "
+        f"images (always naming the largest: {task.chance:.1%}){classes}; "
+        f"{task.eta_squared:.0%} of the seeds' variance lies between tasks."
+    )
+
+
+def _standardise(vectors: Array) -> Array:
+    """Return the numbers of the seeds that vary, each with mean 0 and variance 1; one column of 0 if none does."""
+    centred = vectors - vectors.mean(axis=0)
+    spread = centred.std(axis=0)
+    varies = spread > 1e-6 * max(float(abs(vectors).max()), 1e-12)  # float32 has noise of its own
+    return centred[:, varies] / spread[varies] if varies.any() else np.zeros((len(vectors), 1))
+
+
+def _pca(standard: Array) -> tuple[Array, tuple[float, float]]:
+    from sklearn.decomposition import PCA
+
+    components, explained = np.zeros((len(standard), 2)), np.zeros(2)
+    if standard.any():
+        count = min(2, standard.shape[1])
+        pca = PCA(count, random_state=0)
+        components[:, :count] = pca.fit_transform(standard)
+        explained[:count] = pca.explained_variance_ratio_
+    return components, (float(explained[0]), float(explained[1]))
+
+
+def _separation(vectors: Array, standard: Array, names: Array) -> Separation:
+    """Measure one grouping of seeds (N, S), standardised (N, S'), by their groups' names (N,)."""
+    groups, members = np.unique(names, return_inverse=True)
+    sizes = np.bincount(members)
+    share = sizes / len(names)
+    means = np.stack([vectors[members == group].mean(axis=0) for group in range(len(groups))])
+    between = float((share[:, None] * (means - vectors.mean(axis=0)) ** 2).sum())
+    within = float(((vectors - means[members]) ** 2).sum(axis=1).mean())
+    defined = len(groups) > 1 and sizes.min() > 1
+    return Separation(
+        groups=len(groups),
+        silhouette=_silhouette(standard, members) if defined else None,
+        probe=_probe(standard, members, int(sizes.min())) if defined else None,
+        chance=float(share.max()),
+        between=between,
+        within=within,
+    )
+
+
+def _silhouette(standard: Array, members: Array) -> float:
+    from sklearn.metrics import silhouette_score
+    from sklearn.model_selection import train_test_split
+
+    if len(standard) > SILHOUETTE_SAMPLE:
+        standard, _, members, _ = train_test_split(
+            standard, members, train_size=SILHOUETTE_SAMPLE, stratify=members, random_state=0
+        )
+    return float(silhouette_score(standard, members))
+
+
+def _probe(standard: Array, members: Array, smallest: int) -> float:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    folds = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
+    return float(cross_val_score(LogisticRegression(max_iter=2000), standard, members, cv=folds).mean())
