@@ -239,10 +239,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError("; ".join(_describe(e) for e in error.errors())) from None
+        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
 
 
-def _describe(error: Any) -> str:
+def describe_error(error: Any) -> str:
+    """Say in one line what pydantic found."""
     message = error["msg"].removeprefix("Value error, ")
     place = ".".join(str(part) for part in error["loc"])
     return f"{place} = {error['input']!r}: {message[0].lower()}{message[1:]}" if place else message

@@ -20,6 +20,7 @@ from metalora.errors import UserError
 TIMEOUT_SECONDS = 5
 RETRY_SECONDS = 30.0
 METRICS_PER_CALL = 1000
+CHAMPION = "champion"
 
 Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
 
@@ -38,8 +39,11 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, or all files of a folder."""
 
-    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
-        """Keep an adapter's folder, with the networks it needs, as a model that can be loaded and served."""
+    def tag(self, name: str, value: str) -> None:
+        """Tag the run."""
+
+    def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
+        """Keep an adapter, with the networks it needs, as a model that can be loaded and served."""
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -62,7 +66,10 @@ class NullTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Do nothing."""
 
-    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
+    def tag(self, name: str, value: str) -> None:
+        """Do nothing."""
+
+    def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
         """Do nothing."""
 
     def finish(self, status: str) -> None:
@@ -127,12 +134,17 @@ class MlflowTracker:
         else:
             self.client.log_artifact(self.run_id, str(path), folder)
 
-    def model(self, folder: Path, networks: Mapping[str, Any]) -> None:
-        """Log an MLflow model: `metalora.mlflow_model` as code, adapter and networks as artifacts; nothing is pickled.
+    def tag(self, name: str, value: str) -> None:
+        """Tag the run."""
+        self.client.set_tag(self.run_id, name, value)
+
+    def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
+        """Log an MLflow model: `metalora.mlflow_model` as code, files and networks as artifacts; nothing is pickled.
 
         Args:
-            folder: The adapter's folder.
+            files: ``adapter``, the adapter's folder, and ``config``, the run's settings.
             networks: ``backbone`` and, if it is another network, ``extractor``.
+            name: Register it under this name, as the version with the alias `CHAMPION`.
         """
         import mlflow
         from safetensors.torch import save_file
@@ -141,21 +153,24 @@ class MlflowTracker:
 
         package = Path(mlflow_model.__file__).parent
         with tempfile.TemporaryDirectory() as scratch:
-            artifacts = {"adapter": str(folder)}
-            for name, network in networks.items():
-                artifacts[name] = f"{scratch}/{name}.safetensors"
-                save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[name])
+            artifacts = {part: str(path) for part, path in files.items()}
+            for part, network in networks.items():
+                artifacts[part] = f"{scratch}/{part}.safetensors"
+                save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[part])
             mlflow.set_tracking_uri(self.uri)
             with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it asks for an input example, beside a signature that says more
-                mlflow.pyfunc.log_model(
+                logged = mlflow.pyfunc.log_model(
                     name="model",
+                    registered_model_name=name or None,
                     python_model=mlflow_model.__file__,
                     artifacts=artifacts,
                     code_paths=[str(package)],
                     signature=mlflow_model.signature(),
                     pip_requirements=mlflow_model.requirements(),
                 )
+        if name:
+            self.client.set_registered_model_alias(name, CHAMPION, str(logged.registered_model_version))
 
     def finish(self, status: str) -> None:
         """Send what waits and end the run.

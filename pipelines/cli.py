@@ -1,15 +1,22 @@
 """The command ``metalora``."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
 from metalora.errors import UserError
 from metalora.registry import nearest
 
-USAGE = """usage: metalora COMMAND [OPTIONS]
+COMMANDS = {
+    "train": "fine-tune a backbone for several visual domains at once",
+    "tune": "search a space of settings; every trial is a training",
+    "report": "say in tables and pictures what a campaign has found",
+    "seeds": "ask whether a run's seeds tell tasks and classes apart",
+}
+USAGE = f"""usage: metalora COMMAND [OPTIONS]
 
 commands:
-  train    fine-tune a backbone for several visual domains at once
+{chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
 
 metalora COMMAND --help lists a command's options."""
 
@@ -35,12 +42,11 @@ def run(command: Callable[[], None]) -> None:
 def _dispatch(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
-    elif arguments[0] == "train":
-        from pipelines.train import main as train
-
-        train(arguments[1:])
-    else:
-        raise UserError(f"unknown command {arguments[0]!r}{nearest(arguments[0], ['train'])} (commands: train)")
+        return
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    importlib.import_module(f"pipelines.{name}").main(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from metalora.tracking import Record, Tracker
@@ -11,21 +11,21 @@ from metalora.train.reporter import Progress, Write
 from pipelines.console import ProgressDisplay
 
 
-class Listener:
-    """Takes what rank 0 reports.
+class MetricsFile:
+    """Records a run's metrics in ``metrics.jsonl`` and with the tracker.
 
     After a restart the same steps are trained, and reported, again: what is known already is not recorded twice.
 
     Args:
         file: ``metrics.jsonl`` of the run: a line for every record, whatever happens to the tracker.
         tracker: Started.
-        display: Shows progress.
+        say: Told when the file cannot be written.
     """
 
-    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay) -> None:
+    def __init__(self, file: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
         self.file = file
         self.tracker = tracker
-        self.display = display
+        self.say = say
         self.last: dict[str, int] = {}
         if file.exists() and not file.read_bytes().endswith(b"\n"):  # a crash cut the last line off
             with file.open("a", encoding="utf-8") as lines:
@@ -33,16 +33,8 @@ class Listener:
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
 
-    def progress(self, progress: Progress) -> None:
-        """Show progress."""
-        self.display.show(progress)
-
-    def say(self, text: str) -> None:
-        """Tell the user."""
-        self.display.console.print(text, style="yellow", highlight=False, soft_wrap=True)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics."""
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics of an optimizer step."""
         new = {name: value for name, value in values.items() if self.last.get(name, -1) < step}
         if not new:
             return
@@ -54,6 +46,32 @@ class Listener:
         except OSError as error:  # the training can go on without; whether checkpoints can be written is told there
             self.say(f"{self.file} cannot be written: {error.strerror}")
         self.tracker.metrics(record)
+
+
+class Listener:
+    """Takes what rank 0 reports.
+
+    Args:
+        file: ``metrics.jsonl`` of the run.
+        tracker: Started.
+        display: Shows progress.
+    """
+
+    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay) -> None:
+        self.display = display
+        self.file = MetricsFile(file, tracker, self.say)
+
+    def progress(self, progress: Progress) -> None:
+        """Show progress."""
+        self.display.show(progress)
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.display.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics."""
+        self.file.record(step, values)
 
 
 class LocalReporter(Listener):

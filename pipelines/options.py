@@ -23,20 +23,22 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for every setting of `Config`: ``--batch-size`` for ``data.batch_size``."""
     defaults = to_dict(Config())
     for section, kind in SECTIONS.items():
-        group = parser.add_argument_group(f"{section} settings")
-        for field in dataclasses.fields(kind):
-            name = field.name
-            default = defaults[section][name]
-            shown = ", ".join(map(str, default)) if isinstance(default, list) else default
-            help = getattr(field.default, "description", None) or ""
-            if "default:" not in help and shown not in (None, "", {}):
-                help += f" (default: {shown})"
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                dest=name,
-                help=help.replace("%", "%%"),
-                **_form(name, field.type),
-            )
+        add_section(parser, section, kind, defaults[section])
+
+
+def add_section(parser: argparse.ArgumentParser, title: str, kind: Any, defaults: Mapping[str, Any]) -> None:
+    """Add an option for every setting of one dataclass."""
+    group = parser.add_argument_group(f"{title} settings")
+    for field in dataclasses.fields(kind):
+        name = field.name
+        default = defaults[name]
+        shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+        help = getattr(field.default, "description", None) or ""
+        if "default:" not in help and shown not in (None, "", {}):
+            help += f" (default: {shown})"
+        group.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, help=help.replace("%", "%%"), **_form(name, field.type)
+        )
 
 
 def _form(name: str, kind: Any) -> dict[str, Any]:
@@ -74,27 +76,38 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
 
 
-def resolve(options: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Config:
+def resolve(
+    options: argparse.Namespace, base: Mapping[str, Any] | None = None, file: Mapping[str, Any] | None = None
+) -> Config:
     """Make the config of a parsed command line.
 
     Args:
         options: What `parse` returned; ``options.config`` is the path of a YAML file, or None.
         base: Settings below the file (those of a run that is resumed).
+        file: What the file holds, if it has been read.
 
     Raises:
         UserError: a file that cannot be read, or a setting that is not accepted.
     """
     values: dict[str, dict[str, Any]] = {section: dict(given) for section, given in (base or {}).items()}
-    if options.config:
-        for section, settings in read_yaml(Path(options.config)).items():
-            if isinstance(settings, Mapping):
-                values.setdefault(section, {}).update(settings)
-            else:
-                values[section] = settings  # `from_dict` says what is wrong with it
+    for section, settings in (config_file(options) if file is None else file).items():
+        if isinstance(settings, Mapping):
+            values.setdefault(section, {}).update(settings)
+        else:
+            values[section] = settings  # `from_dict` says what is wrong with it
     for name, section in setting_sections().items():
         if hasattr(options, name) and isinstance(values.get(section, {}), dict):
-            values.setdefault(section, {})[name] = _value(section, name, getattr(options, name))
+            values.setdefault(section, {})[name] = parsed(SECTIONS[section], name, options)
     return from_dict(values)
+
+
+def config_file(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the sections of the file that ``--config`` names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_yaml(Path(options.config)) if options.config else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -115,13 +128,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _value(section: str, name: str, given: Any) -> Any:
-    kind = next(field.type for field in dataclasses.fields(SECTIONS[section]) if field.name == name)
-    if get_origin(kind) is dict:
+def parsed(kind: Any, name: str, options: argparse.Namespace) -> Any:
+    """Return what the command line gives for a setting of a dataclass, as the dataclass takes it.
+
+    Raises:
+        UserError: a mapping that is none.
+    """
+    given = getattr(options, name)
+    form = next(field.type for field in dataclasses.fields(kind) if field.name == name)
+    if get_origin(form) is dict:
         pairs = [item.rpartition("=") for item in given]
         if any(not pattern for pattern, _, _ in pairs):
             raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(given)!r}")
         return {pattern: value for pattern, _, value in pairs}
-    if isinstance(kind, UnionType) and type(None) in get_args(kind) and given in ("none", "null"):
+    if isinstance(form, UnionType) and type(None) in get_args(form) and given in ("none", "null"):
         return None
     return given

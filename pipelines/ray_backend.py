@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -23,7 +23,6 @@ from metalora.models.backbones import Backbone
 from metalora.train.checkpoint import PREFIX
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
-from pipelines.listener import Listener
 
 POLL_SECONDS = 0.3
 ERROR = "error.txt"
@@ -56,6 +55,19 @@ class Board:
         return self.failure
 
 
+class Hearer(Protocol):
+    """Takes what the workers of a training report: a `Listener`, or the trial that the training is."""
+
+    def progress(self, progress: Progress) -> None:
+        """Take note of the progress."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take metrics."""
+
+    def say(self, text: str) -> None:
+        """Take a message to the user."""
+
+
 class RayReporter:
     """The reporter of a Ray Train worker.
 
@@ -82,14 +94,24 @@ class RayReporter:
         if write is None:
             train.report({"step": step}, checkpoint_dir_name=name)
             return
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder))
-                checkpoint = train.Checkpoint.from_directory(folder)
-                train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the checkpoint of step {step} could not be written: {reason}") from None
+        with checkpoint_failure(step), tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            checkpoint = train.Checkpoint.from_directory(folder)
+            train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+@contextmanager
+def checkpoint_failure(step: int) -> Iterator[None]:
+    """Say in one line that a checkpoint could not be written (a full disk).
+
+    Raises:
+        UserError: so it was.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the checkpoint of step {step} could not be written: {reason}") from None
 
 
 @contextmanager
@@ -114,6 +136,13 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def here() -> Any:
+    """Return the scheduling strategy that keeps an actor on the driver's node, whatever happens to the others."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def cluster_address(settings: ClusterConfig) -> str | None:
@@ -152,9 +181,10 @@ def run_on_ray(
     config: Config,
     backbone: Backbone,
     extractor: Backbone | None,
-    listener: Listener,
+    listener: Hearer,
     folder: Path,
     resume: Path | None,
+    shared: Any = None,
 ) -> AbstractContextManager[Path]:
     """Train with Ray Train workers.
 
@@ -165,6 +195,7 @@ def run_on_ray(
         listener: Takes the reports.
         folder: The run's folder; its name is the Ray Train run's name, under which Ray finds an earlier part of it.
         resume: A checkpoint to go on from, if Ray has none of its own.
+        shared: In Ray's object store: what has been computed for this and other trainings.
 
     Returns:
         The folder of the last checkpoint, with the results in it, while the context is open.
@@ -182,12 +213,13 @@ def run_on_ray(
         listener.say(
             f"{settings.workers} workers, {there:g} GPUs: training on CPUs (--workers {there:g} uses the GPUs)"
         )
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = Board.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
     arguments = {
         "config": to_dict(config),
         "networks": ray.put((backbone, extractor)),
         "board": board,
         "resume": resume and str(resume.resolve()),
+        "shared": shared,
     }
     drop_damaged(folder / RAY_STATE)
     trainer = TorchTrainer(
@@ -215,7 +247,7 @@ def run_on_ray(
     failure = ray.get(board.failed.remote())
     if failure:
         raise UserError(failure)
-    return _opened(result.checkpoint)
+    return opened(result.checkpoint)
 
 
 def drop_damaged(state: Path) -> None:
@@ -228,7 +260,8 @@ def drop_damaged(state: Path) -> None:
 
 
 @contextmanager
-def _opened(checkpoint: Any) -> Iterator[Path]:
+def opened(checkpoint: Any) -> Iterator[Path]:
+    """Bring one of Ray's checkpoints to this machine, and yield its folder."""
     with checkpoint.as_directory() as folder:
         yield Path(folder)
 
@@ -236,7 +269,7 @@ def _opened(checkpoint: Any) -> Iterator[Path]:
 class _Courier:
     """Carries the board's events to the listener, in a thread, while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, listener: Listener) -> None:
+    def __init__(self, board: Any, listener: Hearer) -> None:
         self.board = board
         self.listener = listener
         self.done = threading.Event()
@@ -280,12 +313,13 @@ def _worker(arguments: dict[str, Any]) -> None:
         workers = config.data.loader_workers
         if workers is None:
             workers = default_loader_workers(config.cluster.cpus_per_worker)
-        trainer = Trainer(config, model, table, backbone.preprocess, group, RayReporter(board), workers)
+        shared = arguments["shared"] and ray.get(arguments["shared"])
+        trainer = Trainer(config, model, table, backbone.preprocess, group, RayReporter(board), workers, shared)
         checkpoint = train.get_checkpoint()
         if checkpoint is None:
             trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)
         else:
-            with _opened(checkpoint) as folder:
+            with opened(checkpoint) as folder:
                 trainer.fit(folder)
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

@@ -1,18 +1,13 @@
 """``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
 
-import getpass
 import json
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from rich.console import Console
 
@@ -24,17 +19,24 @@ from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
-from metalora.report.plots import plot_tsne
 from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker, flatten
 from metalora.train.checkpoint import CheckpointFolder
-from metalora.train.evaluation import ADAPTER, KNN, SEEDS
+from metalora.train.evaluation import ADAPTER, KNN
 from metalora.train.loop import Trainer
 from pipelines.console import ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
 from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
-
-CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
+from pipelines.results import (
+    CONFIG,
+    METRICS,
+    copy_results,
+    read_run_note,
+    run_tags,
+    upload_model,
+    upload_results,
+    write_run_note,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(parser, arguments)
     config = resolve(options)
     if options.resume:
-        config = resolve(options, _resumed(_output(config) / options.resume))
+        config = resolve(options, _resumed(output(config) / options.resume))
     if options.print_config:
         print(to_yaml(config), end="")
         return
@@ -83,7 +85,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         UserError: what the user can mend; what was written so far stays.
     """
     console = Console()
-    config, folder = _name(config, resume)
+    config, folder = name_run(config, resume, config.adapter.format)
     tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
     prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
     _start_tracking(tracker, config, folder)
@@ -92,7 +94,6 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         with ProgressDisplay(console) as display:
             _fit(prepared, tracker, display, folder, resume)
         report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
-        _picture(folder)
         _summarize(console, prepared, report, folder, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -101,7 +102,9 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     finally:
         try:
             if status == "FINISHED":
-                _upload(tracker, prepared, folder)
+                upload_results(tracker, folder)
+                if config.tracking.log_model:
+                    upload_model(tracker, folder, prepared.backbone, prepared.extractor)
             tracker.finish(status)
         except Exception as error:  # the run's folder has everything; a tracker that is away must not hide that
             reason = " ".join(str(error).split())
@@ -143,13 +146,17 @@ def _resumed(folder: Path) -> dict[str, Any]:
     return read_yaml(folder / CONFIG)
 
 
-def _name(config: Config, resume: bool) -> tuple[Config, Path]:
-    """Give the run its name, and return its folder, not made yet."""
-    made_up = f"{config.adapter.format}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+def name_run(config: Config, resume: bool, kind: str) -> tuple[Config, Path]:
+    """Give a run its name and the tracker's address, and return its folder, not made yet.
+
+    Raises:
+        UserError: no plain folder name, or the name is taken.
+    """
+    made_up = f"{kind}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     name = config.tracking.run_name or made_up
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"run_name {name!r} must be a plain folder name")
-    folder = _output(config) / name
+    folder = output(config) / name
     if folder.exists() and not resume:
         raise UserError(f"run {name!r} exists in {folder.parent}: choose another --run-name, or --resume {name}")
     uri = config.tracking.tracking_uri
@@ -158,31 +165,20 @@ def _name(config: Config, resume: bool) -> tuple[Config, Path]:
     return replace(config, tracking=replace(config.tracking, run_name=name, tracking_uri=uri)), folder
 
 
-def _output(config: Config) -> Path:
+def output(config: Config) -> Path:
+    """Return the folder of all runs."""
     return Path(config.cluster.output).expanduser()
 
 
 def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
     """Start or continue the tracked run; only then make the run's folder."""
-    note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-    run_id = note.get("run_id") if note.get("tracking_uri") == config.tracking.tracking_uri else None
-    tags = {
-        "metalora.kind": "train",
-        "metalora.format": config.adapter.format,
-        "mlflow.source.name": "metalora train",
-        "mlflow.user": getpass.getuser(),
-    }
-    commit = _git_commit()
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    if "RAY_JOB_ID" in os.environ:
-        tags["metalora.ray_job"] = os.environ["RAY_JOB_ID"]
+    run_id = read_run_note(folder, config.tracking.tracking_uri)
+    tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
     run_id = tracker.start(flatten(config), tags, run_id, read_metrics(folder / METRICS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-        note = {"run_id": run_id, "tracking_uri": config.tracking.tracking_uri}
-        (folder / RUN).write_text(json.dumps(note) + "\n", encoding="utf-8")
+        write_run_note(folder, run_id, config.tracking.tracking_uri)
     except OSError as error:
         tracker.finish("FAILED")
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
@@ -201,7 +197,7 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
             cluster(config.cluster),
             run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results,
         ):
-            _copy_results(results, folder)
+            copy_results(results, folder)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
@@ -218,32 +214,7 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
     trainer.fit(last)
     finished = checkpoints.latest()
     assert finished is not None, "the trainer ends with a checkpoint"
-    _copy_results(finished, folder)
-
-
-def _copy_results(results: Path, folder: Path) -> None:
-    shutil.copytree(results / ADAPTER, folder / ADAPTER, dirs_exist_ok=True)
-    shutil.copy(results / KNN, folder / KNN)
-    if (results / SEEDS).is_file():
-        (folder / SEEDS).parent.mkdir(exist_ok=True)
-        shutil.copy(results / SEEDS, folder / SEEDS)
-
-
-def _picture(folder: Path) -> None:
-    seeds = folder / SEEDS
-    if seeds.is_file():
-        frame = pd.read_parquet(seeds)
-        vectors = np.stack(frame["seed"].to_list())
-        plot_tsne(vectors, list(frame["domain"]), list(frame["label"]), seeds.with_name("tsne.png"))
-
-
-def _upload(tracker: Tracker, prepared: Prepared, folder: Path) -> None:
-    for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):
-        if path.exists():
-            tracker.artifact(path)
-    if prepared.config.tracking.log_model:
-        networks = {"backbone": prepared.backbone, "extractor": prepared.extractor}
-        tracker.model(folder / ADAPTER, {name: network for name, network in networks.items() if network is not None})
+    copy_results(finished, folder)
 
 
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
@@ -276,14 +247,6 @@ def loading_code(config: Config, adapter: Path) -> list[str]:
         )
         extra = ", extractor"
     return [*lines, f"model = metalora.load(backbone, {str(adapter)!r}{extra})"]
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""Seeds by their principal components."""
+
+from pathlib import Path
+
+import numpy as np
+
+from metalora.files import atomic_file
+from metalora.report.plots import Array, _sample, _scatter
+
+
+def plot_pca(
+    components: Array,
+    explained: tuple[float, float],
+    domains: list[str],
+    labels: list[str],
+    path: Path,
+    seed: int = 0,
+    limit: int = 1500,
+) -> None:
+    """Draw seeds by their first two principal components twice, coloured by task and by label, into one PNG.
+
+    Args:
+        components: (N, 2).
+        explained: The components' shares of the variance.
+        domains: N names of tasks.
+        labels: N names of labels.
+        path: The PNG.
+        seed: Of the choice of points.
+        limit: At most so many points, taken evenly from the domains.
+    """
+    from matplotlib.figure import Figure
+
+    rows = _sample(domains, limit, seed)
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
+        _scatter(axes, components[rows], np.array(names)[rows], kind)
+        axes.set_xlabel(f"first component ({explained[0]:.0%} of the variance)")
+        axes.xaxis.set_label_position("top")  # the names are below
+        axes.set_ylabel(f"second component ({explained[1]:.0%})")
+    figure.suptitle(f"Principal components of the generated seeds, {len(rows)} of {len(components)} samples")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,0 +1,185 @@
+"""A campaign's settings and what it keeps on disk: everything that resuming and reporting need."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from metalora.config import Config, describe_error, from_dict, to_dict
+from metalora.errors import UserError
+from metalora.files import atomic_file
+from metalora.registry import nearest
+from metalora.train.loop import differences
+from pipelines.options import read_yaml
+from pipelines.search import Suggestion
+from pipelines.spaces import Space, sections_of
+
+CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
+PARAMETERS, STEP_SECONDS = "parameters", "step_seconds"
+BUDGET = ("trials", "hours", "total_epochs", "concurrent_trials", "share_images")  # what a resumed campaign may change
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class CampaignConfig:
+    """How a space is searched."""
+
+    space: str = Field(default="paper", description="a space of tune_spaces/, or the path of a file like those")
+    searcher: Literal["grid", "random", "optuna"] = Field(
+        default="optuna", description="all combinations, random points, or Optuna's TPE"
+    )
+    scheduler: Literal["none", "asha", "median"] = Field(
+        default="none", description="early stopping of trials: asha, or worse than the median of the others"
+    )
+    objectives: tuple[str, ...] = Field(
+        default=(),
+        description="what is optimized, the first leads: val/knn10, val/accuracy, val/loss, parameters, "
+        "step_seconds, ... (default: val/knn at the largest K)",
+    )
+    seeds: int = Field(default=1, ge=1, description="trials a point, with seeds from --seed on; their mean counts")
+    trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
+    hours: float | None = Field(default=None, gt=0, description="start no trial, and stop those that run, after this")
+    total_epochs: int | None = Field(
+        default=None, ge=1, description="start no trial once so many epochs were trained in all"
+    )
+    grid_points: int = Field(default=4, ge=2, description="values that a grid takes of a continuous range")
+    grace_epochs: int = Field(default=1, ge=1, description="epochs before a trial may be stopped early")
+    reduction_factor: float = Field(default=3, gt=1, description="asha keeps one in so many at each rung")
+    search_seed: int = Field(default=0, ge=0, description="seed of the searcher")
+    concurrent_trials: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="trials at a time (default: as many as CPUs and GPUs allow)"
+    )
+    share_images: bool = Field(
+        default=True, description="decode all images once, into Ray's object store, if they fit there"
+    )
+
+
+def campaign_config(values: Mapping[str, Any]) -> CampaignConfig:
+    """Make checked settings.
+
+    Raises:
+        UserError: an unknown setting, or a value that is not accepted.
+    """
+    names = [setting.name for setting in fields(CampaignConfig)]
+    for name in values:
+        if name not in names:
+            raise UserError(f"unknown campaign setting {name!r}{nearest(name, names)}")
+    try:
+        return TypeAdapter(CampaignConfig).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
+
+
+def direction(objective: str) -> Literal["max", "min"]:
+    """Say which way an objective is better."""
+    return "min" if objective.endswith("/loss") or objective in (PARAMETERS, STEP_SECONDS) else "max"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a campaign is: settings of the search, of every trial, the space and the data's fingerprint."""
+
+    campaign: CampaignConfig
+    config: Config
+    space: Space
+    fingerprint: str = ""
+
+    def trial_config(self, trial: Suggestion) -> Config:
+        """Return the settings of a trial; the name is that of its tracked run."""
+        values = to_dict(self.config)
+        for section, settings in sections_of(trial.point).items():
+            values[section].update(settings)
+        values["train"]["seed"] = trial.seed
+        values["tracking"]["run_name"] = trial.name
+        return from_dict(values)
+
+    def seeds(self) -> range:
+        """The seeds that each point is run with."""
+        first = self.config.train.seed
+        return range(first, first + self.campaign.seeds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for `CAMPAIGN`."""
+        lead = self.campaign.objectives[0]
+        return {
+            "campaign": {**_plain(self.campaign), "metric": lead, "mode": direction(lead)},
+            "space": self.space.describe(),
+            "config": to_dict(self.config),
+            "data": self.fingerprint,
+        }
+
+    def check_same(self, folder: Path) -> None:
+        """Refuse to go on with a campaign that was begun with another plan.
+
+        Raises:
+            UserError: what changed, name by name.
+        """
+        before, now = read_yaml(folder / CAMPAIGN), self.as_dict()
+        changes = differences(_comparable(before), _comparable(now))
+        if before.get("data") != now["data"]:
+            changes.append("the data are others")
+        if changes:
+            raise UserError(f"campaign {folder.name!r} cannot be resumed: {'; '.join(changes)}")
+
+
+def _plain(campaign: CampaignConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = TypeAdapter(CampaignConfig).dump_python(campaign, mode="json")
+    return plain
+
+
+def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must stay as it was, flat."""
+    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in BUDGET}
+    flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
+    for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
+        flat |= {f"{section}.{name}": value for name, value in plan["config"][section].items()}
+    return flat
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial, as its ``trial.json`` has it.
+
+    Attributes:
+        trial: Which one.
+        status: running, finished, stopped (early), or failed.
+        error: Why it failed.
+        parameters: Trained parameters.
+        seconds: From its start to its end, over all parts.
+        run_id: Its tracked run.
+        result: What it last reported.
+        checkpoint: Where its last checkpoint is.
+    """
+
+    trial: Suggestion
+    status: str = "running"
+    error: str | None = None
+    parameters: int | None = None
+    seconds: float = 0.0
+    run_id: str | None = None
+    result: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write ``trial.json`` into the trial's folder."""
+        values = asdict(self)
+        values = {**values.pop("trial"), **values}
+        with atomic_file(folder / TRIAL) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def but(self, **changes: Any) -> "TrialRecord":
+        """Return a changed copy."""
+        return replace(self, **changes)
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """Return a campaign's trials in the order of their numbers."""
+    records = []
+    for file in folder.glob(f"{TRIALS}/*/{TRIAL}"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        trial = Suggestion(*(values.pop(setting.name) for setting in fields(Suggestion)))
+        records.append(TrialRecord(trial, **values))
+    return sorted(records, key=lambda record: record.trial.number)

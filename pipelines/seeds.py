@@ -1,0 +1,131 @@
+"""``metalora seeds``: what the seeds of a finished run know of tasks and classes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from metalora.errors import UserError
+from metalora.evaluate.seeds import SeedAnalysis, Separation, analyse, read_seeds, seed_sentence
+from metalora.files import atomic_file
+from metalora.registry import nearest
+from metalora.report.plots import plot_tsne
+from metalora.report.seed_plots import plot_pca
+from pipelines.options import make_parser
+
+SEEDS, KNN, RUN, CONFIG = "seeds/seeds.parquet", "knn.json", "run.json", "config.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora seeds`` with command-line arguments.
+
+    Raises:
+        UserError: no such run, or none with seeds.
+    """
+    parser = make_parser("metalora seeds", "Analyse the generated seeds of a finished run (formats cp and tr).")
+    parser.usage = None
+    parser.add_argument("run", metavar="RUN", help="a run's name, or the folder of a run or of a campaign's trial")
+    parser.add_argument("--output", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
+    options = parser.parse_args(arguments)
+    console = Console()
+    folder = find_run(options.run, Path(options.output).expanduser())
+    analysis, files = analyse_run(folder)
+    console.print(separation_table(analysis))
+    console.print(seed_sentence(analysis), highlight=False)
+    console.print("written   " + "\n          ".join(map(str, files)), highlight=False, soft_wrap=True)
+    try:
+        _track(folder, files)
+    except UserError as error:  # the files are there; a tracker that is away must not hide that
+        console.print(f"tracking: {error}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def find_run(run: str, output: Path) -> Path:
+    """Return the folder of a finished run with seeds.
+
+    Args:
+        run: Name of a run in ``output``, or a path.
+        output: Folder of the runs.
+
+    Raises:
+        UserError: no such run (those there are named), one that is not finished, or one whose format has no seeds.
+    """
+    folder = next((path for path in (output / run, Path(run).expanduser()) if (path / CONFIG).is_file()), None)
+    if folder is None:
+        names = sorted(path.parent.name for path in output.glob(f"*/{CONFIG}"))
+        raise UserError(f"no run {run!r}{nearest(run, names)} (in {output}: {', '.join(names) or 'none'})")
+    if not (folder / KNN).is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise UserError(f"run {run!r} is not finished: it has no {KNN} (there: {there})")
+    if not (folder / SEEDS).is_file():
+        format = json.loads((folder / KNN).read_text(encoding="utf-8"))["format"]
+        raise UserError(f"run {run!r} has no seeds: its format {format!r} generates none (cp and tr do)")
+    return folder
+
+
+def analyse_run(folder: Path) -> tuple[SeedAnalysis, list[Path]]:
+    """Analyse a run's seeds; write ``analysis.json``, ``tsne.png`` and ``pca.png`` beside them.
+
+    Returns:
+        The analysis and the files.
+
+    Raises:
+        UserError: seeds that cannot be read or analysed.
+    """
+    place = (folder / SEEDS).parent
+    seeds = read_seeds(folder / SEEDS)
+    analysis = analyse(seeds)
+    report, tsne, pca = files = [place / name for name in ("analysis.json", "tsne.png", "pca.png")]
+    with atomic_file(report) as temporary:
+        temporary.write_text(json.dumps(_plain(analysis), indent=2) + "\n", encoding="utf-8")
+    plot_tsne(seeds.vectors, seeds.domains, seeds.labels, tsne)
+    plot_pca(analysis.components, analysis.explained, seeds.domains, seeds.labels, pca)
+    return analysis, files
+
+
+def separation_table(analysis: SeedAnalysis) -> Table:
+    """Return how far the seeds tell tasks and classes apart, a row each."""
+    title = f"{analysis.samples} seeds of {analysis.size} numbers"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("grouped by")
+    for heading in ("groups", "probe %", "chance %", "silhouette", "between", "within", "eta² %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in (("task", analysis.task), ("class", analysis.label)):
+        table.add_row(
+            name,
+            str(found.groups),
+            "-" if found.probe is None else f"{100 * found.probe:.1f}",
+            f"{100 * found.chance:.1f}",
+            "-" if found.silhouette is None else f"{found.silhouette:.2f}",
+            f"{found.between:.3g}",
+            f"{found.within:.3g}",
+            f"{100 * found.eta_squared:.1f}",
+        )
+    return table
+
+
+def _plain(analysis: SeedAnalysis) -> dict[str, Any]:
+    def plain(found: Separation) -> dict[str, Any]:
+        return {**asdict(found), "eta_squared": found.eta_squared}
+
+    return {
+        "samples": analysis.samples,
+        "size": analysis.size,
+        "explained": analysis.explained,
+        "task": plain(analysis.task),
+        "class": plain(analysis.label),
+        "sentence": seed_sentence(analysis),
+    }
+
+
+def _track(folder: Path, files: Sequence[Path]) -> None:
+    """Add the files to the MLflow run that the folder's ``run.json`` names, if it names one."""
+    note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+    if note.get("run_id"):
+        from metalora.tracking_artifacts import add_artifacts
+
+        add_artifacts(note["tracking_uri"], note["run_id"], files, (folder / SEEDS).parent.name)

@@ -1,0 +1,263 @@
+"""``metalora tune``: a campaign of trials over a search space."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from metalora.build import build_model
+from metalora.errors import UserError
+from metalora.registry import nearest
+from metalora.tracking import CHAMPION, Tracker, build_tracker, flatten
+from pipelines.campaign import (
+    CAMPAIGN,
+    PARAMETERS,
+    STEP_SECONDS,
+    TRIALS,
+    CampaignConfig,
+    Plan,
+    TrialRecord,
+    campaign_config,
+    direction,
+    read_trials,
+)
+from pipelines.campaign_runner import CampaignRunner
+from pipelines.options import add_section, add_settings, config_file, make_parser, parse, parsed, read_yaml, resolve
+from pipelines.ray_backend import cluster
+from pipelines.results import read_run_note, run_tags, upload_model, write_run_note
+from pipelines.search import Suggestion
+from pipelines.spaces import Point, Space, grid, load_space, sections_of
+from pipelines.train import Prepared, name_run, output, prepare
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora tune`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, with a section 'campaign' too")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the campaign of this name")
+    add_section(parser, "campaign", CampaignConfig, as_defaults())
+    add_settings(parser)
+    options = parse(parser, arguments)
+    plan = _resumed_plan(options) if options.resume else _new_plan(options)
+    run_campaign(plan, resume=bool(options.resume))
+
+
+def as_defaults() -> dict[str, Any]:
+    """Return the campaign settings' defaults."""
+    return {setting.name: getattr(CampaignConfig(), setting.name) for setting in fields(CampaignConfig)}
+
+
+def _new_plan(options: argparse.Namespace) -> Plan:
+    file = config_file(options)
+    given = {**file.pop("campaign", {}), **_campaign_options(options)}
+    space = load_space(str(given.get("space", CampaignConfig().space)))
+    settings = campaign_config({**space.campaign, **given})
+    base = sections_of(space.settings)
+    base["cluster"] = {"workers": 1, **base.get("cluster", {})}
+    _refuse_searched(space, options, file)
+    return Plan(settings, resolve(options, base, file), space)
+
+
+def _resumed_plan(options: argparse.Namespace) -> Plan:
+    folder = output(resolve(options)) / options.resume
+    if not (folder / CAMPAIGN).is_file():
+        names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CAMPAIGN}"))
+        there = ", ".join(names) or "none"
+        raise UserError(f"no campaign {options.resume!r} in {folder.parent} to resume (there: {there})")
+    before = read_yaml(folder / CAMPAIGN)
+    campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
+    settings = campaign_config({**campaign, **_campaign_options(options)})
+    space = load_space(settings.space)
+    _refuse_searched(space, options, {})
+    return Plan(settings, resolve(options, before["config"]), space)
+
+
+def _campaign_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = [setting.name for setting in fields(CampaignConfig) if hasattr(options, setting.name)]
+    return {name: parsed(CampaignConfig, name, options) for name in names}
+
+
+def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:
+    in_file = {name for settings in file.values() if isinstance(settings, Mapping) for name in settings}
+    for name in sorted(space.searched):
+        if hasattr(options, name) or name in in_file:
+            raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")
+
+
+def run_campaign(plan: Plan, resume: bool = False, points: Sequence[Point] | None = None) -> Path:
+    """Run a campaign to its end, or go on with one.
+
+    Args:
+        plan: Its settings.
+        resume: Go on with the campaign named ``tracking.run_name``.
+        points: Run these points instead of searching.
+
+    Returns:
+        The campaign's folder.
+
+    Raises:
+        UserError: what the user can mend; trials that were run stay.
+    """
+    console = Console(file=sys.stdout)  # this one, whatever becomes of sys.stdout
+    config, folder = name_run(plan.config, resume, Path(plan.space.name).stem)
+    plan = replace(plan, config=config)
+    tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
+    prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    plan = _complete(plan, prepared)
+    if resume:
+        plan.check_same(folder)
+    if points is None and plan.campaign.searcher == "grid":
+        points = _that_fit(plan, prepared, console)
+    with cluster(config.cluster):
+        runner = CampaignRunner(plan, folder, prepared, points, console)
+        parent = _start_tracking(tracker, plan, folder)
+        status = "FAILED"
+        try:
+            runner.run(parent)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            _finish(tracker, plan, prepared, folder, status, console)
+    return folder
+
+
+def _complete(plan: Plan, prepared: Prepared) -> Plan:
+    """Fill in what follows from the data, and check the objectives."""
+    config, table = plan.config, prepared.table
+    objectives = plan.campaign.objectives or (f"val/knn{max(config.evaluate.knn)}",)
+    if not len(table.rows("val")):
+        raise UserError("a campaign is judged on the validation split, and the data have none (--val-fraction)")
+    if not config.evaluate.validate_every:
+        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
+    names = [PARAMETERS, STEP_SECONDS, "val/loss", "val/accuracy"]
+    names += [f"val/knn{k}{vote}" for k in config.evaluate.knn for vote in ("", "_weighted")]
+    by_domain = [f"{name}/{domain}" for name in names[4:] for domain in table.domains]
+    for objective in objectives:
+        if objective not in names + by_domain:
+            raise UserError(
+                f"no trial reports the objective {objective!r}{nearest(objective, names + by_domain)} "
+                f"(reported: {', '.join(names)}, and by domain)"
+            )
+    if plan.campaign.scheduler != "none" and not objectives[0].startswith("val/"):
+        raise UserError(
+            f"scheduler {plan.campaign.scheduler} needs a leading objective of val/..., got {objectives[0]!r}"
+        )
+    return replace(plan, campaign=replace(plan.campaign, objectives=objectives), fingerprint=table.fingerprint)
+
+
+def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
+    """Return the points of a grid whose adapters can be built.
+
+    Raises:
+        UserError: there are none.
+    """
+    fitting, reasons = [], []
+    verdicts: dict[str, str] = {}
+    for point in grid(plan.space, plan.campaign.grid_points):
+        config = plan.trial_config(Suggestion.of(0, point, 0))
+        key = f"{config.adapter} {config.mapping}"
+        if key not in verdicts:
+            try:
+                build_model(config, prepared.backbone, prepared.extractor, prepared.table.labels)
+                verdicts[key] = ""
+            except UserError as error:
+                verdicts[key] = str(error)
+        if verdicts[key]:
+            reasons.append(f"{point}: {verdicts[key]}")
+        else:
+            fitting.append(point)
+    if not fitting:
+        raise UserError(f"no point of space {plan.space.name!r} fits the backbone; {reasons[0]}")
+    if reasons:
+        console.print(f"{len(reasons)} points do not fit the backbone and are left out, the first: {reasons[0]}",
+                      style="yellow", highlight=False, soft_wrap=True)  # fmt: skip
+    return fitting
+
+
+def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
+    """Begin or continue the campaign's tracked run, the parent of its trials'; only then make its folder."""
+    config = plan.config
+    run_id = read_run_note(folder, config.tracking.tracking_uri)
+    described = plan.as_dict()
+    params = {f"campaign.{name}": value for name, value in described["campaign"].items()}
+    params |= {f"space.{i}": value for i, value in enumerate(described["space"])}
+    run_id = tracker.start({**params, **flatten(config)}, run_tags("campaign", "tune"), run_id, [])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CAMPAIGN).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+        write_run_note(folder, run_id, config.tracking.tracking_uri)
+    except OSError as error:
+        tracker.finish("FAILED")
+        raise UserError(f"the campaign's folder {folder} cannot be written: {error.strerror}") from None
+    return run_id
+
+
+def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
+    """Report, and register the champion; whatever fails here, the trials stay."""
+    try:
+        best = best_trial(read_trials(folder), plan.campaign.objectives[0])
+        if status == "FINISHED":
+            _report(tracker, folder, console)
+        if best is not None and status == "FINISHED":
+            _register(plan, prepared, folder, best, console)
+        tracker.finish(status)
+        console.print(f"MLflow    {tracker.where()}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        console.print(f"tracking: {reason}; 'metalora tune --resume {folder.name}' sends it again", style="yellow")
+
+
+def _report(tracker: Tracker, folder: Path, console: Console) -> None:
+    from pipelines.report import write_report
+
+    report = write_report(folder)
+    tracker.artifact(report)
+    console.print(f"report    {report / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def best_trial(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
+    """Return the finished trial to use: of the point that is best on average over its seeds, the best."""
+    points: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.status == "finished" and objective in record.result:
+            points.setdefault(str(record.trial.point), []).append(record)
+    sign = 1 if direction(objective) == "max" else -1
+
+    def value(record: TrialRecord) -> float:
+        return sign * record.result[objective]
+
+    best = max(points.values(), key=lambda several: sum(map(value, several)) / len(several), default=[])
+    return max(best, key=value, default=None)
+
+
+def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord, console: Console) -> None:
+    """Log the best trial's model to its run, registered under the campaign's name."""
+    tracking = plan.config.tracking
+    folder = campaign / TRIALS / best.trial.name
+    point = " ".join(f"{name}={value}" for name, value in best.trial.point.items())
+    console.print(f"best      {folder}  ({point})", highlight=False, soft_wrap=True)
+    if not tracking.log_model or best.run_id is None or tracking.tracking_uri == "none":
+        return
+    tracker = build_tracker(tracking.tracking_uri, tracking.experiment, best.trial.name)
+    tracker.start({}, {}, best.run_id, [])
+    upload_model(tracker, folder, prepared.backbone, prepared.extractor, campaign.name)
+    tracker.finish("FINISHED")
+    name = f"models:/{campaign.name}@{CHAMPION}"
+    console.print(f"champion  {name}   (metalora evaluate --model {name})", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+
+    run(main)
