@@ -83,12 +83,12 @@ class CampaignDisplay:
         counts = {status: 0 for status in ("running", "finished", "stopped", "failed")}
         for record in self.records.values():
             counts[record.status] += 1
-        parts = [f"{count} {status}" for status, count in counts.items() if count]
-        parts.append(f"of {self.total} trials" if self.total else "trials")
+        line = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "starting"
+        line += f" of {self.total} trials" if self.total else ""
         best = self.best()
         if best is not None:
-            parts.append(f"| best {self.objective} {best.result[self.objective]:.4g}: {best.trial.name}")
-        return " ".join([", ".join(parts[:-1]) if best is None else " ".join(parts), self._left()]).strip()
+            line += f" | best {self.objective} {best.result[self.objective]:.4g}: {best.trial.name}"
+        return line + self._left()
 
     def best(self) -> TrialRecord | None:
         """Return the trial that is ahead."""
@@ -141,7 +141,7 @@ class CampaignDisplay:
         if not estimates:
             return ""
         minutes, seconds = divmod(max(0, int(min(estimates))), 60)
-        return f"| about {minutes}:{seconds:02d} left"
+        return f" | about {minutes}:{seconds:02d} left"
 
     def _line(self, text: str) -> None:
         now = time.monotonic()

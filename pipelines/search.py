@@ -11,7 +11,6 @@ from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 
 from pipelines.spaces import Point, Space
 
-
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
