@@ -17,20 +17,20 @@ def build_backbone(
     """Build a backbone by name, in eval mode.
 
     Args:
-        name: ``resnet20``, ``torchvision/NAME`` or ``timm/NAME``.
-        weights: ``default`` (the library's; for resnet20 those of the embedded data, trained now if the cache has
-            none), a weights name of the library, ``none`` (random), or the path of a state dict.
+        name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME``.
+        weights: ``default`` (the library's; for this project's own those of the embedded data, trained now if the
+            cache has none), a weights name of the library, ``none`` (random), or the path of a state dict.
         image_size: Side of the square input; None for the weights' own.
         say: Told what takes long.
 
     Raises:
         UserError: an unknown name, or weights that cannot be had or do not fit.
     """
-    if name != "resnet20" or weights != "default":
+    if name not in backbones.EMBEDDED or weights != "default":
         return backbones.build_backbone(name, weights, image_size)
     from metalora.train.pretrain import embedded_weights
 
-    return backbones.build_backbone(name, weights, image_size, file=embedded_weights(say))
+    return backbones.build_backbone(name, weights, image_size, file=embedded_weights(name, say))
 
 
 def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone, Backbone | None]:

@@ -72,12 +72,13 @@ class BackboneConfig:
     """The frozen network."""
 
     backbone: str = Field(
-        default="resnet20", description="resnet20, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
+        default="resnet20", description="resnet20, mixer_tiny, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
     )
     weights: str = Field(
         default="default",
-        description="default (the library's pretrained weights; for resnet20 those trained on plain scans), "
-        "a weights name of the library, none (random), or the path of a state dict (.safetensors, .pt, .pth)",
+        description="default (the library's pretrained weights; for resnet20 and mixer_tiny those trained on "
+        "plain scans), a weights name of the library, none (random), or the path of a state dict "
+        "(.safetensors, .pt, .pth)",
     )
     image_size: int | None = Field(
         default=None, ge=8, description="side of the square input (default: the backbone's own)"

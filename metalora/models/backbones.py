@@ -1,4 +1,4 @@
-"""Backbones by name: this project's ResNet-20, torchvision's and timm's classification networks.
+"""Backbones by name: this project's small ResNet-20 and MLP-Mixer, torchvision's and timm's classification networks.
 
 A backbone is a network without its classifier, together with the preprocessing its weights expect.
 """
@@ -30,7 +30,7 @@ class Backbone(nn.Module):
     """A network without its classifier.
 
     Args:
-        name: ``resnet20``, ``torchvision/NAME`` or ``timm/NAME``.
+        name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME``.
         weights: What was asked for: ``default``, a weights name, ``none`` or a path.
         net: The network; (B, 3, H, W) -> (B, num_features).
         num_features: Length of a feature vector.
@@ -85,9 +85,9 @@ def build_backbone(
     tensors have, in order, exactly the network's shapes, is loaded by order, and a warning is logged.
 
     Args:
-        name: ``resnet20``, ``torchvision/NAME`` or ``timm/NAME`` (timm's tags included:
+        name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME`` (timm's tags included:
             ``timm/resnet50.a1_in1k``). Classification networks only.
-        weights: ``default`` (the library's pretrained weights; resnet20 has none: pass a path), a
+        weights: ``default`` (the library's pretrained weights; this project's own networks have none: pass a path), a
             weights name of the library (``IMAGENET1K_V2``, or a timm tag ``a1_in1k``), ``none``
             (random), or the path of a state dict (.safetensors, .pt, .pth).
         image_size: Side of the square input; None for the weights' own.
@@ -99,11 +99,12 @@ def build_backbone(
             size the network cannot take.
     """
     library, _, model = name.rpartition("/")
-    if library not in _LIBRARIES or (library == "" and name != "resnet20"):
+    if library not in _LIBRARIES or (library == "" and name not in EMBEDDED):
         choices = _all_names()
         meant = next((choice for choice in choices if choice.endswith(f"/{name}")), name)
         raise UserError(
-            f"unknown backbone {name!r}{nearest(meant, choices)} (accepted: resnet20, torchvision/NAME, timm/NAME)"
+            f"unknown backbone {name!r}{nearest(meant, choices)} "
+            f"(accepted: {', '.join(EMBEDDED)}, torchvision/NAME, timm/NAME)"
         )
     asked = weights
     if Path(weights).suffix in WEIGHT_FILES:
@@ -169,16 +170,33 @@ class _ToRgb:
         return self.transform(image.convert("RGB"))
 
 
-def _resnet20(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
+def _mixer_tiny() -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer
+
+    net: nn.Module = MlpMixer(img_size=28, patch_size=7, num_blocks=4, embed_dim=128, num_classes=0)
+    return net
+
+
+# This project's own networks for small images: how to make one, and the sides it takes (None: any).
+EMBEDDED: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
+    "resnet20": (ResNetCifar, None),
+    "mixer_tiny": (_mixer_tiny, 28),
+}
+
+
+def _embedded(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
     from torchvision import transforms
 
     if weights != "none" and fetch:
         raise UserError(
-            f"backbone 'resnet20' has no published weights {weights!r}: "
+            f"backbone {model!r} has no published weights {weights!r}: "
             f"accepted are 'none' and the path of a state dict ({', '.join(WEIGHT_FILES)})"
         )
-    net = ResNetCifar()
+    make, only_side = EMBEDDED[model]
     side = image_size or 28
+    if only_side not in (None, side):
+        raise UserError(f"backbone {model!r} takes images of {only_side}x{only_side} only, image_size is {side}")
+    net = make()
     transform = transforms.Compose(
         [
             transforms.Resize((side, side)),
@@ -289,7 +307,7 @@ def _timm_name(model: str, weights: str) -> str:
 
 
 _LIBRARIES: dict[str, Callable[[str, str, int | None, bool], _Parts]] = {
-    "": _resnet20,
+    "": _embedded,
     "torchvision": _torchvision,
     "timm": _timm,
 }
@@ -300,7 +318,7 @@ def _all_names() -> list[str]:
     from torchvision import models
 
     libraries = {"torchvision": models.list_models(module=models), "timm": timm.list_models()}
-    return ["resnet20", *(f"{library}/{name}" for library, names in libraries.items() for name in names)]
+    return [*EMBEDDED, *(f"{library}/{name}" for library, names in libraries.items() for name in names)]
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:

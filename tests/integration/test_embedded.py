@@ -15,16 +15,17 @@ from metalora.data import ImageDataset, load_table
 pytestmark = pytest.mark.slow
 
 
-def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path) -> None:
+@pytest.mark.parametrize(("name", "least"), [("resnet20", 0.9), ("mixer_tiny", 0.8)])
+def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path, name: str, least: float) -> None:
     """Scans it was not trained on, in the one task that is nearly plain once it is inverted, are told apart."""
     said: list[str] = []
     from metalora.build import build_backbone
 
-    backbone = build_backbone("resnet20", say=said.append)
-    again = build_backbone("resnet20", say=said.append)
+    backbone = build_backbone(name, say=said.append)
+    again = build_backbone(name, say=said.append)
     assert len(said) == 1, "trained once, then taken from the cache"
-    for name, tensor in backbone.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
     table = load_table(DataConfig())
     rows = table.rows("test")
     rows = rows[table.domain[rows] == table.domains.index("negative")]
@@ -32,7 +33,7 @@ def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path) -> None:
     with torch.no_grad():
         features = backbone(-torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
     accuracy = cross_val_score(KNeighborsClassifier(5), features, table.label[rows], cv=5).mean()
-    assert accuracy > 0.9
+    assert accuracy > least
 
 
 def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
