@@ -190,7 +190,7 @@ def test_the_fractions_leave_images_to_train_on(val, test):
 
 
 def test_a_domain_is_left_out_or_held_out():
-    with pytest.raises(UserError, match="^domains are left out or held out, not both: b$"):
+    with pytest.raises(UserError, match=r"^domains are left out or held out, not both: b$"):
         from_dict({"data": {"exclude_domains": ["a", "b"], "holdout_domains": ["b", "c"]}})
 
 
