@@ -94,6 +94,9 @@ class DataConfig:
         description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
     )
     exclude_domains: tuple[str, ...] = Field(default=(), description="domains to leave out")
+    holdout_domains: tuple[str, ...] = Field(
+        default=(), description="domains never trained on, only evaluated at the end"
+    )
     val_fraction: float = Field(default=0.1, ge=0, lt=1, description="share of a folder source held out for validation")
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of a folder source held out for the test")
     allow_different_labels: bool = Field(
@@ -206,6 +209,9 @@ class Config:
             raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
+        both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
+        if both:
+            raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")
 
 
 SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}

@@ -10,20 +10,19 @@ from metalora.errors import UserError
 from metalora.registry import nearest
 
 
-def check_excluded(excluded: Collection[str], domains: Collection[str]) -> None:
-    """Check that the domains to leave out exist, and that they are not all.
+def check_named(named: Collection[str], domains: Collection[str], setting: str = "exclude_domains") -> None:
+    """Check that the domains that a setting keeps from training exist, and that they are not all.
 
     Raises:
         UserError: an unknown domain (the choices are named), or none would be left.
     """
-    for name in excluded:
+    for name in named:
         if name not in domains:
             raise UserError(
-                f"exclude_domains: unknown domain {name!r}{nearest(name, domains)} "
-                f"(domains: {', '.join(sorted(domains))})"
+                f"{setting}: unknown domain {name!r}{nearest(name, domains)} (domains: {', '.join(sorted(domains))})"
             )
-    if excluded and set(excluded) == set(domains):
-        raise UserError(f"exclude_domains leaves out all of {', '.join(sorted(domains))}; one must stay")
+    if named and set(named) == set(domains):
+        raise UserError(f"{setting} leaves out all of {', '.join(sorted(domains))}; one must stay")
 
 
 def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
@@ -34,7 +33,7 @@ def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
     """
     if not excluded:
         return table
-    check_excluded(excluded, table.domains)
+    check_named(excluded, table.domains)
     left_out = [table.domains.index(name) for name in excluded]
     rest = table.select(~np.isin(table.domain, left_out))
     labels, label = np.unique(rest.label, return_inverse=True)
@@ -46,6 +45,22 @@ def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
         domain=domain.astype(np.int64),
         domains=tuple(table.domains[i] for i in domains),
     )
+
+
+def hold_out(table: ImageTable, held_out: Collection[str]) -> ImageTable:
+    """Return the table with some domains held out: `ImageTable.rows` leaves them out, `holdout_rows` has them.
+
+    Raises:
+        UserError: an unknown domain, none would be left to train on, or labels that only held-out domains have.
+    """
+    check_named(held_out, table.domains, "holdout_domains")
+    table = replace(table, holdout=tuple(sorted(set(held_out))))
+    rows = np.concatenate([table.rows(split) for split in SPLITS])
+    untrained = np.setdiff1d(np.arange(len(table.labels)), table.label[rows])
+    if len(untrained):
+        names = _list(table.labels[i] for i in untrained)
+        raise UserError(f"holdout_domains: no domain that is trained on has {names}")
+    return table
 
 
 def check(table: ImageTable, allow_different_labels: bool) -> None:

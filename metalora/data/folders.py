@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metalora.data.domains import check_excluded
+from metalora.data.domains import check_named
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
 
@@ -64,7 +64,7 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
             that cannot be read.
     """
     names = [folder.name for folder in _visible(root) if folder.is_dir()]
-    check_excluded(excluded, names)
+    check_named(excluded, names)
     images: list[_Image] = []
     for name in names:
         if name not in excluded:

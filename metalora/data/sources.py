@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from metalora.config import DataConfig
-from metalora.data.domains import check, exclude_domains
+from metalora.data.domains import check, exclude_domains, hold_out
 from metalora.data.embedded import embedded_file
 from metalora.data.folders import load_tree
 from metalora.data.parquet import load_parquet
@@ -29,7 +29,7 @@ def load_table(config: DataConfig) -> ImageTable:
     """
     if config.on_bad_image == "skip" and not config.verify_images:
         raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying")
-    table = _open_source(config)
+    table = hold_out(_open_source(config), config.holdout_domains)
     if config.verify_images:
         table = verify(table, config.on_bad_image)
     check(table, config.allow_different_labels)

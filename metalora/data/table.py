@@ -42,6 +42,7 @@ class ImageTable:
         domains: Sorted domain names.
         fingerprint: Hash of all that the table says: images, labels, domains, splits, ids.
         skipped: Names of the images left out because they cannot be decoded.
+        holdout: Names of the domains that are never trained on, only evaluated.
     """
 
     store: ImageStore
@@ -54,13 +55,21 @@ class ImageTable:
     domains: tuple[str, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.store_rows)
 
     def rows(self, split: str) -> IntArray:
-        """Return the rows of a split ("train", "val" or "test"), ascending."""
-        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
+        """Return the rows of a split ("train", "val" or "test"), ascending, without the held-out domains."""
+        return np.flatnonzero((self.split == SPLITS.index(split)) & ~self._held_out()).astype(np.int64)
+
+    def holdout_rows(self, split: str) -> IntArray:
+        """Return the rows of a split in the held-out domains, ascending."""
+        return np.flatnonzero((self.split == SPLITS.index(split)) & self._held_out()).astype(np.int64)
+
+    def _held_out(self) -> BoolArray:
+        return np.isin(self.domain, [self.domains.index(name) for name in self.holdout])
 
     def read(self, row: int) -> bytes:
         """Return the encoded image of a row."""

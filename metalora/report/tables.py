@@ -8,13 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 VOTES = {"uniform": "uniform vote", "weighted": "weighted vote"}
+HOLDOUT = {"seen": "held out", "unseen": "held out, own gallery"}
 
 
 def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], format: str) -> Table:
     """Return k-NN accuracies in %, original against adapted: a block a vote, overall first, then each task.
 
+    Where domains were held out they follow, with the train split of the other domains as gallery, then with their own.
+
     Args:
-        original: `KnnResult.as_dict()` of the unadapted backbone.
+        original: `KnnResult.as_dict()` of the unadapted backbone, and ``holdout`` as in ``knn.json``, if there is any.
         adapted: The same of the adapted one, on the same queries.
         format: The adapter's format, which heads its columns.
     """
@@ -25,17 +28,26 @@ def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], form
     for k in numbers:
         for heading in ("original", format, "gain"):
             table.add_column(f"K = {k}\n{heading}", justify="right", no_wrap=True)
-    images = original["queries"]
+    parts = [("overall", original, adapted)]
+    for gallery, title in HOLDOUT.items() if "holdout" in original else ():
+        parts.append((title, original["holdout"][gallery], adapted["holdout"][gallery]))
     for vote, title in VOTES.items():
         table.add_row(Text(title, style="italic"))
-        before, after = original["overall"][vote], adapted["overall"][vote]
-        total = str(sum(images.values()))
-        table.add_row("overall", total, *_cells(before, after, numbers), style="bold")
-        for domain, count in images.items():
-            before, after = original["by_domain"][domain][vote], adapted["by_domain"][domain][vote]
-            table.add_row(Text(domain), str(count), *_cells(before, after, numbers))
+        for name, before, after in parts:
+            _add_rows(table, name, before, after, vote, numbers)
         table.add_section()
     return table
+
+
+def _add_rows(
+    table: Table, name: str, before: Mapping[str, Any], after: Mapping[str, Any], vote: str, numbers: list[str]
+) -> None:
+    images = before["queries"]
+    overall = _cells(before["overall"][vote], after["overall"][vote], numbers)
+    table.add_row(name, str(sum(images.values())), *overall, style="bold")
+    for domain, count in images.items():
+        cells = _cells(before["by_domain"][domain][vote], after["by_domain"][domain][vote], numbers)
+        table.add_row(Text(domain), str(count), *cells)
 
 
 def _cells(before: Mapping[str, float], after: Mapping[str, float], numbers: list[str]) -> list[Text]:

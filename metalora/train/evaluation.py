@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from metalora.config import Config
 from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
 from metalora.data.table import SPLITS, ImageTable, IntArray
+from metalora.errors import UserError
 from metalora.evaluate.embed import ConditionCache, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
+from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
@@ -33,6 +36,23 @@ KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
 def has_results(folder: Path) -> bool:
     """Tell whether a checkpoint is that of a finished training, with its results beside the state."""
     return (folder / KNN).is_file()
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of some queries against some gallery.
+
+    Attributes:
+        knn: k-NN accuracies.
+        linear: Accuracy of a linear classifier fitted to the gallery, in [0, 1].
+    """
+
+    knn: KnnResult
+    linear: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same, ready for JSON."""
+        return {**self.knn.as_dict(), "linear": self.linear}
 
 
 class Evaluator:
@@ -60,6 +80,9 @@ class Evaluator:
         self.images = images
         self.shared = shared
         self.cache: ConditionCache | None = None
+        most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
+        if table.holdout and most > unseen:  # found at the end only, it would cost a training
+            raise UserError(f"k-NN with K = {most} needs as many train images of the held-out domains; got {unseen}")
         bfloat16 = config.train.precision == "bfloat16" or (
             config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
@@ -129,32 +152,59 @@ class Evaluator:
             self.reporter.metrics(step, values)
 
     def test(self, step: int) -> Write:
-        """Compare the adapted features with the original ones on the test split.
+        """Compare the adapted features with the original ones on the test split, and on that of held-out domains.
 
         Returns:
             What writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on rank 0.
         """
-        gallery, queries = self.table.rows("train"), self.table.rows("test")
-        before = [self._original(rows) for rows in (gallery, queries)]
-        after = [self._features("test adapted", rows) for rows in (gallery, queries)]
-        seeds = self._seeds(queries) if self.model.network.mapping is not None else None
+        parts = [self.table.rows("train"), self.table.rows("test")]
+        if self.table.holdout:
+            parts += [self.table.holdout_rows("train"), self.table.holdout_rows("test")]
+        before = [self._original(rows) for rows in parts]
+        after = [self._features("test adapted", rows) for rows in parts]
+        seeds = self._seeds(parts[1]) if self.model.network.mapping is not None else None
         if not self.group.first:
             return lambda folder: None
         labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
         accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
-        knn = {
-            name: self._knn(part[0][0], part[0][1][0], part[1][0], part[1][1][0])
-            for name, part in (("original", before), ("adapted", after))
-        }
-        self.reporter.metrics(step, {"test/accuracy": accuracy, **metrics("test", knn["adapted"])})
+        original, adapted = self._accuracies(before), self._accuracies(after)
+        values = {"test/accuracy": accuracy}
+        for prefix, found in adapted.items():
+            values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
+        self.reporter.metrics(step, values)
         report = {
             "format": self.model.spec.format,
-            "gallery": len(gallery),
-            "queries": len(queries),
+            "gallery": len(parts[0]),
+            "queries": len(parts[1]),
             "test_accuracy": accuracy,
-            **{name: result.as_dict() for name, result in knn.items()},
+            "original": as_report(original),
+            "adapted": as_report(adapted),
         }
         return lambda folder: self._write(folder, report, seeds)
+
+    def _accuracies(self, parts: list[tuple[Tensor, tuple[Tensor, ...]]]) -> dict[str, Accuracy]:
+        """Return, by the prefix of their metrics, the accuracies of galleries and queries.
+
+        Args:
+            parts: Rows and features of the gallery and the queries; then, if any, of the held-out domains' ones.
+        """
+        (seen, (seen_features, *_)), (queries, (features, *_)) = parts[:2]
+        found = {"test": self._accuracy(seen, seen_features, queries, features)}
+        if self.table.holdout:
+            (unseen, (unseen_features, *_)), (queries, (features, *_)) = parts[2:]
+            found["holdout"] = self._accuracy(seen, seen_features, queries, features)
+            found["holdout/unseen"] = self._accuracy(unseen, unseen_features, queries, features)
+        return found
+
+    def _accuracy(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> Accuracy:
+        device = self.group.device
+        linear = linear_accuracy(
+            gallery_features.to(device),
+            torch.from_numpy(self.table.label[gallery.numpy()]).to(device),
+            features.to(device),
+            torch.from_numpy(self.table.label[queries.numpy()]).to(device),
+        )
+        return Accuracy(self._knn(gallery, gallery_features, queries, features), linear)
 
     def _write(self, folder: Path, report: dict[str, Any], seeds: tuple[Tensor, Tensor] | None) -> None:
         save(self.model, folder / ADAPTER)
@@ -236,6 +286,17 @@ class Evaluator:
             metric=settings.knn_metric,
             temperature=settings.knn_temperature,
         )
+
+
+def as_report(accuracies: dict[str, Accuracy]) -> dict[str, Any]:
+    """Return the accuracies as ``knn.json`` has them: those of held-out domains, if any, under ``holdout``."""
+    report = accuracies["test"].as_dict()
+    if "holdout" in accuracies:
+        report["holdout"] = {
+            "seen": accuracies["holdout"].as_dict(),
+            "unseen": accuracies["holdout/unseen"].as_dict(),
+        }
+    return report
 
 
 def metrics(split: str, result: KnnResult) -> dict[str, float]:

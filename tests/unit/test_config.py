@@ -189,6 +189,11 @@ def test_the_fractions_leave_images_to_train_on(val, test):
     assert from_dict({"data": {"val_fraction": val / 2, "test_fraction": test / 2}})
 
 
+def test_a_domain_is_left_out_or_held_out():
+    with pytest.raises(UserError, match=r"^domains are left out or held out, not both: b$"):
+        from_dict({"data": {"exclude_domains": ["a", "b"], "holdout_domains": ["b", "c"]}})
+
+
 def test_replacing_a_section_checks_again():
     with pytest.raises(ValueError, match="multiple of workers"):
         dataclasses.replace(Config(), data=dataclasses.replace(Config().data, batch_size=63))

@@ -92,3 +92,35 @@ def test_an_unknown_domain_to_exclude_is_named(load):
 def test_all_domains_cannot_be_excluded(load):
     with pytest.raises(UserError, match="exclude_domains leaves out all of a, b, c"):
         load(lambda row: False, exclude_domains=("a", "b", "c"))
+
+
+def test_rows_leave_held_out_domains_out(load):
+    everything = load(lambda row: False)
+    table = load(lambda row: False, holdout_domains=("b",))
+    assert (table.domains, table.holdout, len(table)) == (("a", "b", "c"), ("b",), len(everything))
+    for split in ("train", "val", "test"):
+        held_out = table.domain[table.holdout_rows(split)]
+        assert set(held_out) == {1}
+        assert set(table.domain[table.rows(split)]) == {0, 2}
+        both = np.sort(np.concatenate([table.rows(split), table.holdout_rows(split)]))
+        assert both.tolist() == everything.rows(split).tolist()
+        assert len(everything.holdout_rows(split)) == 0
+
+
+def test_an_unknown_domain_to_hold_out_is_named(load):
+    with pytest.raises(UserError, match=r"holdout_domains: unknown domain 'd' \(domains: a, b, c\)"):
+        load(lambda row: False, holdout_domains=("d",))
+
+
+def test_all_domains_cannot_be_held_out(load):
+    with pytest.raises(UserError, match="holdout_domains leaves out all of a, b, c"):
+        load(lambda row: False, holdout_domains=("a", "b", "c"))
+
+
+def test_a_label_that_only_held_out_domains_have_is_named(load):
+    with pytest.raises(UserError, match="holdout_domains: no domain that is trained on has 'z'"):
+        load(
+            lambda row: row["label"] == "z" and row["domain"] != "b",
+            holdout_domains=("b",),
+            allow_different_labels=True,
+        )

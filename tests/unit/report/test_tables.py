@@ -40,3 +40,18 @@ def test_the_table_reads_well_at_100_columns() -> None:
         "sketch",
         "photo[x]",
     ]
+
+
+def test_held_out_domains_follow_with_either_gallery() -> None:
+    def result(shift: float) -> dict[str, Any]:
+        return {**_result(shift), "holdout": {"seen": _result(shift / 2), "unseen": _result(-shift)}}
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(accuracy_table(result(0), result(0.1), "tr"))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines()]
+    uniform = [row for row in rows if len(row) == 8][1:10]
+    assert [row[0] for row in uniform] == [
+        *("overall", "sketch", "photo[x]", "held out", "sketch", "photo[x]"),
+        *("held out, own gallery", "sketch", "photo[x]"),
+    ]
+    assert [row[4] for row in uniform] == ["+10.0"] * 3 + ["+5.0"] * 3 + ["-10.0"] * 3
