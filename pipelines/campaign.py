@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from metalora.config import Config, describe_error, from_dict, to_dict
+from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from metalora.files import atomic_file
-from metalora.registry import nearest
 from metalora.train.loop import differences
-from pipelines.options import read_yaml
+from pipelines.options import plain, read_yaml
 from pipelines.search import Suggestion
 from pipelines.spaces import Space, sections_of
 
@@ -57,22 +56,6 @@ class CampaignConfig:
     )
 
 
-def campaign_config(values: Mapping[str, Any]) -> CampaignConfig:
-    """Make checked settings.
-
-    Raises:
-        UserError: an unknown setting, or a value that is not accepted.
-    """
-    names = [setting.name for setting in fields(CampaignConfig)]
-    for name in values:
-        if name not in names:
-            raise UserError(f"unknown campaign setting {name!r}{nearest(name, names)}")
-    try:
-        return TypeAdapter(CampaignConfig).validate_python(dict(values))
-    except ValidationError as error:
-        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
-
-
 def direction(objective: str) -> Literal["max", "min"]:
     """Say which way an objective is better."""
     return "min" if objective.endswith("/loss") or objective in (PARAMETERS, STEP_SECONDS) else "max"
@@ -105,7 +88,7 @@ class Plan:
         """Return plain values, for `CAMPAIGN`."""
         lead = self.campaign.objectives[0]
         return {
-            "campaign": {**_plain(self.campaign), "metric": lead, "mode": direction(lead)},
+            "campaign": {**plain(self.campaign), "metric": lead, "mode": direction(lead)},
             "space": self.space.describe(),
             "config": to_dict(self.config),
             "data": self.fingerprint,
@@ -123,11 +106,6 @@ class Plan:
             changes.append("the data are others")
         if changes:
             raise UserError(f"campaign {folder.name!r} cannot be resumed: {'; '.join(changes)}")
-
-
-def _plain(campaign: CampaignConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = TypeAdapter(CampaignConfig).dump_python(campaign, mode="json")
-    return plain
 
 
 def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
     "tune": "search a space of settings; every trial is a training",
     "report": "say in tables and pictures what a campaign has found",
+    "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "ask whether a run's seeds tell tasks and classes apart",
 }
 USAGE = f"""usage: metalora COMMAND [OPTIONS]

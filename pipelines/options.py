@@ -8,8 +8,9 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from metalora.config import SECTIONS, Config, from_dict, setting_sections, to_dict
+from metalora.config import SECTIONS, Config, describe_error, from_dict
 from metalora.errors import UserError
 from metalora.registry import nearest
 
@@ -21,14 +22,14 @@ class _Parser(argparse.ArgumentParser):
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for every setting of `Config`: ``--batch-size`` for ``data.batch_size``."""
-    defaults = to_dict(Config())
     for section, kind in SECTIONS.items():
-        add_section(parser, section, kind, defaults[section])
+        add_section(parser, section, kind)
 
 
-def add_section(parser: argparse.ArgumentParser, title: str, kind: Any, defaults: Mapping[str, Any]) -> None:
+def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
     """Add an option for every setting of one dataclass."""
     group = parser.add_argument_group(f"{title} settings")
+    defaults = plain(kind())
     for field in dataclasses.fields(kind):
         name = field.name
         default = defaults[name]
@@ -39,6 +40,28 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any, defaults
         group.add_argument(
             f"--{name.replace('_', '-')}", dest=name, help=help.replace("%", "%%"), **_form(name, field.type)
         )
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Return a dataclass's settings as plain values."""
+    values: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
+    return values
+
+
+def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
+    """Make a dataclass of checked settings.
+
+    Raises:
+        UserError: an unknown setting (the nearest valid one is given), or a value that is not accepted.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in names:
+            raise UserError(f"unknown {title} setting {name!r}{nearest(name, names)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
 
 
 def _form(name: str, kind: Any) -> dict[str, Any]:
@@ -95,9 +118,9 @@ def resolve(
             values.setdefault(section, {}).update(settings)
         else:
             values[section] = settings  # `from_dict` says what is wrong with it
-    for name, section in setting_sections().items():
-        if hasattr(options, name) and isinstance(values.get(section, {}), dict):
-            values.setdefault(section, {})[name] = parsed(SECTIONS[section], name, options)
+    for section, kind in SECTIONS.items():
+        if isinstance(values.get(section, {}), dict):
+            values.setdefault(section, {}).update(given(kind, options))
     return from_dict(values)
 
 
@@ -128,19 +151,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parsed(kind: Any, name: str, options: argparse.Namespace) -> Any:
-    """Return what the command line gives for a setting of a dataclass, as the dataclass takes it.
+def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line gives for the settings of a dataclass.
 
     Raises:
         UserError: a mapping that is none.
     """
-    given = getattr(options, name)
-    form = next(field.type for field in dataclasses.fields(kind) if field.name == name)
+    forms = {field.name: field.type for field in dataclasses.fields(kind)}
+    return {name: _value(name, form, getattr(options, name)) for name, form in forms.items() if hasattr(options, name)}
+
+
+def _value(name: str, form: Any, value: Any) -> Any:
     if get_origin(form) is dict:
-        pairs = [item.rpartition("=") for item in given]
+        pairs = [item.rpartition("=") for item in value]
         if any(not pattern for pattern, _, _ in pairs):
-            raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(given)!r}")
-        return {pattern: value for pattern, _, value in pairs}
-    if isinstance(form, UnionType) and type(None) in get_args(form) and given in ("none", "null"):
+            raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(value)!r}")
+        return {pattern: number for pattern, _, number in pairs}
+    if isinstance(form, UnionType) and type(None) in get_args(form) and value in ("none", "null"):
         return None
-    return given
+    return value

@@ -11,6 +11,7 @@ from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 
 from pipelines.spaces import Point, Space
 
+SHORT = {"rank": "r", "mapping_depth": "d", "lr": "lr"}
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
@@ -32,9 +33,13 @@ class Suggestion:
 
     @staticmethod
     def of(number: int, point: Point, seed: int) -> "Suggestion":
-        """Name a trial: ``007-tr-r4-d2-s0``."""
+        """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
         parts = [str(point.get("format", ""))]
-        parts += [f"{short}{point[name]}" for name, short in (("rank", "r"), ("mapping_depth", "d")) if name in point]
+        parts += [
+            f"{short}{point[name]}"
+            for name, short in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
+            if name in point
+        ]
         return Suggestion(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
 
 

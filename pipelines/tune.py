@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,21 @@ from pipelines.campaign import (
     CampaignConfig,
     Plan,
     TrialRecord,
-    campaign_config,
     direction,
     read_trials,
 )
 from pipelines.campaign_runner import CampaignRunner
-from pipelines.options import add_section, add_settings, config_file, make_parser, parse, parsed, read_yaml, resolve
+from pipelines.options import (
+    add_section,
+    add_settings,
+    config_file,
+    given,
+    make_parser,
+    parse,
+    read_yaml,
+    resolve,
+    settings_of,
+)
 from pipelines.ray_backend import cluster
 from pipelines.results import read_run_note, run_tags, upload_model, write_run_note
 from pipelines.search import Suggestion
@@ -44,23 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, with a section 'campaign' too")
     parser.add_argument("--resume", metavar="NAME", help="go on with the campaign of this name")
-    add_section(parser, "campaign", CampaignConfig, as_defaults())
+    add_section(parser, "campaign", CampaignConfig)
     add_settings(parser)
     options = parse(parser, arguments)
     plan = _resumed_plan(options) if options.resume else _new_plan(options)
     run_campaign(plan, resume=bool(options.resume))
 
 
-def as_defaults() -> dict[str, Any]:
-    """Return the campaign settings' defaults."""
-    return {setting.name: getattr(CampaignConfig(), setting.name) for setting in fields(CampaignConfig)}
-
-
 def _new_plan(options: argparse.Namespace) -> Plan:
     file = config_file(options)
-    given = {**file.pop("campaign", {}), **_campaign_options(options)}
-    space = load_space(str(given.get("space", CampaignConfig().space)))
-    settings = campaign_config({**space.campaign, **given})
+    asked = {**file.pop("campaign", {}), **given(CampaignConfig, options)}
+    space = load_space(str(asked.get("space", CampaignConfig().space)))
+    settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
     base = sections_of(space.settings)
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
     _refuse_searched(space, options, file)
@@ -75,15 +79,10 @@ def _resumed_plan(options: argparse.Namespace) -> Plan:
         raise UserError(f"no campaign {options.resume!r} in {folder.parent} to resume (there: {there})")
     before = read_yaml(folder / CAMPAIGN)
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
-    settings = campaign_config({**campaign, **_campaign_options(options)})
+    settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
     return Plan(settings, resolve(options, before["config"]), space)
-
-
-def _campaign_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = [setting.name for setting in fields(CampaignConfig) if hasattr(options, setting.name)]
-    return {name: parsed(CampaignConfig, name, options) for name in names}
 
 
 def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:
@@ -93,13 +92,12 @@ def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[st
             raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")
 
 
-def run_campaign(plan: Plan, resume: bool = False, points: Sequence[Point] | None = None) -> Path:
+def run_campaign(plan: Plan, resume: bool = False) -> Path:
     """Run a campaign to its end, or go on with one.
 
     Args:
         plan: Its settings.
         resume: Go on with the campaign named ``tracking.run_name``.
-        points: Run these points instead of searching.
 
     Returns:
         The campaign's folder.
@@ -115,8 +113,7 @@ def run_campaign(plan: Plan, resume: bool = False, points: Sequence[Point] | Non
     plan = _complete(plan, prepared)
     if resume:
         plan.check_same(folder)
-    if points is None and plan.campaign.searcher == "grid":
-        points = _that_fit(plan, prepared, console)
+    points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
     with cluster(config.cluster):
         runner = CampaignRunner(plan, folder, prepared, points, console)
         parent = _start_tracking(tracker, plan, folder)
@@ -224,6 +221,12 @@ def _report(tracker: Tracker, folder: Path, console: Console) -> None:
     report = write_report(folder)
     tracker.artifact(report)
     console.print(f"report    {report / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def best_point(records: Sequence[TrialRecord], objective: str) -> Point | None:
+    """Return the point that is best on average over its finished trials."""
+    best = best_trial(records, objective)
+    return None if best is None else best.trial.point
 
 
 def best_trial(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:

@@ -1,0 +1,207 @@
+"""``metalora reproduce table1``: the paper's comparison, with every method tuned alike and tested over fresh seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+from ray import tune
+from rich.console import Console
+
+from metalora.adapters.formats import build_format
+from metalora.config import Config
+from metalora.errors import UserError
+from metalora.evaluate.significance import compare, sentence
+from metalora.files import atomic_file
+from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
+from metalora.train.evaluation import KNN
+from pipelines.campaign import TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
+from pipelines.options import add_section, add_settings, given, make_parser, parse, resolve, settings_of
+from pipelines.spaces import Space
+from pipelines.train import name_run, output
+from pipelines.tune import best_point, run_campaign
+
+TABLE, PICTURE, SCORES = "table1.md", "table1.png", "table1.json"
+HIGHEST_SEED = 1000  # fresh seeds begin beyond those that were tuned with
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class TableConfig:
+    """What the table compares, and how."""
+
+    backbones: tuple[str, ...] = Field(
+        default=("resnet20", "mixer_tiny"), min_length=1, description="one half of the table each"
+    )
+    formats: tuple[str, ...] = Field(
+        default=("lora", "multi_lora", "cp", "tr"), min_length=1, description="formats to compare"
+    )
+    tuning_trials: int = Field(default=6, ge=2, description="learning rates that each format is tuned over")
+    lr_low: float = Field(default=1e-3, gt=0, description="the lowest of them")
+    lr_high: float = Field(default=3e-2, gt=0, description="the highest; between them they are evenly spaced in log")
+    tuning_seeds: int = Field(default=1, ge=1, description="seeds that each of them is tried with")
+    fresh_seeds: int = Field(default=5, ge=2, description="other seeds that each format's best rate is tested with")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora reproduce`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser(
+        "metalora reproduce table1", "Compare original, static and generated adapters, as the paper does."
+    )
+    parser.add_argument("table", choices=["table1"], help="the paper's comparison of methods by k-NN accuracy")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the table of this name")
+    add_section(parser, "table", TableConfig)
+    add_settings(parser)
+    options = parse(parser, arguments)
+    for name in ("format", "rank", "lr", "backbone", "seed"):
+        if hasattr(options, name):
+            raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
+    table: TableConfig = settings_of(TableConfig, given(TableConfig, options), "table")
+    if options.resume:
+        options.run_name = options.resume
+    config = resolve(options, {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}})
+    config, folder = name_run(config, bool(options.resume), "table1")
+    reproduce(table, config, folder, Console())
+
+
+def reproduce(table: TableConfig, config: Config, folder: Path, console: Console) -> list[Results]:
+    """Tune every format on every backbone, test the winners, and write the table.
+
+    Args:
+        table: What is compared.
+        config: All other settings; ``tracking.run_name`` is the table's name.
+        folder: Where the table is written; the campaigns stand beside it.
+        console: Told what happens.
+
+    Raises:
+        UserError: what the user can mend; campaigns that were run stay, and are gone on with.
+    """
+    for name in table.formats:
+        build_format(name, 1)
+    found = []
+    for backbone in table.backbones:
+        settings = replace(config, backbone=replace(config.backbone, backbone=backbone))
+        found.append(_compare(table, settings, console))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = comparison_markdown(found, PICTURE)
+    with atomic_file(folder / TABLE) as file:
+        file.write_text(text, encoding="utf-8")
+    with atomic_file(folder / SCORES) as file:
+        file.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n", encoding="utf-8")
+    plot_comparison(found, folder / PICTURE)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"written   {folder / TABLE}, {PICTURE}, {SCORES}", highlight=False, soft_wrap=True)
+    return found
+
+
+def _compare(table: TableConfig, config: Config, console: Console) -> Results:
+    """Run the two campaigns of one backbone."""
+    name = f"{config.tracking.run_name}-{config.backbone.backbone.rpartition('/')[2]}"
+    rates = [float(f"{rate:.3g}") for rate in np.geomspace(table.lr_low, table.lr_high, table.tuning_trials)]
+    tuning = _campaign(
+        f"{name}-tune",
+        Space("table1", tuple({"format": kind, "lr": tune.choice(rates)} for kind in table.formats), {}, {}),
+        table.tuning_seeds,
+        config,
+    )
+    objective = f"val/knn{max(config.evaluate.knn)}"
+    trials = read_trials(tuning)
+    winners = {}
+    for kind in table.formats:
+        mine = [record for record in trials if record.trial.point["format"] == kind]
+        point = best_point(mine, objective)
+        if point is None:
+            errors = "; ".join(record.error or record.status for record in mine)
+            raise UserError(f"no trial of {kind} ended well ({errors}): see {tuning}")
+        winners[kind] = point
+    fresh = replace(config, train=replace(config.train, seed=config.train.seed + HIGHEST_SEED))
+    testing = _campaign(f"{name}-test", Space("table1", tuple(winners.values()), {}, {}), table.fresh_seeds, fresh)
+    return read_results(config.backbone.backbone, testing, rates, winners, trials, objective)
+
+
+def _campaign(name: str, space: Space, seeds: int, config: Config) -> Path:
+    """Run a grid to its end, or what is left of it."""
+    config = replace(config, tracking=replace(config.tracking, run_name=name))
+    campaign = CampaignConfig(space=space.name, searcher="grid", seeds=seeds)
+    return run_campaign(Plan(campaign, config, space), resume=(output(config) / name).exists())
+
+
+def read_results(
+    backbone: str,
+    campaign: Path,
+    rates: Sequence[float],
+    winners: Mapping[str, Mapping[str, Any]],
+    tuning: Sequence[TrialRecord],
+    objective: str,
+) -> Results:
+    """Read what the test trials scored.
+
+    Raises:
+        UserError: a trial has failed, so that the methods are not paired any more.
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    parameters: dict[str, int] = {ORIGINAL: 0}
+    for record in read_trials(campaign):
+        if record.status != "finished":
+            raise UserError(f"trial {record.trial.name} {record.status}: {record.error}; see {campaign}")
+        report = json.loads((campaign / TRIALS / record.trial.name / KNN).read_text(encoding="utf-8"))
+        kind = record.trial.point["format"]
+        parameters[kind] = record.parameters or 0
+        for metric, value in flat_scores(report["adapted"]).items():
+            scores.setdefault(metric, {}).setdefault(kind, []).append(value)
+        if kind == next(iter(winners)):
+            for metric, value in flat_scores(report["original"]).items():
+                scores[metric].setdefault(ORIGINAL, []).append(value)
+    tuned = {
+        kind: Tuning(point["lr"], point["lr"] in (min(rates), max(rates)), _curve(kind, tuning, objective))
+        for kind, point in winners.items()
+    }
+    found = {metric: compare(by_method) for metric, by_method in scores.items()}
+    return Results(
+        backbone=backbone,
+        seeds=next(iter(found.values())).seeds,
+        parameters=parameters,
+        tuning=tuned,
+        scores=scores,
+        estimates={
+            metric: {m: (e.mean, e.low, e.high) for m, e in one.scores.items()} for metric, one in found.items()
+        },
+        sentences={metric: sentence(one) for metric, one in found.items()},
+    )
+
+
+def _curve(kind: str, tuning: Sequence[TrialRecord], objective: str) -> dict[float, float]:
+    """Return the objective by learning rate, averaged over the tuning seeds."""
+    values: dict[float, list[float]] = {}
+    for record in tuning:
+        if record.trial.point["format"] == kind and record.status == "finished":
+            values.setdefault(record.trial.point["lr"], []).append(record.result[objective])
+    return {rate: float(np.mean(several)) for rate, several in sorted(values.items())}
+
+
+def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracies of a part of ``knn.json`` that the table has, by a title of what was measured."""
+    parts = {"": report}
+    if "holdout" in report:
+        parts["held-out tasks, seen gallery: "] = report["holdout"]["seen"]
+        parts["held-out tasks, own gallery: "] = report["holdout"]["unseen"]
+    scores = {}
+    for title, part in parts.items():
+        for k, value in part["overall"]["uniform"].items():
+            scores[f"{title}k-NN {k}"] = value
+        scores[f"{title}linear"] = part["linear"]
+    return scores
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+
+    run(main)
