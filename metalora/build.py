@@ -1,6 +1,7 @@
 """From a config to the things it describes."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +13,11 @@ from metalora.models.backbones import Backbone
 
 
 def build_backbone(
-    name: str, weights: str = "default", image_size: int | None = None, say: Callable[[str], None] = print
+    name: str,
+    weights: str = "default",
+    image_size: int | None = None,
+    say: Callable[[str], None] = print,
+    file: Path | None = None,
 ) -> Backbone:
     """Build a backbone by name, in eval mode.
 
@@ -22,12 +27,13 @@ def build_backbone(
             cache has none), a weights name of the library, ``none`` (random), or the path of a state dict.
         image_size: Side of the square input; None for the weights' own.
         say: Told what takes long.
+        file: A state dict to load in place of the library's own tensors.
 
     Raises:
         UserError: an unknown name, or weights that cannot be had or do not fit.
     """
-    if name not in backbones.EMBEDDED or weights != "default":
-        return backbones.build_backbone(name, weights, image_size)
+    if file is not None or name not in backbones.EMBEDDED or weights != "default":
+        return backbones.build_backbone(name, weights, image_size, file=file)
     from metalora.train.pretrain import embedded_weights
 
     return backbones.build_backbone(name, weights, image_size, file=embedded_weights(name, say))

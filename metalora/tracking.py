@@ -250,6 +250,35 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
     return MlflowTracker(uri, experiment, run_name)
 
 
+def download_model(model: str, uri: str, folder: Path) -> Path:
+    """Fetch the files of a logged model: ``adapter``, ``config.yaml``, ``backbone.safetensors``, ...
+
+    Args:
+        model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/ID/model``.
+        uri: Tracking URI.
+        folder: Where to put them.
+
+    Raises:
+        UserError: there is no such model, or it is not one of ours.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_address(uri))
+    try:
+        mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder))
+    except Exception as error:  # as in `MlflowTracker.start`
+        raise UserError(f"model {model!r} cannot be had from MLflow at {uri!r}: {_reason(error)}") from None
+    found = next(folder.rglob("config.yaml"), None)
+    if found is None:
+        raise UserError(f"model {model!r} is none that metalora has logged: it has no config.yaml")
+    return found.parent
+
+
+def tracking_address(uri: str) -> str:
+    """Return the tracking URI that a setting means."""
+    return (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db") if uri == "default" else uri
+
+
 def metric_name(name: str) -> str:
     """Return the name with what MLflow does not take (a domain may be called ``a, b``) replaced by ``_``."""
     return re.sub(r"[^\w\-. /]", "_", name) or "_"

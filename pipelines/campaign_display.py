@@ -49,6 +49,8 @@ class CampaignDisplay:
     def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
+        if self.records:
+            self.console.print(self.summary(), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Tell the user."""
@@ -136,7 +138,7 @@ class CampaignDisplay:
         spent = time.monotonic() - self.began
         ended = len(self._ended())
         estimates = [] if self.seconds is None else [self.seconds - spent]
-        if self.total and ended > self.ended_before:
+        if self.total and self.total > ended > self.ended_before:
             estimates.append(spent / (ended - self.ended_before) * (self.total - ended))
         if not estimates:
             return ""

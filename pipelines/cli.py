@@ -10,6 +10,7 @@ from metalora.registry import nearest
 COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
     "tune": "search a space of settings; every trial is a training",
+    "evaluate": "score a trained adapter, on its data or on others",
     "report": "say in tables and pictures what a campaign has found",
     "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "ask whether a run's seeds tell tasks and classes apart",

@@ -120,7 +120,10 @@ def sample(space: Space, seed: int) -> Iterator[Point]:
 
 def _check(space: Space) -> None:
     known = setting_sections()
-    sections_of(space.settings)
+    try:
+        from_dict(sections_of(space.settings))
+    except UserError as error:
+        raise UserError(f"space {space.name!r}: {error}") from None
     for alternative in space.alternatives:
         for name in alternative:
             if name in known and known[name] not in SEARCHABLE:

@@ -20,7 +20,7 @@ from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
 from metalora.report.tables import accuracy_table
-from metalora.tracking import Tracker, build_tracker, flatten
+from metalora.tracking import Tracker, build_tracker, flatten, tracking_address
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN
 from metalora.train.loop import Trainer
@@ -159,9 +159,7 @@ def name_run(config: Config, resume: bool, kind: str) -> tuple[Config, Path]:
     folder = output(config) / name
     if folder.exists() and not resume:
         raise UserError(f"run {name!r} exists in {folder.parent}: choose another --run-name, or --resume {name}")
-    uri = config.tracking.tracking_uri
-    if uri == "default":
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = tracking_address(config.tracking.tracking_uri)
     return replace(config, tracking=replace(config.tracking, run_name=name, tracking_uri=uri)), folder
 
 

@@ -1,0 +1,141 @@
+"""``metalora evaluate``: k-NN and linear accuracy of an adapter that was trained before, on its data or on others."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from metalora.build import build_backbone, build_networks
+from metalora.config import Config
+from metalora.data import load_table
+from metalora.data.loaders import default_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.backbones import Backbone
+from metalora.models.persist import load
+from metalora.report.tables import accuracy_table
+from metalora.tracking import download_model
+from metalora.train.evaluation import ADAPTER, KNN, Evaluator
+from metalora.train.reporter import Progress, Write
+from pipelines.console import ProgressDisplay
+from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
+from pipelines.results import CONFIG
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora evaluate`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora evaluate", "Evaluate a trained adapter; settings are those of its training.")
+    parser.add_argument("--model", metavar="MODEL", required=True,
+                        help="a run's folder or name, or MLflow's models:/NAME@champion or runs:/ID/model")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, above those of the training")
+    parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
+    add_settings(parser)
+    options = parse(parser, arguments)
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _fetch(options.model, resolve(options), Path(scratch))
+        config = resolve(options, read_yaml(folder / CONFIG))
+        report = evaluate(config, folder, console)
+    if options.report:
+        Path(options.report).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
+    """Evaluate the adapter of a run's folder.
+
+    Args:
+        config: The training's settings, with others for data and evaluation.
+        folder: Holds the adapter and, if they are to be taken from there, the networks' tensors.
+        console: Where to print.
+
+    Returns:
+        The report, as in ``knn.json``.
+
+    Raises:
+        UserError: data, backbone or adapter that do not fit one another.
+    """
+    table = load_table(config.data)
+    backbone, extractor = _networks(config, folder, console)
+    model = load(backbone, folder / ADAPTER, extractor)
+    if model.spec.labels != table.labels:
+        ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
+        raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "
+                        f"the data have {len(table.labels)} ({ours}, ...)")  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = config.data.loader_workers
+    workers = default_loader_workers(os.cpu_count() or 1) if workers is None else workers
+    with ProgressDisplay(console) as display, tempfile.TemporaryDirectory() as scratch:
+        evaluator = Evaluator(
+            config, model.to(device), table, backbone.preprocess, Group(device), Watcher(display), workers
+        )
+        evaluator.test(0)(Path(scratch))
+        report: dict[str, Any] = json.loads((Path(scratch) / KNN).read_text(encoding="utf-8"))
+    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}", highlight=False)
+    return report
+
+
+class Watcher:
+    """A reporter that shows progress, and keeps nothing.
+
+    Args:
+        display: Shows it.
+    """
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self.display = display
+
+    def progress(self, progress: Progress) -> None:
+        """Show progress."""
+        self.display.show(progress)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing: the report has them."""
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Do nothing: nothing is trained."""
+
+
+def _fetch(model: str, config: Config, scratch: Path) -> Path:
+    """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
+    if model.startswith(("models:/", "runs:/")):
+        return download_model(model, config.tracking.tracking_uri, scratch)
+    folders = [Path(model).expanduser(), Path(config.cluster.output).expanduser() / model]
+    for folder in folders:
+        if (folder / CONFIG).is_file() and (folder / ADAPTER).is_dir():
+            return folder
+    raise UserError(
+        f"no trained model {model!r}: wanted the folder or name of a finished run, models:/NAME@ALIAS or runs:/ID/model"
+    )
+
+
+def _networks(config: Config, folder: Path, console: Console) -> tuple[Backbone, Backbone | None]:
+    """Build backbone and extractor, from the model's own tensors if it brought them."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    file = folder / "backbone.safetensors"
+    if not file.is_file():
+        return build_networks(config, say)
+    settings, mapping = config.backbone, config.mapping
+    backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say, file)
+    if mapping.extractor == "backbone":
+        return backbone, None
+    other = folder / "extractor.safetensors"
+    return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say, other)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+
+    run(main)
