@@ -170,6 +170,10 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         self.ended: dict[str, list[Sequence[float] | None]] = {}  # by point
         self.epochs: dict[str, int] = {}  # trained, by trial name
 
+    def __reduce__(self) -> Any:
+        """Leave nothing in the settings that Tune pickles to restore from: a campaign resumes by `recall`."""
+        return Searcher, ()
+
     def recall(self, past: Sequence[tuple[Suggestion, Mapping[str, Any] | None]]) -> None:
         """Take the trials of an earlier part of the campaign, in the order of their numbers.
 

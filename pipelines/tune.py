@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,18 +201,21 @@ def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
 
 
 def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
-    """Report, and register the champion; whatever fails here, the trials stay."""
-    try:
-        best = best_trial(read_trials(folder), plan.campaign.objectives[0])
-        if status == "FINISHED":
-            _report(tracker, folder, console)
-        if best is not None and status == "FINISHED":
-            _register(plan, prepared, folder, best, console)
-        tracker.finish(status)
-        console.print(f"MLflow    {tracker.where()}", highlight=False, soft_wrap=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        console.print(f"tracking: {reason}; 'metalora tune --resume {folder.name}' sends it again", style="yellow")
+    """Register the champion, report, and end the tracked run; whatever fails here, the trials stay."""
+    best = best_trial(read_trials(folder), plan.campaign.objectives[0])
+    steps: list[Callable[[], None]] = [lambda: tracker.finish(status)]
+    if status == "FINISHED":
+        steps.insert(0, lambda: _report(tracker, folder, console))
+        if best is not None:
+            steps.insert(0, lambda: _register(plan, prepared, folder, best, console))
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            console.print(f"tracking: {reason}; 'metalora tune --resume {folder.name}' sends it again",
+                          style="yellow", soft_wrap=True)  # fmt: skip
+    console.print(f"MLflow    {tracker.where()}", highlight=False, soft_wrap=True)
 
 
 def _report(tracker: Tracker, folder: Path, console: Console) -> None:
