@@ -57,6 +57,10 @@ class MappingConfig:
     seed_scope: Literal["layer", "shared"] = Field(
         default="layer", description="one seed a layer, or one for all layers of a size"
     )
+    seed_granularity: Literal["sample", "task"] = Field(
+        default="sample",
+        description="each image its own seed, or its task's mean (over the batch; then over the train split)",
+    )
     extractor: str = Field(
         default="backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
     )
@@ -127,6 +131,17 @@ class TrainConfig:
     lr: float = Field(default=6e-3, gt=0, description="peak learning rate of adapter and head")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay")
     warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up, before the cosine")
+    objective: Literal["classification", "episodic"] = Field(
+        default="classification", description="cross-entropy, or that and the k-NN loss within episodes"
+    )
+    episode_classes: int = Field(default=16, ge=2, description="classes of an episode")
+    episode_images: int = Field(default=4, ge=2, description="images of each class of an episode")
+    episode_tasks: Literal["all", "one", "in_turn"] = Field(
+        default="all",
+        description="an episode is drawn from all tasks, or from one; in_turn: from one, and each epoch another task "
+        "is left out: its episodes train the mapping net alone, the others everything else",
+    )
+    episode_temperature: float = Field(default=0.1, gt=0, description="softmax temperature of the k-NN loss")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     clip_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient's norm to this (null: do not)")
     accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step")
@@ -153,6 +168,9 @@ class EvaluateConfig:
     knn_metric: Literal["cosine", "l2"] = Field(default="cosine", description="distance")
     knn_temperature: float = Field(default=0.07, gt=0, description="softmax temperature of the weighted vote")
     validate_every: int = Field(default=1, ge=0, description="epochs between validations (0: never)")
+    shuffled_seeds: bool = Field(
+        default=False, description="test also with each image given another image's seed: a control"
+    )
     evaluation_batch_size: int = Field(default=256, ge=1, description="images a worker embeds at a time")
 
 

@@ -99,6 +99,7 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         self._batch_size = batch_size
         self._seed = seed
         self._sampling: Sampling = sampling
+        self._unit = 1  # positions that stay together on a rank
         self._accumulate = accumulate
         self._rank = rank
         self._world = world
@@ -116,12 +117,17 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         self._epoch = epoch
         self._step = step
 
+    def order(self, epoch: int) -> IntArray:
+        """Return the positions of an epoch, batch after batch."""
+        return epoch_order(self._domain, self._seed, epoch, self._sampling)
+
     def __len__(self) -> int:
         """Return the number of micro-batches from the position to the end of the epoch."""
         return (self.steps - self._step) * self._accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self._domain, self._seed, self._epoch, self._sampling)
+        order = self.order(self._epoch)
         size = self._batch_size // self._accumulate
         for start in range(self._step * self._batch_size, self.steps * self._batch_size, size):
-            yield order[start : start + size][self._rank :: self._world].tolist()
+            units = order[start : start + size].reshape(-1, self._unit)
+            yield units[self._rank :: self._world].reshape(-1).tolist()

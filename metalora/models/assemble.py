@@ -19,7 +19,7 @@ from metalora.adapters.seed_slot import SeedSlot
 from metalora.errors import UserError
 from metalora.models.backbones import state_hash
 from metalora.models.extractor import FEATURES, Extractor, early_layers
-from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
+from metalora.models.mapping import SCOPES, MappingNet, mapping_size, mean_by_task, seed_layout
 from metalora.registry import nearest
 
 NORMS = (nn.modules.batchnorm._NormBase,)
@@ -82,10 +82,14 @@ class AdaptedNetwork(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
-        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F)."""
+    def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:
+        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F).
+
+        Without extractor features the seeds in the slot hold. With ``task`` (B,) the images of a task get their mean.
+        """
         if self.mapping is not None and self.slot.enabled and condition is not None:
-            self.slot.seeds = self.mapping(condition)
+            seeds = self.mapping(condition)
+            self.slot.seeds = seeds if task is None else mean_by_task(seeds, task)
         return self.backbone(x)
 
 

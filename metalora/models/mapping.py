@@ -55,6 +55,21 @@ class MappingNet(nn.Module):
         self.spread.copy_(torch.where(constant, torch.ones_like(spread), spread))
 
 
+def mean_by_task(seeds: Tensor, task: Tensor) -> Tensor:
+    """Give every image the mean seed of its task's images.
+
+    Args:
+        seeds: (B, S).
+        task: (B,), the task of each image.
+
+    Returns:
+        (B, S).
+    """
+    with torch.autocast(seeds.device.type, enabled=False):
+        same = (task[:, None] == task[None, :]).float()
+        return same @ seeds.float() / same.sum(1, keepdim=True)
+
+
 def mapping_size(in_features: int, seeds: int, depth: int, width: int) -> int:
     """Return the parameters of a `MappingNet` with S = ``seeds``, without making it."""
     return width * (in_features + 1) + (depth - 1) * width * (width + 1) + seeds * (width + 1)

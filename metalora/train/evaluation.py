@@ -18,7 +18,7 @@ from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
 from metalora.data.table import SPLITS, ImageTable, IntArray
 from metalora.errors import UserError
-from metalora.evaluate.embed import ConditionCache, Shared, embed
+from metalora.evaluate.embed import ConditionCache, GivenSeeds, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
@@ -140,8 +140,10 @@ class Evaluator:
         queries = self.table.rows("val")
         if len(queries) == 0:
             return
-        gallery, (gallery_features, _) = self._features("validate", self.table.rows("train"))
-        rows, (features, scores) = self._features("validate", queries)
+        support = self.table.rows("train")
+        given = self._task_seeds(support)
+        gallery, (gallery_features, _) = self._features("validate", support, given)
+        rows, (features, scores) = self._features("validate", queries, given)
         if self.group.first:
             labels = torch.from_numpy(self.table.label[rows.numpy()])
             values = {
@@ -161,8 +163,10 @@ class Evaluator:
         if self.table.holdout:
             parts += [self.table.holdout_rows("train"), self.table.holdout_rows("test")]
         before = [self._original(rows) for rows in parts]
-        after = [self._features("test adapted", rows) for rows in parts]
+        given = self._task_seeds(np.concatenate(parts[::2]))
+        after = [self._features("test adapted", rows, given) for rows in parts]
         seeds = self._seeds(parts[1]) if self.model.network.mapping is not None else None
+        shuffled = self._shuffled(parts, given) if seeds is not None and self.config.evaluate.shuffled_seeds else None
         if not self.group.first:
             return lambda folder: None
         labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
@@ -172,7 +176,7 @@ class Evaluator:
         for prefix, found in adapted.items():
             values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
         self.reporter.metrics(step, values)
-        report = {
+        report: dict[str, Any] = {
             "format": self.model.spec.format,
             "gallery": len(parts[0]),
             "queries": len(parts[1]),
@@ -180,6 +184,8 @@ class Evaluator:
             "original": as_report(original),
             "adapted": as_report(adapted),
         }
+        if shuffled is not None:
+            report["shuffled"] = as_report(self._accuracies(shuffled))
         return lambda folder: self._write(folder, report, seeds)
 
     def _accuracies(self, parts: list[tuple[Tensor, tuple[Tensor, ...]]]) -> dict[str, Accuracy]:
@@ -226,12 +232,15 @@ class Evaluator:
         assert features is not None
         return features
 
-    def _features(self, phase: str, rows: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return rows, and their features (N, D) and scores (N, C)."""
+    def _features(self, phase: str, rows: Any, given: GivenSeeds | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return rows, and their features (N, D) and scores (N, C), by their own seeds or those given."""
+        slot = self.model.network.slot
 
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
             images = self.place(images)
-            condition = self.condition(images, image_rows) if self.model.network.slot.enabled else None
+            condition = self.condition(images, image_rows) if slot.enabled and given is None else None
+            if given is not None:
+                slot.seeds = given.get(image_rows).to(self.group.device)
             with self.autocast():
                 features = self.model.network(images, condition)
                 assert self.model.head is not None
@@ -246,6 +255,19 @@ class Evaluator:
             return torch.from_numpy(rows), (torch.tensor(self.shared.original[rows]),)
         with self.model.disable_adapter():
             return self._features("test original", rows)
+
+    def _task_seeds(self, support: IntArray) -> GivenSeeds | None:
+        """Return the tasks' mean seeds over support images, if a seed is a task's and not an image's."""
+        if self.model.network.mapping is None or self.config.mapping.seed_granularity == "sample":
+            return None
+        return GivenSeeds.of_tasks(*self._seeds(support), torch.from_numpy(self.table.domain))
+
+    def _shuffled(self, parts: list[IntArray], given: GivenSeeds | None) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Return rows and features of the parts, each image with the seed of another of them."""
+        rows = np.concatenate(parts)
+        given = given or GivenSeeds.own(*self._seeds(rows), len(self.table))
+        given = given.shuffled(torch.from_numpy(rows), self.config.train.seed)
+        return [self._features("test shuffled seeds", part, given) for part in parts]
 
     def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:

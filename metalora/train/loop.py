@@ -1,6 +1,6 @@
 """The training loop. It knows torch.distributed, not Ray; a `Reporter` takes what it has to tell.
 
-Shapes: B images of a micro-batch on this rank, F extractor features, C classes.
+Shapes: B images of a micro-batch on this rank, D features, F extractor features, C classes.
 """
 
 import itertools
@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from metalora.config import Config, to_dict
+from metalora.data.episodes import EpisodeSampler
 from metalora.data.loaders import train_loader
 from metalora.data.sampler import BatchSampler
-from metalora.data.table import ImageTable
+from metalora.data.table import ImageTable, IntArray
 from metalora.errors import UserError
 from metalora.evaluate.embed import Batch, Shared
 from metalora.group import Group, synchronised
@@ -32,6 +34,7 @@ from metalora.train.checkpoint import (
 )
 from metalora.train.checkpointing import checkpoint_blocks
 from metalora.train.evaluation import Evaluator, has_results
+from metalora.train.objective import knn_loss
 from metalora.train.optim import build_optimizer, warmup_cosine
 from metalora.train.reporter import Progress, Reporter, Write
 
@@ -48,10 +51,10 @@ class Classifier(nn.Module):
         self.network = model.network
         self.head = model.head
 
-    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Map images (B, 3, H, W) and extractor features (B, F) to scores (B, C)."""
-        scores: Tensor = self.head(self.network(x, condition))
-        return scores
+    def forward(self, x: Tensor, condition: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map images (B, 3, H, W), extractor features (B, F) and tasks (B,) to features (B, D) and scores (B, C)."""
+        features = self.network(x, condition, task)
+        return features, self.head(features)
 
 
 class Trainer:
@@ -95,15 +98,10 @@ class Trainer:
 
         self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers, shared)
         rows = table.rows("train")
-        self.sampler = BatchSampler(
-            table.domain[rows],
-            batch_size=config.data.batch_size,
-            accumulate=self.settings.accumulate,
-            seed=self.settings.seed,
-            sampling=config.data.domain_sampling,
-            rank=group.rank,
-            world=group.world,
-        )
+        self.sampler = build_sampler(config, table.label[rows], table.domain[rows], group)
+        self.tasks = np.unique(table.domain[rows]).tolist()
+        if self._in_turn and (model.network.mapping is None or len(self.tasks) == 1):
+            raise UserError("episode_tasks = in_turn needs a format with generated seeds, and two tasks or more")
         self.loader = train_loader(self.evaluator.dataset(rows), self.sampler, self.evaluator.loader_workers)
         self.steps_per_epoch = self.sampler.steps
         self.total_steps = self.steps_per_epoch * self.settings.epochs
@@ -115,6 +113,10 @@ class Trainer:
         )
         self.schedule = warmup_cosine(self.optimizer, self.settings.warmup_steps, self.total_steps)
         self.classifier = self._prepare(Classifier(model))
+
+    @property
+    def _in_turn(self) -> bool:
+        return self.settings.objective == "episodic" and self.settings.episode_tasks == "in_turn"
 
     def _prepare(self, classifier: nn.Module) -> nn.Module:
         if self.settings.activation_checkpointing:
@@ -166,9 +168,11 @@ class Trainer:
         records = []
         for index, (images, labels, domains, rows) in enumerate(batches):
             with synchronised(self.classifier, now=index + 1 == self.settings.accumulate):
-                losses = self._losses(images, labels, rows)
+                losses = self._losses(images, labels, domains, rows)
                 (losses.mean() / self.settings.accumulate).backward()
             records.append((losses.detach(), domains))
+        if self._in_turn:
+            self._leave_out(int(records[0][1][0]))
         norm = nn.utils.clip_grad_norm_(self.model.trainable().values(), self.settings.clip_norm or math.inf)
         self.optimizer.step()
         self.schedule.step()
@@ -178,14 +182,28 @@ class Trainer:
         self.loss_steps += 1
         self.unverified.append((self.step, norm, records))
 
-    def _losses(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Return the cross-entropy of each image, (B,)."""
+    def _leave_out(self, task: int) -> None:
+        """Let a step on the epoch's left-out task train the mapping net alone, and any other step everything else."""
+        left_out = self.tasks[self.step // self.steps_per_epoch % len(self.tasks)]
+        for name, parameter in self.model.trainable().items():
+            if name.startswith("mapping.") != (task == left_out):
+                parameter.grad = None
+
+    def _losses(self, images: Tensor, labels: Tensor, domains: Tensor, rows: Tensor) -> Tensor:
+        """Return the loss of each image, (B,): its cross-entropy and, in an episode, its k-NN loss."""
         images = self.evaluator.place(images)
         condition = self.evaluator.condition(images, rows)
+        by_task = self.config.mapping.seed_granularity == "task"
         with self.evaluator.autocast():
-            scores = self.classifier(images, condition)
+            features, scores = self.classifier(images, condition, domains.to(self.device) if by_task else None)
         labels = labels.to(self.device, non_blocking=True)
-        return F.cross_entropy(scores.float(), labels, label_smoothing=self.settings.label_smoothing, reduction="none")
+        smoothing = self.settings.label_smoothing
+        losses = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing, reduction="none")
+        if self.settings.objective == "episodic":
+            size = self.settings.episode_classes * self.settings.episode_images
+            episodes = features.unflatten(0, (-1, size)), labels.unflatten(0, (-1, size))
+            losses = losses + knn_loss(*episodes, self.settings.episode_temperature).flatten()
+        return losses
 
     def _verify(self, leave: int = 0) -> None:
         """Stop if a step's gradient was not finite, looking at all steps but the last ``leave``.
@@ -267,6 +285,33 @@ class Trainer:
             restore_generators(state["generators"][self.group.rank], self.device)
         else:  # another number of workers: no state to go on with, so a seed that no step before has used
             seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
+
+
+def build_sampler(config: Config, label: IntArray, domain: IntArray, group: Group) -> BatchSampler:
+    """Return what a rank's micro-batches are drawn by, for train images of these labels (N,) and domains (N,)."""
+    settings = config.train
+    if settings.objective == "classification":
+        return BatchSampler(
+            domain,
+            config.data.batch_size,
+            seed=settings.seed,
+            sampling=config.data.domain_sampling,
+            accumulate=settings.accumulate,
+            rank=group.rank,
+            world=group.world,
+        )
+    return EpisodeSampler(
+        label,
+        domain,
+        config.data.batch_size,
+        classes=settings.episode_classes,
+        images=settings.episode_images,
+        one_task=settings.episode_tasks != "all",
+        seed=settings.seed,
+        accumulate=settings.accumulate,
+        rank=group.rank,
+        world=group.world,
+    )
 
 
 class Clock:

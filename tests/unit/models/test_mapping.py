@@ -6,7 +6,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from metalora.adapters.formats import FORMATS, build_format
-from metalora.models.mapping import MappingNet, mapping_size, seed_layout
+from metalora.models.mapping import MappingNet, mapping_size, mean_by_task, seed_layout
 
 RANKS = {"a": 2, "b": 3, "c": 2}
 
@@ -80,3 +80,10 @@ def test_statistics_are_state_but_not_trained() -> None:
     net = MappingNet(3, torch.ones(2), 1, 4)
     assert {"mean", "spread"} <= net.state_dict().keys()
     assert not {"mean", "spread"} & dict(net.named_parameters()).keys()
+
+
+def test_images_of_a_task_get_their_mean_seed() -> None:
+    seeds, task = torch.randn(5, 3), torch.tensor([7, 2, 7, 2, 9])
+    mean = mean_by_task(seeds, task)
+    for row in range(5):
+        assert torch.allclose(mean[row], seeds[task == task[row]].mean(0))

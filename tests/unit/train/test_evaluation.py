@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from metalora.errors import UserError
+from metalora.evaluate.embed import GivenSeeds
 
 
 def _fit(trainer):
@@ -56,3 +58,32 @@ def test_without_held_out_domains_there_is_no_such_part(make_trainer):
 def test_too_few_held_out_images_are_told_before_training(make_trainer):
     with pytest.raises(UserError, match=r"K = 99 needs as many train images of the held-out domains; got \d+"):
         make_trainer(data={"holdout_domains": ("slate",)}, evaluate={"knn": (1, 99)})
+
+
+def test_given_seeds_are_what_the_layers_read(make_trainer):
+    """Task seeds: every image of a task is embedded with the mean seed of the task's train images."""
+    trainer = make_trainer(mapping={"seed_granularity": "task"}, data={"holdout_domains": ("slate",)})
+    trainer.fit()
+    evaluator, table = trainer.evaluator, trainer.table
+    support = np.concatenate([table.rows("train"), table.holdout_rows("train")])
+    given = evaluator._task_seeds(support)
+    rows, seeds = evaluator._seeds(support)
+    for domain in (0, 1):
+        mean = seeds[torch.from_numpy(table.domain)[rows] == domain].mean(0)
+        of_domain = torch.from_numpy(np.flatnonzero(table.domain == domain))
+        assert torch.allclose(given.get(of_domain), mean.expand(len(of_domain), -1))
+    queries = table.holdout_rows("test")[:3]
+    _, (features, _) = evaluator._features("test", queries, given)
+    images = torch.stack([evaluator.dataset(queries)[i][0] for i in range(3)])
+    trainer.model.network.slot.seeds = given.get(torch.from_numpy(queries))
+    with torch.no_grad():
+        assert torch.allclose(features, trainer.model.network(images), atol=1e-6)
+
+
+def test_shuffling_hands_the_same_seeds_round():
+    given = GivenSeeds.own(torch.tensor([4, 1, 3]), torch.arange(6.0).view(3, 2), 5)
+    rows = torch.tensor([1, 3, 4])
+    assert given.get(rows).tolist() == [[2, 3], [4, 5], [0, 1]]
+    shuffled = given.shuffled(rows, seed=1).get(rows)
+    assert sorted(shuffled.tolist()) == [[0, 1], [2, 3], [4, 5]]
+    assert not torch.equal(shuffled, given.get(rows))

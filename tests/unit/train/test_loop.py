@@ -1,0 +1,78 @@
+"""Episodes, seeds by task, and tasks left out in turn: same again, resumed as uninterrupted, and who learns when."""
+
+import json
+
+import pytest
+import torch
+
+from metalora.errors import UserError
+
+EPISODIC = {"objective": "episodic", "episode_classes": 3, "episode_images": 2}
+WAYS = [
+    {"train": EPISODIC},
+    {"train": {**EPISODIC, "episode_tasks": "in_turn"}, "mapping": {"seed_granularity": "task"}},
+]
+
+
+def _state(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.adapter_state().items()}
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=["all", "in_turn"])
+def test_resumed_is_uninterrupted_and_the_same_again(make_trainer, tmp_path, settings):
+    whole = make_trainer(**settings)
+    first = whole.steps_per_epoch
+    whole.fit()
+    expected = _state(whole)
+    again = make_trainer(**settings)
+    again.fit()
+    resumed = make_trainer(**settings)
+    resumed.fit(resume=tmp_path / f"checkpoint_{first:08d}")
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, _state(again)[name]), name
+        assert torch.equal(tensor, _state(resumed)[name]), name
+
+
+def test_the_knn_loss_is_added(make_trainer):
+    episodic, plain = make_trainer(train=EPISODIC), make_trainer()
+    batch = next(iter(episodic.loader))
+    images, labels, domains, rows = batch
+    both = episodic._losses(images, labels, domains, rows)
+    alone = plain._losses(images, labels, domains, rows)
+    assert both.shape == alone.shape == (12,)
+    assert (both > alone).all()
+
+
+def test_a_left_out_task_trains_the_mapping_net_alone(make_trainer):
+    trainer = make_trainer(train={**EPISODIC, "episode_tasks": "in_turn"})
+    trainer.evaluator.prepare()
+    with torch.no_grad():  # else the zero heads and factors hide who gets a gradient
+        for parameter in trainer.model.trainable().values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    for batch in list(trainer.loader)[:2]:
+        before = _state(trainer)
+        trainer._train_step([batch])
+        changed = {name for name, tensor in _state(trainer).items() if not torch.equal(tensor, before[name])}
+        left_out = int(batch[2][0]) == trainer.tasks[0]
+        assert changed
+        assert all(name.startswith("mapping.") == left_out for name in changed)
+
+
+@pytest.mark.parametrize("settings", [{"adapter": {"format": "lora"}}, {"data": {"holdout_domains": ("slate",)}}])
+def test_leaving_tasks_out_needs_seeds_and_tasks(make_trainer, settings):
+    with pytest.raises(UserError, match="in_turn needs a format with generated seeds, and two tasks or more"):
+        make_trainer(train={**EPISODIC, "episode_tasks": "in_turn"}, **settings)
+
+
+def test_static_formats_train_on_episodes_too(make_trainer):
+    trainer = make_trainer(train=EPISODIC, adapter={"format": "lora"})
+    trainer.fit()
+    assert "val/knn3" in trainer.reporter.heard
+
+
+def test_shuffled_seeds_are_scored_beside_the_own(make_trainer, tmp_path):
+    trainer = make_trainer(evaluate={"shuffled_seeds": True}, data={"holdout_domains": ("slate",)})
+    trainer.fit()
+    report = json.loads((tmp_path / f"checkpoint_{trainer.step:08d}" / "knn.json").read_text())
+    assert report["shuffled"].keys() == report["adapted"].keys()
+    assert report["shuffled"]["holdout"].keys() == {"seen", "unseen"}
