@@ -134,7 +134,7 @@ class TrainConfig:
     objective: Literal["classification", "episodic"] = Field(
         default="classification", description="cross-entropy, or that and the k-NN loss within episodes"
     )
-    episode_classes: int = Field(default=16, ge=2, description="classes of an episode")
+    episode_classes: int = Field(default=8, ge=2, description="classes of an episode")
     episode_images: int = Field(default=4, ge=2, description="images of each class of an episode")
     episode_tasks: Literal["all", "one", "in_turn"] = Field(
         default="all",
