@@ -66,8 +66,9 @@ def mean_by_task(seeds: Tensor, task: Tensor) -> Tensor:
         (B, S).
     """
     with torch.autocast(seeds.device.type, enabled=False):
-        same = (task[:, None] == task[None, :]).float()
-        return same @ seeds.float() / same.sum(1, keepdim=True)
+        wide = seeds if seeds.dtype == torch.float64 else seeds.float()
+        same = (task[:, None] == task[None, :]).to(wide.dtype)
+        return same @ wide / same.sum(1, keepdim=True)
 
 
 def mapping_size(in_features: int, seeds: int, depth: int, width: int) -> int:

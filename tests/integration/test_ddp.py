@@ -46,7 +46,7 @@ class Double:
         return self.preprocess(image).double()
 
 
-def train(rank: int, world: int, tree: str, folder: str, accumulate: int) -> None:
+def train(rank: int, world: int, tree: str, folder: str, accumulate: int, objective: str) -> None:
     """Train in float64 as one rank of ``world``."""
     torch.set_num_threads(1)
     if world > 1:
@@ -56,7 +56,10 @@ def train(rank: int, world: int, tree: str, folder: str, accumulate: int) -> Non
             "data": {"data": tree, "batch_size": 12},
             "backbone": {"weights": "none"},
             "adapter": {"rank": 2},
-            "train": {"epochs": 2, "checkpoint_every": 1, "accumulate": accumulate, "warmup_steps": 2},
+            "train": {
+                **{"epochs": 2, "checkpoint_every": 1, "accumulate": accumulate, "warmup_steps": 2},
+                **{"objective": objective, "episode_classes": 3, "episode_images": 2},
+            },
             "evaluate": {"knn": [1], "validate_every": 0},
             "cluster": {"workers": 0},
         }
@@ -78,12 +81,15 @@ def train(rank: int, world: int, tree: str, folder: str, accumulate: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize(
+    ("world", "accumulate", "objective"),
+    [(2, 1, "classification"), (1, 3, "classification"), (2, 3, "classification"), (2, 1, "episodic")],
+)
 def test_ranks_and_accumulation_do_not_change_the_training(
-    tree: Path, tmp_path: Path, world: int, accumulate: int
+    tree: Path, tmp_path: Path, world: int, accumulate: int, objective: str
 ) -> None:
-    _run(tree, tmp_path / "one", 1, 1)
-    _run(tree, tmp_path / "other", world, accumulate)
+    _run(tree, tmp_path / "one", 1, 1, objective)
+    _run(tree, tmp_path / "other", world, accumulate, objective)
     one, other = (dict(np.load(tmp_path / name / "result.npz")) for name in ("one", "other"))
     assert len(one["losses"]) >= 8
     assert one.keys() == other.keys()
@@ -92,5 +98,5 @@ def test_ranks_and_accumulation_do_not_change_the_training(
         np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def _run(tree: Path, folder: Path, world: int, accumulate: int) -> None:
-    mp.spawn(train, args=(world, str(tree), str(folder), accumulate), nprocs=world)
+def _run(tree: Path, folder: Path, world: int, accumulate: int, objective: str) -> None:
+    mp.spawn(train, args=(world, str(tree), str(folder), accumulate, objective), nprocs=world)
