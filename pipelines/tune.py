@@ -139,7 +139,7 @@ def _complete(plan: Plan, prepared: Prepared) -> Plan:
         raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
     names = [PARAMETERS, STEP_SECONDS, "val/loss", "val/accuracy"]
     names += [f"val/knn{k}{vote}" for k in config.evaluate.knn for vote in ("", "_weighted")]
-    by_domain = [f"{name}/{domain}" for name in names[4:] for domain in table.domains]
+    by_domain = [f"{name}/{domain}" for name in names[4:] for domain in table.domains if domain not in table.holdout]
     for objective in objectives:
         if objective not in names + by_domain:
             raise UserError(

@@ -41,9 +41,10 @@ class MappingNet(nn.Module):
             self.heads.bias.copy_(identity)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Map extractor features (B, F) to seeds (B, S)."""
-        standard = (condition.to(self.mean.dtype) - self.mean) / self.spread
-        seeds: Tensor = self.heads(self.trunk(standard))
+        """Map extractor features (B, F) to seeds (B, S), without autocast: bfloat16 rounds a seed near 1 by 0.004."""
+        with torch.autocast(condition.device.type, enabled=False):
+            standard = (condition.to(self.mean.dtype) - self.mean) / self.spread
+            seeds: Tensor = self.heads(self.trunk(standard))
         return seeds
 
     def standardize(self, features: Tensor) -> None:
