@@ -23,6 +23,7 @@ ALLOWED = {
     "build": ["models", "data", "evaluate", "train", "group"],
     "mlflow_model": ["models", "data"],
     "tracking": ["mlflow_model"],
+    "tracking_artifacts": ["tracking"],
     "__init__": ["build", "models"],
 }
 GROUND = {  # unit: the ground it may stand on
@@ -35,7 +36,12 @@ GROUND = {  # unit: the ground it may stand on
     "tracking": ["config", "errors"],
 }
 ANY_GROUND = ["config", "registry", "errors", "files", "version"]
-OUTSIDE = {"mlflow": {"tracking", "mlflow_model"}, "ray": set(), "pipelines": set(), "tune_spaces": set()}
+OUTSIDE = {
+    "mlflow": {"tracking", "tracking_artifacts", "mlflow_model"},
+    "ray": set(),
+    "pipelines": set(),
+    "tune_spaces": set(),
+}
 
 
 def sources(folder: str) -> list[Path]:
