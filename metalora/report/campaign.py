@@ -1,0 +1,203 @@
+"""What a campaign has found: its trials, gathered into points and ranked."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median, stdev
+from typing import Any, Literal
+
+FIRST_SETTINGS = ("format", "rank")  # named before the others, which follow by name
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a campaign.
+
+    Attributes:
+        name: Its name.
+        status: pending, running, finished, stopped (early) or failed.
+        error: Why it failed.
+        format: Adapter format.
+        point: The settings that the space gives it.
+        seed: ``train.seed``.
+        value: The campaign's metric, last reported; None if there is none, or it is not finite.
+        test: The same metric on the test split.
+        tasks: Task -> validation accuracy.
+        parameters: Trained parameters.
+        step_ms: Milliseconds an optimizer step, the median over the training.
+    """
+
+    name: str
+    status: str
+    error: str | None
+    format: str
+    point: Mapping[str, Any]
+    seed: int
+    value: float | None
+    test: float | None
+    tasks: Mapping[str, float]
+    parameters: int | None
+    step_ms: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """The trials, one a seed, of one choice of settings."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings."""
+        return self.trials[0].point
+
+    @property
+    def format(self) -> str:
+        """The adapter format."""
+        return self.trials[0].format
+
+    @cached_property
+    def finished(self) -> tuple[Trial, ...]:
+        """The trials that count: they are through, and have a value."""
+        return tuple(trial for trial in self.trials if trial.status == "finished" and trial.value is not None)
+
+    @property
+    def score(self) -> float | None:
+        """The mean value of the finished trials."""
+        return _mean([trial.value for trial in self.finished])
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the finished trials' values."""
+        values = [trial.value for trial in self.finished if trial.value is not None]
+        return stdev(values) if len(values) > 1 else None
+
+    @property
+    def reached(self) -> float | None:
+        """The mean of the last values of all trials, however far they came."""
+        return _mean([trial.value for trial in self.trials])
+
+    @property
+    def test(self) -> float | None:
+        """The mean value of the finished trials on the test split."""
+        return _mean([trial.test for trial in self.finished])
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Task -> mean accuracy of the finished trials."""
+        names = sorted({task for trial in self.finished for task in trial.tasks})
+        return {task: fmean(t.tasks[task] for t in self.finished if task in t.tasks) for task in names}
+
+    @property
+    def parameters(self) -> int | None:
+        """Trained parameters."""
+        return next((trial.parameters for trial in self.trials if trial.parameters is not None), None)
+
+    @property
+    def step_ms(self) -> float | None:
+        """Milliseconds an optimizer step, the median over the trials."""
+        known = [trial.step_ms for trial in self.trials if trial.step_ms is not None]
+        return median(known) if known else None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign as it stands.
+
+    Attributes:
+        name: Its name.
+        search: What is said of the search: space, searcher, scheduler, ...
+        metric: What leads, such as ``val/knn10``.
+        mode: Which way it is better.
+        objectives: All that is optimized, `metric` first.
+        task_metric: What `Trial.tasks` holds, such as ``val/knn10``.
+        trials: The trials.
+    """
+
+    name: str
+    search: Mapping[str, Any]
+    metric: str
+    mode: Literal["max", "min"]
+    objectives: tuple[str, ...]
+    task_metric: str
+    trials: tuple[Trial, ...]
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The points, best first; those without a finished trial come last, by what they reached."""
+        gathered: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            gathered.setdefault(str(sorted(trial.point.items())), []).append(trial)
+        points = [Point(tuple(trials)) for trials in gathered.values()]
+        return tuple(sorted(points, key=self._rank))
+
+    @property
+    def ranked(self) -> tuple[Point, ...]:
+        """The points that have a finished trial, best first."""
+        return tuple(point for point in self.points if point.score is not None)
+
+    @property
+    def best_of_formats(self) -> dict[str, Point]:
+        """Format -> its best point, best first."""
+        best: dict[str, Point] = {}
+        for point in self.ranked:
+            best.setdefault(point.format, point)
+        return best
+
+    def front(self, cost: Literal["parameters", "step_ms"]) -> list[Point]:
+        """Return the Pareto front, cheapest first: no other point is as good or better for less, or better for as much.
+
+        Args:
+            cost: What is to be small, beside a good score.
+        """
+        front: list[Point] = []
+        known = [point for point in self.ranked if getattr(point, cost) is not None]  # best first, and stable
+        for point in sorted(known, key=lambda point: getattr(point, cost)):
+            if not front or self._rank(point) < self._rank(front[-1]):
+                front.append(point)
+        return front
+
+    def _rank(self, point: Point) -> tuple[bool, bool, float]:
+        value = point.reached if point.score is None else point.score
+        signed = 0.0 if value is None else value if self.mode == "min" else -value
+        return point.score is None, value is None, signed
+
+
+def varied(points: Sequence[Point]) -> list[str]:
+    """Return the settings that tell the points apart (one that only some have is among them)."""
+    names = {name for point in points for name in point.settings}
+    several = [name for name in names if len({str(point.settings.get(name)) for point in points}) > 1]
+    return sorted(several, key=lambda name: (name not in FIRST_SETTINGS, name != "format", name))
+
+
+def describe(point: Point, names: Sequence[str]) -> str:
+    """Return a point's format and settings in a few words: ``tr, rank 4, lr 0.006``."""
+    parts = [f"{name} {text(point.settings[name])}" for name in names if name in point.settings and name != "format"]
+    return ", ".join([point.format, *parts])
+
+
+def text(value: Any) -> str:
+    """Return a setting's value as it is read best."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def is_accuracy(metric: str) -> bool:
+    """Tell whether a metric is an accuracy in [0, 1], to be shown in %."""
+    return any(part in metric for part in ("knn", "accuracy", "linear"))
+
+
+def metric_label(metric: str) -> str:
+    """Say what a metric is, with its unit."""
+    found = re.fullmatch(r"(val|test)/knn(\d+)(_weighted)?(?:/(.+))?", metric)
+    if found:
+        split, k, weighted, task = found.groups()
+        words = {"val": "validation", "test": "test"}[split]
+        extra = f"{', weighted vote' if weighted else ''}{f', {task}' if task else ''}"
+        return f"{words} k-NN accuracy, K = {k}{extra} (%)"
+    return f"{metric} (%)" if is_accuracy(metric) else metric
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,163 @@
+"""A campaign's pictures. Colours are Okabe and Ito's, which colour-blind people tell apart; markers differ too."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from metalora.files import atomic_file
+from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Style = tuple[str, str]  # colour, marker
+
+STYLES: dict[str, Style] = {
+    "lora": ("#0072B2", "o"), "multi_lora": ("#E69F00", "s"), "cp": ("#009E73", "^"), "tr": ("#D55E00", "D"),
+}  # fmt: skip
+MORE_STYLES: tuple[Style, ...] = (("#CC79A7", "v"), ("#56B4E9", "P"), ("#000000", "X"))
+COSTS: dict[Literal["parameters", "step_ms"], str] = {
+    "parameters": "trained parameters", "step_ms": "time of an optimizer step (ms)",
+}  # fmt: skip
+
+
+def plot_cost(campaign: Campaign, path: Path) -> bool:
+    """Draw the score against trained parameters and against the time of a step, with the Pareto fronts.
+
+    Args:
+        campaign: The campaign.
+        path: The PNG.
+
+    Returns:
+        Whether there was anything to draw, as do the other functions here.
+    """
+    known = [cost for cost in COSTS if any(getattr(point, cost) is not None for point in campaign.ranked)]
+    if not known:
+        return False
+    figure = _figure(6.5 * len(known), 5.4)
+    panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
+    for axes, cost in zip(panels, known, strict=True):
+        points = [point for point in campaign.ranked if getattr(point, cost) is not None]
+        for format, style in _styles(campaign).items():
+            mine = [point for point in points if point.format == format]
+            _markers(axes, campaign, [getattr(point, cost) for point in mine], mine, style, format)
+        front = campaign.front(cost)
+        where: Literal["post"] = "post"
+        axes.step([getattr(p, cost) for p in front], _heights(campaign, front), where=where, color="0.35",
+                  linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
+        axes.plot([getattr(p, cost) for p in front], _heights(campaign, front), linestyle="none", marker="o",
+                  markersize=14, markerfacecolor="none", markeredgecolor="0.35", label="Pareto front")  # fmt: skip
+        _scale(axes, [getattr(point, cost) for point in points])
+        axes.set_xlabel(COSTS[cost])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(metric_label(campaign.metric))
+    _legend(figure, panels)
+    return _save(figure, path)
+
+
+def plot_ranks(campaign: Campaign, path: Path) -> bool:
+    """Draw the score by rank: a line a format through the best point of each rank, the others pale."""
+    points = [point for point in campaign.ranked if isinstance(point.settings.get("rank"), int)]
+    ranks = sorted({point.settings["rank"] for point in points})
+    if len(ranks) < 2:
+        return False
+    figure = _figure(8, 5.4)
+    axes = figure.subplots()
+    for format, (colour, marker) in _styles(campaign).items():
+        mine = [point for point in points if point.format == format]
+        if not mine:
+            continue
+        best: dict[int, Point] = {}
+        for point in mine:  # best first
+            best.setdefault(point.settings["rank"], point)
+        line = [best[rank] for rank in sorted(best)]
+        axes.plot([p.settings["rank"] for p in mine], _heights(campaign, mine), linestyle="none", marker=marker,
+                  color=colour, alpha=0.3, markeredgewidth=0, markersize=7)  # fmt: skip
+        axes.errorbar(sorted(best), _heights(campaign, line), yerr=_errors(campaign, line), marker=marker,
+                      color=colour, markersize=8, linewidth=2, capsize=3, label=format)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.minorticks_off()
+    axes.set_xlabel("rank")
+    axes.set_ylabel(metric_label(campaign.metric))
+    axes.grid(alpha=0.3)
+    _legend(figure, [axes])
+    return _save(figure, path)
+
+
+def plot_importances(shares: Mapping[str, float], path: Path) -> bool:
+    """Draw how much of the score's variance each setting explains.
+
+    Args:
+        shares: Setting -> share in [0, 1], the largest first.
+        path: The PNG.
+    """
+    if not shares:
+        return False
+    figure = _figure(8, 1.3 + 0.45 * len(shares))
+    axes = figure.subplots()
+    bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="#0072B2", height=0.65)
+    axes.bar_label(bars, fmt="%.0f", padding=4)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 110 * max(shares.values()))
+    axes.set_xlabel("share of the explained variance of the score (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> bool:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return True
+
+
+def _styles(campaign: Campaign) -> dict[str, Style]:
+    """Return each format's colour and marker: the same ones in every campaign."""
+    met = {trial.format for trial in campaign.trials}
+    others = zip(sorted(met - STYLES.keys()), MORE_STYLES * len(met), strict=False)
+    return {**{format: style for format, style in STYLES.items() if format in met}, **dict(others)}
+
+
+def _heights(campaign: Campaign, points: Iterable[Point]) -> list[float]:
+    scale = 100 if is_accuracy(campaign.metric) else 1
+    return [scale * point.score for point in points if point.score is not None]
+
+
+def _errors(campaign: Campaign, points: Iterable[Point]) -> list[float]:
+    scale = 100 if is_accuracy(campaign.metric) else 1
+    return [scale * (point.spread or 0.0) for point in points]
+
+
+def _markers(axes: "Axes", campaign: Campaign, x: list[float], points: list[Point], style: Style, label: str) -> None:
+    if points:
+        errors: Any = _errors(campaign, points) if any(point.spread for point in points) else None
+        axes.errorbar(x, _heights(campaign, points), yerr=errors, linestyle="none", marker=style[1], color=style[0],
+                      markersize=8, markeredgecolor="white", capsize=3, label=label)  # fmt: skip
+
+
+def _scale(axes: "Axes", values: list[float]) -> None:
+    """Use a logarithmic axis for what spans more than a factor of 4, with plain numbers at either."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if min(values) > 0 and max(values) > 4 * min(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.tick_params(axis="x", labelrotation=30 if max(values) >= 10_000 else 0)
+
+
+def _legend(figure: "Figure", panels: Iterable["Axes"]) -> None:
+    """Put one legend for all panels above them; the points of one entry may be in some panels only."""
+    found = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found.update(dict(zip(labels, handles, strict=True)))
+    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=len(found), frameon=False)

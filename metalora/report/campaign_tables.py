@@ -1,0 +1,131 @@
+"""A campaign's report in Markdown."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from metalora.report.campaign import Campaign, Point, describe, is_accuracy, metric_label, varied
+
+ROWS = 30
+STATUSES = {
+    "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running", "pending": "pending",
+}  # fmt: skip
+COSTS = ("parameters", "ms a step", "trials")
+Row = Sequence[str]
+
+
+def heading(campaign: Campaign) -> str:
+    """Return title, what was searched and how, how it stands, and the best point."""
+    search = "; ".join(f"{name} {value}" for name, value in campaign.search.items())
+    better = "larger" if campaign.mode == "max" else "smaller"
+    objectives = f"`{campaign.metric}`, the {better} the better"
+    if len(campaign.objectives) > 1:
+        objectives += "; also optimized: " + ", ".join(f"`{name}`" for name in campaign.objectives[1:])
+    lines = [f"# Campaign {campaign.name}", "", f"Search: {search}.", "", f"Objective: {objectives}.", ""]
+    lines += [standing(campaign), "", best(campaign)]
+    return "\n".join(lines)
+
+
+def standing(campaign: Campaign) -> str:
+    """Say how many trials there are, by status."""
+    counts = Counter(trial.status for trial in campaign.trials)
+    listed = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items() if counts[status])
+    return f"{_count(len(campaign.trials), 'trial')}{f': {listed}' if listed else ''}."
+
+
+def best(campaign: Campaign) -> str:
+    """Say which point is best."""
+    if not campaign.ranked:
+        return "No trial has finished with a value, so there is nothing to rank."
+    point = campaign.ranked[0]
+    cost = [f"{point.parameters:,} trained parameters"] if point.parameters is not None else []
+    cost += [f"{point.step_ms:.1f} ms a step"] if point.step_ms is not None else []
+    unit = " %" if is_accuracy(campaign.metric) else ""
+    value = f"{campaign.metric} {_value(point.score, campaign.metric)}{unit}"
+    return f"Best: **{describe(point, varied(campaign.points))}**: {', '.join([value, *cost])}."
+
+
+def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
+    """Return the head and at most ``rows`` rows, best first; a star marks the front of score against parameters."""
+    front = {id(point) for point in campaign.front("parameters")}
+    names = varied(campaign.points)
+    unit = " %" if is_accuracy(campaign.metric) else ""
+    tested = any(point.test is not None for point in campaign.points)
+    head = ["#", "point", f"{campaign.metric}{unit}", "±", *(["test"] if tested else []), *COSTS]
+    body: list[Row] = []
+    for number, point in enumerate(campaign.points[:rows], 1):
+        value = point.reached if point.score is None else point.score
+        row = ["-" if point.score is None else f"{number}{'*' * (id(point) in front)}", describe(point, names)]
+        row += [_value(value, campaign.metric), _value(point.spread, campaign.metric)]
+        row += [_value(point.test, campaign.metric)] if tested else []
+        row += ["-" if point.parameters is None else f"{point.parameters:,}"]
+        row += ["-" if point.step_ms is None else f"{point.step_ms:.1f}", _statuses(point)]
+        body.append(row)
+    return head, body
+
+
+def leaderboard_section(campaign: Campaign) -> str:
+    """Return the leaderboard with what must be known to read it."""
+    head, body = leaderboard(campaign)
+    notes = [
+        "Points by the mean over their finished trials; ± is the standard deviation over seeds. "
+        "\\* is on the Pareto front of score against trained parameters."
+    ]
+    if any(row[0] == "-" for row in body):
+        notes.append("Points without a number have no finished trial: the value is what they had reached.")
+    if len(campaign.points) > len(body):
+        notes.append(f"{len(campaign.points) - len(body)} more points are not listed.")
+    return f"## Leaderboard\n\n{markdown(head, body, left=2)}\n\n{' '.join(notes)}"
+
+
+def task_section(campaign: Campaign) -> str:
+    """Return the accuracy on each task of each format's best point."""
+    chosen = {format: point for format, point in campaign.best_of_formats.items() if point.tasks}
+    if not chosen:
+        return "## Tasks\n\nNo finished trial has reported accuracies by task."
+    names = varied(campaign.points)
+    body = []
+    for task in sorted({task for point in chosen.values() for task in point.tasks}):
+        values = [point.tasks.get(task) for point in chosen.values()]
+        top = max(value for value in values if value is not None)
+        cells = [_value(value, campaign.task_metric) for value in values]
+        body.append([task, *(f"**{c}**" if v == top else c for c, v in zip(cells, values, strict=True))])
+    which = "\n".join(f"- {describe(point, names)}" for point in chosen.values())
+    return (
+        f"## Tasks\n\nThe best point of each format, {metric_label(campaign.task_metric)}; "
+        f"the best of a row in bold.\n\n{markdown(['task', *chosen], body)}\n\n{which}"
+    )
+
+
+def failure_section(campaign: Campaign) -> str:
+    """Return the failed trials with the last line of their errors; nothing if there are none."""
+    failed = [trial for trial in campaign.trials if trial.status == "failed"]
+    if not failed:
+        return ""
+    body = []
+    for trial in failed:
+        lines = (trial.error or "").strip().splitlines()
+        body.append([trial.name, lines[-1] if lines else "no reason is known"])
+    return f"## Failures\n\n{markdown(['trial', 'error'], body, left=2)}"
+
+
+def markdown(head: Row, body: Sequence[Row], left: int = 1) -> str:
+    """Return a Markdown table whose first ``left`` columns are aligned left, the others right."""
+    rule = ["---" if column < left else "---:" for column in range(len(head))]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in [head, rule, *body]
+    )
+
+
+def _statuses(point: Point) -> str:
+    counts = Counter(trial.status for trial in point.trials)
+    return ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items() if counts[status])
+
+
+def _value(value: float | None, metric: str) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if is_accuracy(metric) else f"{value:.4g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

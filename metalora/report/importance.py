@@ -1,0 +1,51 @@
+"""Which settings a campaign's score depends on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from metalora.report.campaign import Point, varied
+
+MIN_POINTS = 10  # a forest grown on fewer tells its own noise
+ABSENT = "none"
+
+
+def importances(points: Sequence[Point]) -> dict[str, float]:
+    """Return the share of the score's variance that each setting explains by itself, the largest first.
+
+    fANOVA (Hutter, Hoos, Leyton-Brown 2014, ICML), as Optuna has it: a random forest is fitted to the scores, and the
+    variance of its marginals over one setting taken; the shares are normalised to 1. A conditional setting has a value
+    of its own, "none", in the points that it does not apply to.
+
+    Args:
+        points: With a score.
+
+    Returns:
+        Empty if there are fewer than `MIN_POINTS`, or if the settings or the scores are all the same.
+    """
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    names = varied(points)
+    scores = [point.score for point in points if point.score is not None]
+    if len(scores) < MIN_POINTS or not names or max(scores) == min(scores):
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    columns = {name: _column([point.settings.get(name, ABSENT) for point in points]) for name in names}
+    study = optuna.create_study()
+    for row, score in enumerate(scores):
+        params = {name: values[row] for name, (values, _) in columns.items()}
+        distributions = {name: distribution for name, (_, distribution) in columns.items()}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _column(values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return a setting's values as Optuna takes them, and the distribution they are said to come from."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, float) for value in values):
+        low, high = min(values), max(values)
+        return list(values), FloatDistribution(low, high, log=low > 0)
+    texts = [str(value) for value in values]
+    return texts, CategoricalDistribution(sorted(set(texts)))
