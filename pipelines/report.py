@@ -110,13 +110,13 @@ def read_campaign(folder: Path) -> Campaign:
 
 
 def leaderboard_table(campaign: Campaign) -> Table:
-    """Return the first rows of the leaderboard, for the terminal."""
+    """Return the first rows of the leaderboard, for the terminal: without the trials' statuses, which take room."""
     head, body = leaderboard(campaign, SHORT_ROWS)
     table = Table(title=f"campaign {campaign.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, name in enumerate(head):
+    for number, name in enumerate(head[:-1]):
         table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
     for row in body:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, row[:-1]))
     return table
 
 
@@ -218,7 +218,7 @@ def _pictures(campaign: Campaign, report: Path) -> list[str]:
         sections.append(
             "## Settings\n\n![Importance of the settings](importance.png)\n\n"
             f"fANOVA of Optuna, on {len(campaign.ranked)} finished points: the share of the variance that each "
-            "setting explains by itself. A setting that does not apply to a format has the value 'none' there."
+            "setting explains by itself. Where a setting does not apply to a format, it counts as at its usual value."
         )
     else:
         sections.append(

@@ -75,8 +75,8 @@ class Point:
 
     @property
     def reached(self) -> float | None:
-        """The mean of the last values of all trials, however far they came."""
-        return _mean([trial.value for trial in self.trials])
+        """The score, or, without one, the mean of the trials' last values, however far they came."""
+        return _mean([trial.value for trial in self.finished or self.trials])
 
     @property
     def test(self) -> float | None:
@@ -159,16 +159,17 @@ class Campaign:
         return front
 
     def _rank(self, point: Point) -> tuple[bool, bool, float]:
-        value = point.reached if point.score is None else point.score
+        value = point.reached
         signed = 0.0 if value is None else value if self.mode == "min" else -value
         return point.score is None, value is None, signed
 
 
 def varied(points: Sequence[Point]) -> list[str]:
-    """Return the settings that tell the points apart (one that only some have is among them)."""
+    """Return the settings that tell the points apart (one that only some have is among them); all, of a lone point."""
     names = {name for point in points for name in point.settings}
-    several = [name for name in names if len({str(point.settings.get(name)) for point in points}) > 1]
-    return sorted(several, key=lambda name: (name not in FIRST_SETTINGS, name != "format", name))
+    if len(points) > 1:
+        names = {name for name in names if len({str(point.settings.get(name)) for point in points}) > 1}
+    return sorted(names, key=lambda name: (name not in FIRST_SETTINGS, name != "format", name))
 
 
 def describe(point: Point, names: Sequence[str]) -> str:

@@ -30,10 +30,10 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
         path: The PNG.
 
     Returns:
-        Whether there was anything to draw, as do the other functions here.
+        Whether there was anything to draw (here: two points), as do the other functions.
     """
     known = [cost for cost in COSTS if any(getattr(point, cost) is not None for point in campaign.ranked)]
-    if not known:
+    if not known or len(campaign.ranked) < 2:
         return False
     figure = _figure(6.5 * len(known), 5.4)
     panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
@@ -43,8 +43,7 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
             mine = [point for point in points if point.format == format]
             _markers(axes, campaign, [getattr(point, cost) for point in mine], mine, style, format)
         front = campaign.front(cost)
-        where: Literal["post"] = "post"
-        axes.step([getattr(p, cost) for p in front], _heights(campaign, front), where=where, color="0.35",
+        axes.step([getattr(p, cost) for p in front], _heights(campaign, front), where="post", color="0.35",
                   linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
         axes.plot([getattr(p, cost) for p in front], _heights(campaign, front), linestyle="none", marker="o",
                   markersize=14, markerfacecolor="none", markeredgecolor="0.35", label="Pareto front")  # fmt: skip
@@ -144,14 +143,15 @@ def _markers(axes: "Axes", campaign: Campaign, x: list[float], points: list[Poin
 
 def _scale(axes: "Axes", values: list[float]) -> None:
     """Use a logarithmic axis for what spans more than a factor of 4, with plain numbers at either."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if min(values) > 0 and max(values) > 4 * min(values):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.tick_params(axis="x", labelrotation=30 if max(values) >= 10_000 else 0)
 
 
 def _legend(figure: "Figure", panels: Iterable["Axes"]) -> None:

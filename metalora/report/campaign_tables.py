@@ -9,7 +9,7 @@ ROWS = 30
 STATUSES = {
     "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running", "pending": "pending",
 }  # fmt: skip
-COSTS = ("parameters", "ms a step", "trials")
+SPREAD = "±"
 Row = Sequence[str]
 
 
@@ -45,36 +45,37 @@ def best(campaign: Campaign) -> str:
 
 
 def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
-    """Return the head and at most ``rows`` rows, best first; a star marks the front of score against parameters."""
+    """Return the head and at most ``rows`` rows, best first; columns of which nothing is known are left out."""
+    points, metric = campaign.points[:rows], campaign.metric
     front = {id(point) for point in campaign.front("parameters")}
     names = varied(campaign.points)
-    unit = " %" if is_accuracy(campaign.metric) else ""
-    tested = any(point.test is not None for point in campaign.points)
-    head = ["#", "point", f"{campaign.metric}{unit}", "±", *(["test"] if tested else []), *COSTS]
-    body: list[Row] = []
-    for number, point in enumerate(campaign.points[:rows], 1):
-        value = point.reached if point.score is None else point.score
-        row = ["-" if point.score is None else f"{number}{'*' * (id(point) in front)}", describe(point, names)]
-        row += [_value(value, campaign.metric), _value(point.spread, campaign.metric)]
-        row += [_value(point.test, campaign.metric)] if tested else []
-        row += ["-" if point.parameters is None else f"{point.parameters:,}"]
-        row += ["-" if point.step_ms is None else f"{point.step_ms:.1f}", _statuses(point)]
-        body.append(row)
-    return head, body
+    columns = {
+        "#": ["-" if p.score is None else f"{i}{'*' * (id(p) in front)}" for i, p in enumerate(points, 1)],
+        "point": [describe(point, names) for point in points],
+        f"{metric}{' %' if is_accuracy(metric) else ''}": [_value(p.reached, metric) for p in points],
+        SPREAD: [_value(point.spread, metric) for point in points],
+        "test": [_value(point.test, metric) for point in points],
+        "parameters": ["-" if point.parameters is None else f"{point.parameters:,}" for point in points],
+        "ms a step": ["-" if point.step_ms is None else f"{point.step_ms:.1f}" for point in points],
+        "trials": [_statuses(point) for point in points],
+    }
+    known = {name: cells for name, cells in columns.items() if name == "#" or set(cells) != {"-"}}
+    return list(known), list(zip(*known.values(), strict=True))
 
 
 def leaderboard_section(campaign: Campaign) -> str:
     """Return the leaderboard with what must be known to read it."""
     head, body = leaderboard(campaign)
-    notes = [
-        "Points by the mean over their finished trials; ± is the standard deviation over seeds. "
-        "\\* is on the Pareto front of score against trained parameters."
-    ]
+    notes = []
+    if SPREAD in head:
+        notes.append("Values are means over the finished seeds, ± their standard deviation.")
+    if any(row[0].endswith("*") for row in body):
+        notes.append("\\* is on the Pareto front of score against trained parameters.")
     if any(row[0] == "-" for row in body):
-        notes.append("Points without a number have no finished trial: the value is what they had reached.")
+        notes.append("Points without a number have no finished trial; a value is what they had reached.")
     if len(campaign.points) > len(body):
         notes.append(f"{len(campaign.points) - len(body)} more points are not listed.")
-    return f"## Leaderboard\n\n{markdown(head, body, left=2)}\n\n{' '.join(notes)}"
+    return f"## Leaderboard\n\n{markdown(head, body, left=2)}\n\n{' '.join(notes)}".rstrip()
 
 
 def task_section(campaign: Campaign) -> str:

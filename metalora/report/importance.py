@@ -1,20 +1,21 @@
 """Which settings a campaign's score depends on."""
 
 from collections.abc import Sequence
+from statistics import median_low, mode
 from typing import Any
 
 from metalora.report.campaign import Point, varied
 
 MIN_POINTS = 10  # a forest grown on fewer tells its own noise
-ABSENT = "none"
 
 
 def importances(points: Sequence[Point]) -> dict[str, float]:
     """Return the share of the score's variance that each setting explains by itself, the largest first.
 
     fANOVA (Hutter, Hoos, Leyton-Brown 2014, ICML), as Optuna has it: a random forest is fitted to the scores, and the
-    variance of its marginals over one setting taken; the shares are normalised to 1. A conditional setting has a value
-    of its own, "none", in the points that it does not apply to.
+    variance of its marginals over one setting taken; the shares are normalised to 1. Where a conditional setting does
+    not apply it is given its middle or most frequent value: a value of its own would stand for the format, and take
+    the format's share.
 
     Args:
         points: With a score.
@@ -30,7 +31,7 @@ def importances(points: Sequence[Point]) -> dict[str, float]:
     if len(scores) < MIN_POINTS or not names or max(scores) == min(scores):
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    columns = {name: _column([point.settings.get(name, ABSENT) for point in points]) for name in names}
+    columns = {name: _column([point.settings.get(name) for point in points]) for name in names}
     study = optuna.create_study()
     for row, score in enumerate(scores):
         params = {name: values[row] for name, (values, _) in columns.items()}
@@ -44,8 +45,11 @@ def _column(values: Sequence[Any]) -> tuple[list[Any], Any]:
     """Return a setting's values as Optuna takes them, and the distribution they are said to come from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if all(isinstance(value, float) for value in values):
-        low, high = min(values), max(values)
-        return list(values), FloatDistribution(low, high, log=low > 0)
-    texts = [str(value) for value in values]
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, float) for value in present):
+        usual = median_low(present)
+        filled = [usual if value is None else value for value in values]
+        return filled, FloatDistribution(min(filled), max(filled), log=min(filled) > 0)
+    common = mode(str(value) for value in present)
+    texts = [common if value is None else str(value) for value in values]
     return texts, CategoricalDistribution(sorted(set(texts)))

@@ -39,7 +39,7 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
 
     points = campaign.ranked[::-1]  # the best are drawn last, on top
     names = varied(points)
-    if not names:
+    if len(points) < 2 or not names:
         return False
     scales = [*(_setting(name, points) for name in names), _score(campaign, points)]
     figure = Figure(figsize=(max(7.0, 2.1 * len(scales)), 5.4), layout="constrained")

