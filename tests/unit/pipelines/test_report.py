@@ -86,7 +86,7 @@ def test_the_report_has_all_its_parts(campaign: Path) -> None:
     assert sorted(path.name for path in report.iterdir()) == [*PICTURES, "report.md"]
     text = (report / "report.md").read_text()
     for part in ("# Campaign many\n", "Search: space paper; searcher optuna; scheduler asha; seeds 2.",
-                 "Objective: `val/knn10`, the larger the better.", "81 trials: 62 finished", "Best: **tr, rank",
+                 "Objective: `val/knn10`, the larger the better.", "81 trials: 62 finished", "Best: **",
                  "## Leaderboard", "## Score and cost", "## Rank", "fANOVA of Optuna, on 31 finished points",
                  "## Tasks", "| photo |", "## Failures", "RuntimeError: out of memory \\| 3 GiB",
                  "over 2 seeds"):  # fmt: skip
