@@ -4,6 +4,7 @@ One process writes to a run: the one that drives the training. A server that goe
 training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
 """
 
+import io
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,7 +160,8 @@ class MlflowTracker:
                 artifacts[part] = f"{scratch}/{part}.safetensors"
                 save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[part])
             mlflow.set_tracking_uri(self.uri)
-            with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings():
+            mute = redirect_stderr(io.StringIO())  # it announces each version that it registers
+            with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings(), mute:
                 warnings.simplefilter("ignore")  # it asks for an input example, beside a signature that says more
                 logged = mlflow.pyfunc.log_model(
                     name="model",

@@ -45,6 +45,10 @@ class TableConfig:
     tuning_seeds: int = Field(default=1, ge=1, description="seeds that each of them is tried with")
     fresh_seeds: int = Field(default=5, ge=2, description="other seeds that each format's best rate is tested with")
 
+    def __post_init__(self) -> None:
+        if self.lr_low >= self.lr_high:
+            raise ValueError(f"lr_low {self.lr_low:g} must be below lr_high {self.lr_high:g}")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora reproduce`` with command-line arguments.

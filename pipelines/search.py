@@ -9,7 +9,7 @@ import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 
-from pipelines.spaces import Point, Space
+from pipelines.spaces import Point, Space, plain_value
 
 SHORT = {"rank": "r", "mapping_depth": "d", "lr": "lr"}
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
@@ -114,7 +114,7 @@ class OptunaSource:
         trial = self.study.ask()
         number = trial.suggest_categorical("alternative", range(len(self.space.alternatives)))
         point = {
-            name: _suggest(trial, f"{number}.{name}", value) if isinstance(value, Domain) else value
+            name: plain_value(_suggest(trial, f"{number}.{name}", value)) if isinstance(value, Domain) else value
             for name, value in self.space.alternatives[number].items()
         }
         self.open.append((point, trial))

@@ -113,7 +113,7 @@ def sample(space: Space, seed: int) -> Iterator[Point]:
     state = np.random.RandomState(seed)  # what Ray Tune's domains draw from
     for alternative in itertools.cycle(space.alternatives):
         yield {
-            name: _plain(value.sample(random_state=state)) if isinstance(value, Domain) else value
+            name: plain_value(value.sample(random_state=state)) if isinstance(value, Domain) else value
             for name, value in alternative.items()
         }
 
@@ -158,7 +158,7 @@ def levels(value: Any, points: int) -> list[Any]:
     return [float(f"{level:.4g}") for level in levels]  # 0.00316, not 0.0031622776601683794
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a sampled value as Python's own kind, with the digits that matter."""
     value = value.item() if isinstance(value, np.generic) else value
     return float(f"{value:.4g}") if isinstance(value, float) else value

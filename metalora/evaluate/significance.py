@@ -122,7 +122,7 @@ def sentence(result: Significance, alpha: float = 0.05) -> str:
     open_ones = [f"{pair.better} and {pair.worse}" for pair in result.comparisons if pair.p_holm >= alpha]
     parts = [f"{pair.better} is above {pair.worse} by {_points(pair)}" for pair in shown]
     if open_ones:
-        parts.append(f"between {', nor between '.join(open_ones)} no difference is shown")
+        parts.append(f"no difference is shown between {', '.join(open_ones)}")
     text = "; ".join(parts)
     count = len(result.comparisons)
     test = "Paired t-test" if count == 1 else "Paired t-tests"

@@ -59,14 +59,14 @@ def test_the_sentence() -> None:
     assert sentence(compare({name: SCORES[name] for name in ("lora", "tr", "cp")})) == (
         "tr is above lora by 1.9 points (95 % interval 1.7 to 2.2, p < 0.001); "
         "cp is above lora by 1.9 points (95 % interval 1.0 to 2.7, p = 0.0064); "
-        "between tr and cp no difference is shown. "
+        "no difference is shown between tr and cp. "
         "Paired t-tests over 5 seeds, p after Holm's correction for 3 comparisons."
     )
 
 
 def test_sentences_of_little() -> None:
     assert sentence(compare({"a": [0.1, 0.2], "b": [0.2, 0.1]})) == (
-        "Between a and b no difference is shown. Paired t-test over 2 seeds."
+        "No difference is shown between a and b. Paired t-test over 2 seeds."
     )
     assert sentence(compare({"a": [0.1, 0.2]})) == "Only a was scored, so there is nothing to compare."
 

@@ -1,0 +1,63 @@
+"""``metalora reproduce table1``, small, on the embedded data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helpers import metalora
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SMALL = [
+    "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "--holdout-domains", "red-on-red",
+    "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-seeds", "2",
+    "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5",
+]  # fmt: skip
+
+
+def test_the_table_on_both_backbones(tmp_path: Path) -> None:
+    done = metalora(tmp_path, "reproduce", "table1", *SMALL, "--run-name", "table")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = tmp_path / "runs" / "table"
+    assert (folder / "table1.png").stat().st_size > 10_000
+    text = (folder / "table1.md").read_text(encoding="utf-8")
+    parts = json.loads((folder / "table1.json").read_text())
+    assert [part["backbone"] for part in parts] == ["resnet20", "mixer_tiny"]
+    for part in parts:
+        assert f"### {part['backbone']}" in text
+        assert list(part["scores"]) == [
+            "k-NN 5", "linear", "held-out tasks, seen gallery: k-NN 5", "held-out tasks, seen gallery: linear",
+            "held-out tasks, own gallery: k-NN 5", "held-out tasks, own gallery: linear",
+        ]  # fmt: skip
+        for scores in part["scores"].values():
+            assert {method: len(values) for method, values in scores.items()} == {"original": 2, "lora": 2, "tr": 2}
+            assert scores["original"][0] == scores["original"][1]
+        assert all(50_000 < part["parameters"][format] <= 60_000 + 650 for format in ("lora", "tr"))  # + the head
+        for format, tuning in part["tuning"].items():
+            curve = {float(rate): value for rate, value in tuning["curve"].items()}
+            assert set(curve) == {0.003, 0.01}
+            assert curve[tuning["lr"]] == max(curve.values()), format
+            mine = sorted((tmp_path / "runs").glob(f"table-{part['backbone']}-test/trials/*-{format}-*/knn.json"))
+            read = [json.loads(file.read_text())["adapted"]["overall"]["uniform"]["5"] for file in mine]
+            assert part["scores"]["k-NN 5"][format] == read
+    again = metalora(tmp_path, "reproduce", "table1", *SMALL, "--resume", "table")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (folder / "table1.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--formats", "lroa"], "unknown format 'lroa', did you mean 'lora'"),
+        (["--lr", "0.1"], "lr is what the table varies"),
+        (["--fresh-seeds", "1"], "fresh_seeds = '1': input should be greater than or equal to 2"),
+        (["--lr-low", "1", "--lr-high", "0.1"], "lr_low 1 must be below lr_high 0.1"),
+        (["--holdout-domains", "gren-on-green"], "unknown domain 'gren-on-green', did you mean 'green-on-green'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = metalora(tmp_path, "reproduce", "table1", *arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
