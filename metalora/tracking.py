@@ -107,9 +107,7 @@ class MlflowTracker:
         Raises:
             UserError: the server does not answer (told within 15 s), or does not know the run.
         """
-        # MLflow waits for minutes otherwise, before a training that nobody has started yet
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        _be_quick()
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         try:
@@ -253,6 +251,29 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
     return MlflowTracker(uri, experiment, run_name)
 
 
+def add_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> None:
+    """Add files to a run as it is: its status and the time it ended stay.
+
+    Args:
+        uri: Tracking URI.
+        run_id: The run.
+        paths: The files.
+        folder: Where among the run's artifacts.
+
+    Raises:
+        UserError: the server does not answer, or does not know the run.
+    """
+    from mlflow import MlflowClient
+
+    _be_quick()
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)
+    except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
+        raise UserError(f"MLflow at {uri!r} did not take the files: {_reason(error)}") from None
+
+
 def download_model(model: str, uri: str, folder: Path) -> Path:
     """Fetch the files of a logged model: ``adapter``, ``config.yaml``, ``backbone.safetensors``, ...
 
@@ -266,6 +287,7 @@ def download_model(model: str, uri: str, folder: Path) -> Path:
     """
     import mlflow
 
+    _be_quick()
     mlflow.set_tracking_uri(tracking_address(uri))
     try:
         mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder))
@@ -285,6 +307,12 @@ def tracking_address(uri: str) -> str:
 def metric_name(name: str) -> str:
     """Return the name with what MLflow does not take (a domain may be called ``a, b``) replaced by ``_``."""
     return re.sub(r"[^\w\-. /]", "_", name) or "_"
+
+
+def _be_quick() -> None:
+    """Tell MLflow not to wait for minutes, before a training that nobody has started yet."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_SECONDS))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 def _reason(error: Exception) -> str:

@@ -103,7 +103,7 @@ class CampaignRunner:
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=f"part-{1 + sum(1 for _ in (self.folder / STORAGE).glob('part-*'))}",
+                name=time.strftime("part-%Y%m%d-%H%M%S"),
                 storage_path=self._storage(),
                 failure_config=tune.FailureConfig(max_failures=plan.config.cluster.retries),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=plan.config.train.keep_checkpoints),
@@ -144,9 +144,10 @@ class CampaignRunner:
             f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}", highlight=False,
             soft_wrap=True,
         )  # fmt: skip
-        storage = Path(self._storage())
         checkpoints = {r.trial.name: r.checkpoint for r in before if r.checkpoint is not None}
-        return Materials(self.plan, board, networks, shared, checkpoints, storage)
+        return Materials(
+            self.plan, board, networks, shared, checkpoints, self._storage(), (self.folder / STORAGE).resolve()
+        )
 
     def _keep_images(self) -> tuple[bool, int]:
         """Tell whether the preprocessed images fit into Ray's object store, and their bytes."""

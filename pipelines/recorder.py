@@ -16,13 +16,13 @@ from ray import tune
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
-from metalora.tracking import NullTracker, Tracker, build_tracker, flatten
+from metalora.tracking import NullTracker, Tracker, build_tracker
 from metalora.train.evaluation import has_results
 from pipelines.campaign import PARAMETERS, STEP_SECONDS, TRIALS, Plan, TrialRecord
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import MetricsFile, read_metrics
 from pipelines.ray_backend import opened
-from pipelines.results import CONFIG, METRICS, copy_results, run_tags, upload_results, write_run_note
+from pipelines.results import CONFIG, METRICS, copy_results, run_params, run_tags, upload_results, write_run_note
 from pipelines.search import Suggestion
 
 POLL_SECONDS = 0.3
@@ -89,7 +89,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         """Note where a trial's checkpoint is."""
-        self.jobs.put(lambda: self._update(trial.config["trial"].name, checkpoint=str(checkpoint.path)))
+        kind = checkpoint.filesystem.type_name
+        place = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
+        self.jobs.put(lambda: self._update(trial.config["trial"].name, checkpoint=place))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Keep a trial's results: it is through, was stopped, or has said why it failed."""
@@ -102,9 +104,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def settle(self, record: TrialRecord) -> None:
         """End a trial of an earlier part that was through, but not recorded as that; leave others as they are."""
-        if record.status != "running" or record.checkpoint is None or not Path(record.checkpoint).exists():
+        if record.status != "running" or record.checkpoint is None:
             return
-        if has_results(Path(record.checkpoint)):
+        with opened(tune.Checkpoint(record.checkpoint)) as folder:
+            through = has_results(folder)
+        if through:
             self._start(record.trial)
             self.complete(record.trial.name)
 
@@ -230,7 +234,7 @@ class OpenTrial:
             **({"mlflow.parentRunId": parent} if parent else {}),
         }
         try:
-            return tracker, tracker.start(flatten(config), tags, record.run_id, read_metrics(self.folder / METRICS))
+            return tracker, tracker.start(run_params(config), tags, record.run_id, read_metrics(self.folder / METRICS))
         except UserError as error:
             self.say(f"{record.trial.name} is not tracked: {error}")
             return NullTracker(), record.run_id

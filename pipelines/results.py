@@ -8,15 +8,25 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from metalora.adapters.formats import build_format
+from metalora.config import Config
+from metalora.evaluate.seeds import read_seeds
 from metalora.models.backbones import Backbone
 from metalora.report.plots import plot_tsne
-from metalora.tracking import Tracker
+from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
 
 CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
+
+
+def run_params(config: Config) -> dict[str, Any]:
+    """Return the settings of a training as its run's parameters, without those that its format does not have."""
+    params = flatten(config)
+    if build_format(config.adapter.format, config.adapter.branches).seed != "generated":
+        params = {name: value for name, value in params.items() if not name.startswith("mapping.")}
+    if config.adapter.format != "multi_lora":
+        params.pop("adapter.branches")
+    return params
 
 
 def run_tags(kind: str, command: str) -> dict[str, str]:
@@ -51,9 +61,8 @@ def copy_results(results: Path, folder: Path) -> None:
     if (results / SEEDS).is_file():
         (folder / SEEDS).parent.mkdir(exist_ok=True)
         shutil.copy(results / SEEDS, folder / SEEDS)
-        frame = pd.read_parquet(folder / SEEDS)
-        vectors = np.stack(frame["seed"].to_list())
-        plot_tsne(vectors, list(frame["domain"]), list(frame["label"]), (folder / SEEDS).with_name("tsne.png"))
+        seeds = read_seeds(folder / SEEDS)
+        plot_tsne(seeds.vectors, seeds.domains, seeds.labels, (folder / SEEDS).with_name("tsne.png"))
 
 
 def upload_results(tracker: Tracker, folder: Path) -> None:

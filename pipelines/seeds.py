@@ -16,9 +16,10 @@ from metalora.files import atomic_file
 from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.report.seed_plots import plot_pca
+from metalora.tracking import add_artifacts
+from metalora.train.evaluation import KNN, SEEDS
 from pipelines.options import make_parser
-
-SEEDS, KNN, RUN, CONFIG = "seeds/seeds.parquet", "knn.json", "run.json", "config.yaml"
+from pipelines.results import CONFIG, RUN
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,6 +127,4 @@ def _track(folder: Path, files: Sequence[Path]) -> None:
     """Add the files to the MLflow run that the folder's ``run.json`` names, if it names one."""
     note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
     if note.get("run_id"):
-        from metalora.tracking_artifacts import add_artifacts
-
         add_artifacts(note["tracking_uri"], note["run_id"], files, (folder / SEEDS).parent.name)

@@ -20,7 +20,7 @@ from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
 from metalora.report.tables import accuracy_table
-from metalora.tracking import Tracker, build_tracker, flatten, tracking_address
+from metalora.tracking import Tracker, build_tracker, tracking_address
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN
 from metalora.train.loop import Trainer
@@ -32,6 +32,7 @@ from pipelines.results import (
     METRICS,
     copy_results,
     read_run_note,
+    run_params,
     run_tags,
     upload_model,
     upload_results,
@@ -172,7 +173,7 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
     """Start or continue the tracked run; only then make the run's folder."""
     run_id = read_run_note(folder, config.tracking.tracking_uri)
     tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
-    run_id = tracker.start(flatten(config), tags, run_id, read_metrics(folder / METRICS))
+    run_id = tracker.start(run_params(config), tags, run_id, read_metrics(folder / METRICS))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")

@@ -8,7 +8,7 @@ import gc
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Materials:
         networks: In Ray's object store: backbone and extractor.
         shared: In Ray's object store: a `Shared`.
         checkpoints: Of trials that an earlier part of the campaign began, by name: to go on from.
-        storage: Where nested trainings keep theirs.
+        storage: Folder or URI where nested trainings keep theirs.
+        folder: Where they leave what went wrong.
     """
 
     plan: Plan
@@ -48,7 +49,8 @@ class Materials:
     networks: Any
     shared: Any
     checkpoints: Mapping[str, str]
-    storage: Path
+    storage: str
+    folder: Path
 
 
 class TrialReporter:
@@ -183,7 +185,9 @@ def _nested(settings: Config, materials: Materials, reporter: TrialReporter, res
     backbone, extractor = ray.get(materials.networks)
     labels = load_table(settings.data).labels
     reporter.parameters(build_model(settings, backbone, extractor, labels).count_parameters()[0])
-    folder = materials.storage / reporter.name
+    folder = materials.folder / reporter.name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, cluster=replace(settings.cluster, storage_path=materials.storage))
     with run_on_ray(settings, backbone, extractor, reporter, folder, resume, materials.shared) as results:
         reporter.deliver(results)
 

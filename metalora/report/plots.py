@@ -38,17 +38,17 @@ def plot_tsne(
         raise UserError(f"a t-SNE map needs at least 2 seeds, got {len(seeds)}")
     if not np.isfinite(seeds).all():
         raise UserError("a t-SNE map needs finite seeds, and some hold NaN or infinity")
-    rows = _sample(domains, limit, seed)
+    rows = sample_evenly(domains, limit, seed)
     points = _tsne(seeds[rows], seed)
     figure = Figure(figsize=(13, 7), layout="constrained")
     for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
-        _scatter(axes, points, np.array(names)[rows], kind)
+        scatter(axes, points, np.array(names)[rows], kind)
     figure.suptitle(f"t-SNE of the generated seeds, {len(rows)} of {len(seeds)} samples")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _sample(domains: list[str], limit: int, seed: int) -> Array:
+def sample_evenly(domains: list[str], limit: int, seed: int) -> Array:
     """Return at most ``limit`` row numbers; small domains are whole before large ones get more."""
     order = np.random.default_rng(seed).permutation(len(domains))
     rank = np.empty(len(domains), dtype=int)  # of a row among its domain's, in random order
@@ -76,7 +76,8 @@ def _tsne(seeds: Array, seed: int) -> Array:
     return points
 
 
-def _scatter(axes: "Axes", points: Array, names: Array, kind: str) -> None:
+def scatter(axes: "Axes", points: Array, names: Array, kind: str) -> None:
+    """Draw points (n, 2) in the colours of their n names, with a legend if there are few."""
     import matplotlib
 
     distinct = sorted(set(names.tolist()))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from metalora.files import atomic_file
-from metalora.report.plots import Array, _sample, _scatter
+from metalora.report.plots import Array, sample_evenly, scatter
 
 
 def plot_pca(
@@ -30,10 +30,10 @@ def plot_pca(
     """
     from matplotlib.figure import Figure
 
-    rows = _sample(domains, limit, seed)
+    rows = sample_evenly(domains, limit, seed)
     figure = Figure(figsize=(13, 7), layout="constrained")
     for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
-        _scatter(axes, components[rows], np.array(names)[rows], kind)
+        scatter(axes, components[rows], np.array(names)[rows], kind)
         axes.set_xlabel(f"first component ({explained[0]:.0%} of the variance)")
         axes.xaxis.set_label_position("top")  # the names are below
         axes.set_ylabel(f"second component ({explained[1]:.0%})")

@@ -23,7 +23,6 @@ ALLOWED = {
     "build": ["models", "data", "evaluate", "train", "group"],
     "mlflow_model": ["models", "data"],
     "tracking": ["mlflow_model"],
-    "tracking_artifacts": ["tracking"],
     "__init__": ["build", "models"],
 }
 GROUND = {  # unit: the ground it may stand on
@@ -37,7 +36,7 @@ GROUND = {  # unit: the ground it may stand on
 }
 ANY_GROUND = ["config", "registry", "errors", "files", "version"]
 OUTSIDE = {
-    "mlflow": {"tracking", "tracking_artifacts", "mlflow_model"},
+    "mlflow": {"tracking", "mlflow_model"},
     "ray": set(),
     "pipelines": set(),
     "tune_spaces": set(),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metalora.errors import UserError
-from metalora.report.plots import _sample, plot_tsne
+from metalora.report.plots import plot_tsne, sample_evenly
 
 
 def _colours(path: Path) -> int:
@@ -52,11 +52,11 @@ def test_odd_seeds_are_drawn(tmp_path: Path, seeds: np.ndarray) -> None:
 
 def test_points_are_taken_evenly() -> None:
     domains = ["large"] * 500 + ["middle"] * 60 + ["small"] * 10
-    rows = _sample(domains, 100, seed=0)
+    rows = sample_evenly(domains, 100, seed=0)
     assert Counter(domains[row] for row in rows) == {"large": 45, "middle": 45, "small": 10}
     assert len(set(rows.tolist())) == 100
-    assert not np.array_equal(rows, _sample(domains, 100, seed=1))
-    assert len(_sample(domains, 1500, seed=0)) == 570
+    assert not np.array_equal(rows, sample_evenly(domains, 100, seed=1))
+    assert len(sample_evenly(domains, 1500, seed=0)) == 570
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
