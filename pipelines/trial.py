@@ -5,6 +5,7 @@ several workers is a driver of Ray Train; it takes no CPU, so that it cannot kee
 """
 
 import gc
+import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -117,6 +118,8 @@ class TrialReporter:
 
 def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     """Run a trial: what Ray Tune calls. What a user can mend ends it, with a message, and no restart is tried."""
+    for name in (None, "ray"):  # Ray announces each checkpoint
+        logging.getLogger(name).setLevel(logging.WARNING)
     trial: Suggestion = config["trial"]
     settings = materials.plan.trial_config(trial)
     reporter = TrialReporter(materials.board, trial.name, settings)

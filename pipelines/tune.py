@@ -114,6 +114,8 @@ def run_campaign(plan: Plan, resume: bool = False) -> Path:
     if resume:
         plan.check_same(folder)
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
+    if resume and points is not None and _is_complete(read_trials(folder), len(points) * plan.campaign.seeds):
+        return folder
     with cluster(config.cluster):
         runner = CampaignRunner(plan, folder, prepared, points, console)
         parent = _start_tracking(tracker, plan, folder)
@@ -180,6 +182,11 @@ def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
         console.print(f"{len(reasons)} points do not fit the backbone and are left out, the first: {reasons[0]}",
                       style="yellow", highlight=False, soft_wrap=True)  # fmt: skip
     return fitting
+
+
+def _is_complete(records: Sequence[TrialRecord], total: int) -> bool:
+    """Tell whether all trials of a grid have ended."""
+    return len(records) == total and all(record.status != "running" for record in records)
 
 
 def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:

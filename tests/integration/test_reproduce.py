@@ -10,7 +10,8 @@ from tests.integration.helpers import metalora
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL = [
-    "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "--holdout-domains", "red-on-red",
+    "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "green-on-green",
+    "--holdout-domains", "red-on-red",
     "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-seeds", "2",
     "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5",
 ]  # fmt: skip

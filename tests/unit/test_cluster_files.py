@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from metalora.config import Config
-from pipelines import train
+from pipelines import train, tune
 from pipelines.train import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,16 @@ def test_the_readmes_jobs_are_trainings(block, config_of, tmp_path, monkeypatch)
     assert config.cluster.ray_address == "auto"
     assert config.tracking.tracking_uri != Config().tracking.tracking_uri
     assert Path(config.cluster.output).is_absolute()
+
+
+def test_the_readmes_campaign_is_one(monkeypatch):
+    (block,) = [block for block in BLOCKS if "metalora tune" in block]
+    words = shlex.split(block.replace("\\\n", " "))
+    plans = []
+    monkeypatch.setattr(tune, "run_campaign", lambda plan, resume: plans.append(plan))
+    tune.main(words[words.index("tune") + 1 :])
+    assert plans[0].config.cluster.ray_address == "auto"
+    assert plans[0].space.name == "paper"
 
 
 def test_the_readme_shows_a_job_a_resumed_job_and_the_files():
