@@ -173,6 +173,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                     self.jobs.get_nowait()()
             except queue.Empty:
                 pass
+            except ray.exceptions.RayError as error:  # the cluster is gone, and Tune ends the campaign
+                if not last:
+                    self.display.say(f"the cluster does not answer: {type(error).__name__}")
+                    last = self.done.wait(30)
             except Exception as error:  # the search must not end of it; the trial's checkpoint has everything
                 self.display.say(f"a trial could not be recorded: {type(error).__name__}: {error}")
                 continue
