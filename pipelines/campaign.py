@@ -40,7 +40,9 @@ class CampaignConfig:
     )
     seeds: int = Field(default=1, ge=1, description="trials a point, with seeds from --seed on; their mean counts")
     trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
-    hours: float | None = Field(default=None, gt=0, description="start no trial, and stop those that run, after this")
+    hours: float | None = Field(
+        default=None, gt=0, description="stop the trials that run after this; a resumed campaign gets as many again"
+    )
     total_epochs: int | None = Field(
         default=None, ge=1, description="start no trial once so many epochs were trained in all"
     )

@@ -126,7 +126,7 @@ class CampaignDisplay:
 
     def _reached(self, record: TrialRecord) -> str:
         if record.error:
-            return f", {record.error.strip().splitlines()[-1]}"
+            return f", {record.error.strip().splitlines()[-1].strip()}"
         value = record.result.get(self.objective)
         return "" if value is None else f", {self.objective} {value:.4g} after epoch {record.result.get('epoch', 0):g}"
 

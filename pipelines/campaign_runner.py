@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from rich.console import Console
 
 from metalora.adapters.formats import build_format
 from metalora.errors import UserError
-from pipelines.campaign import Plan, TrialRecord, direction, read_trials
+from pipelines.campaign import TRIALS, Plan, TrialRecord, direction, read_trials
 from pipelines.campaign_display import CampaignDisplay
+from pipelines.listener import read_metrics
 from pipelines.ray_backend import Board, gpus_per_worker, here
 from pipelines.recorder import Recorder
+from pipelines.results import METRICS
 from pipelines.search import CampaignSearch, ListSource, OptunaSource, Source
 from pipelines.spaces import Point, levels, sample
 from pipelines.train import Prepared
@@ -88,7 +90,8 @@ class CampaignRunner:
         search.recall([(r.trial, None if r.status == "running" else self._outcome(r)) for r in before])
         scheduler = self._scheduler()
         for record in before:
-            _replay(scheduler, record)
+            folder = self.folder / TRIALS / record.trial.name
+            replay(scheduler, record.trial.name, reported(folder, plan.config.evaluate.validate_every))
         trainable = tune.with_resources(tune.with_parameters(run_trial, materials=materials), self._resources())
         return tune.Tuner(
             trainable,
@@ -238,11 +241,18 @@ def _name(trial: Any) -> str:
     return name
 
 
-def _replay(scheduler: Any, record: TrialRecord) -> None:
-    """Show a scheduler what a trial of an earlier part reported last, so that it judges the others by it too."""
-    if record.status == "finished" and "epoch" in record.result:
-        scheduler.on_trial_add(None, Past(record.trial.name))
-        scheduler.on_trial_complete(None, Past(record.trial.name), dict(record.result))
+def replay(scheduler: Any, name: str, results: Iterable[Mapping[str, float]]) -> None:
+    """Show a scheduler what a trial of an earlier part reported, so that it judges the others by that too."""
+    past = Past(name)
+    for result in results:
+        scheduler.on_trial_add(None, past)
+        scheduler.on_trial_complete(None, past, dict(result))
+
+
+def reported(folder: Path, every: int) -> list[dict[str, float]]:
+    """Return a trial's validations, one every so many epochs, as Tune was told them."""
+    validations = [values for _, _, values in read_metrics(folder / METRICS) if "val/loss" in values]
+    return [{**values, "epoch": every * (number + 1)} for number, values in enumerate(validations)]
 
 
 class Past:
