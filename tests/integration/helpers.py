@@ -15,9 +15,10 @@ SMALL = [
 
 
 def importable() -> dict[str, str]:
-    """Return the environment, with this checkout on Python's path."""
+    """Return the environment, with this checkout on Python's path, and without what MLflow has left in it."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return {**clean, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def metalora(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
