@@ -86,7 +86,9 @@ class CampaignRunner:
     def _tuner(self, materials: Materials, recorder: Recorder, before: Sequence[TrialRecord]) -> tune.Tuner:
         plan = self.plan
         os.environ.update(ENVIRONMENT)
-        search = CampaignSearch(self._source(), plan.seeds(), plan.campaign.objectives, plan.campaign.total_epochs)
+        search = CampaignSearch(
+            self._source(len(before)), plan.seeds(), plan.campaign.objectives, plan.campaign.total_epochs
+        )
         search.recall([(r.trial, None if r.status == "running" else self._outcome(r)) for r in before])
         scheduler = self._scheduler()
         for record in before:
@@ -177,14 +179,17 @@ class CampaignRunner:
             points = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
         return points and points * campaign.seeds
 
-    def _source(self) -> Source:
+    def _source(self, past: int) -> Source:
+        """Return where points come from, for a campaign that has run so many trials."""
         campaign, total = self.plan.campaign, self._total()
         limit = total and total // campaign.seeds
         if self.points is not None:
             return ListSource(iter(self.points), limit)
         if campaign.searcher == "random":
             return ListSource(sample(self.plan.space, campaign.search_seed), limit)
-        return OptunaSource(self.plan.space, list(map(direction, campaign.objectives)), limit, campaign.search_seed)
+        ways = list(map(direction, campaign.objectives))
+        # The same seed would draw the first points again.
+        return OptunaSource(self.plan.space, ways, limit, campaign.search_seed + past)
 
     def _scheduler(self) -> Any:
         campaign = self.plan.campaign

@@ -100,7 +100,7 @@ def test_optuna_recalls_points_of_an_earlier_part():
     past = []
     for i in range(6):
         past.append((first.suggest(str(i))["trial"], {"val/knn10": i / 10, "parameters": 100.0 - i}))
-    source = OptunaSource(space, ["max", "min"], 10, seed=0)
+    source = OptunaSource(space, ["max", "min"], 10, seed=6)  # as a resumed campaign does: its number of trials
     again = CampaignSearch(source, [0], ["val/knn10", "parameters"])
     again.recall([*past[:5], (past[5][0], None)])
     known = [trial.values for trial in source.study.trials if trial.state.is_finished()]
@@ -108,3 +108,4 @@ def test_optuna_recalls_points_of_an_earlier_part():
     rest = drain(again)
     assert rest[0] == past[5][0]
     assert [t.number for t in rest] == [5, 6, 7, 8, 9]
+    assert not [t for t in rest[1:] if t.point in [trial.point for trial, _ in past]]
