@@ -1,6 +1,6 @@
 """From a config to the things it describes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,24 +39,28 @@ def build_backbone(
     return backbones.build_backbone(name, weights, image_size, file=embedded_weights(name, say))
 
 
-def build_networks(config: Config, say: Callable[[str], None]) -> tuple[Backbone, Backbone | None]:
+def build_networks(
+    config: Config, say: Callable[[str], None], files: Mapping[str, Path] | None = None
+) -> tuple[Backbone, Backbone | None]:
     """Build the backbone and, where it is another network, the extractor; random weights follow from ``train.seed``.
 
     Args:
         config: All settings.
         say: Told what takes long.
+        files: State dicts of ``backbone`` and ``extractor`` to load in place of the libraries' own tensors.
 
     Raises:
         UserError: an unknown name, or weights that cannot be had.
     """
-    settings, mapping = config.backbone, config.mapping
+    settings, mapping, files = config.backbone, config.mapping, files or {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say)
+        backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say, files.get("backbone"))
         if mapping.extractor == "backbone":
             return backbone, None
         # The extractor looks at the image that the backbone's preprocessing made.
-        return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say)
+        size = backbone.input_size[1]
+        return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, size, say, files.get("extractor"))
 
 
 def build_model(

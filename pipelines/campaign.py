@@ -163,3 +163,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
         trial = Suggestion(*(values.pop(setting.name) for setting in fields(Suggestion)))
         records.append(TrialRecord(trial, **values))
     return sorted(records, key=lambda record: record.trial.number)
+
+
+def last_line(error: str) -> str:
+    """Return the line of an error that says what happened."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "unknown"

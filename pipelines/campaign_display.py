@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metalora.train.reporter import Progress
-from pipelines.campaign import PARAMETERS, TrialRecord, direction
+from pipelines.campaign import PARAMETERS, TrialRecord, direction, last_line
 from pipelines.console import LINE_SECONDS
 
 ROWS = 12
@@ -126,7 +126,7 @@ class CampaignDisplay:
 
     def _reached(self, record: TrialRecord) -> str:
         if record.error:
-            return f", {record.error.strip().splitlines()[-1].strip()}"
+            return f", {last_line(record.error)}"
         value = record.result.get(self.objective)
         return "" if value is None else f", {self.objective} {value:.4g} after epoch {record.result.get('epoch', 0):g}"
 

@@ -72,10 +72,11 @@ class CampaignRunner:
         hours = self.plan.campaign.hours
         lead = self.plan.campaign.objectives[0]
         display = CampaignDisplay(self.console, self.folder.name, lead, self._total(), hours and hours * 3600)
-        recorder = Recorder(self.plan, self.folder, parent, board, display, read_trials(self.folder))
-        for record in read_trials(self.folder):
-            recorder.settle(record)
         before = read_trials(self.folder)
+        recorder = Recorder(self.plan, self.folder, parent, board, display, before)
+        for record in before:
+            recorder.settle(record)
+        before = list(recorder.records.values())
         display.begin({record.trial.name: record for record in before})
         with display, recorder:
             materials = self._materials(board, before, display)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metalora.build import build_backbone, build_networks
+from metalora.build import build_networks
 from metalora.config import Config
 from metalora.data import load_table
-from metalora.data.loaders import default_loader_workers
+from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
-from metalora.models.backbones import Backbone
 from metalora.models.persist import load
 from metalora.report.tables import accuracy_table
 from metalora.tracking import download_model
@@ -64,15 +63,19 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         UserError: data, backbone or adapter that do not fit one another.
     """
     table = load_table(config.data)
-    backbone, extractor = _networks(config, folder, console)
+    brought = {part: folder / f"{part}.safetensors" for part in ("backbone", "extractor")}
+    backbone, extractor = build_networks(
+        config,
+        lambda text: console.print(text, highlight=False, soft_wrap=True),
+        {part: file for part, file in brought.items() if file.is_file()},
+    )
     model = load(backbone, folder / ADAPTER, extractor)
     if model.spec.labels != table.labels:
         ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
         raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "
                         f"the data have {len(table.labels)} ({ours}, ...)")  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = config.data.loader_workers
-    workers = default_loader_workers(os.cpu_count() or 1) if workers is None else workers
+    workers = count_loader_workers(config.data.loader_workers, os.cpu_count() or 1)
     with ProgressDisplay(console) as display, tempfile.TemporaryDirectory() as scratch:
         evaluator = Evaluator(
             config, model.to(device), table, backbone.preprocess, Group(device), Watcher(display), workers
@@ -116,23 +119,6 @@ def _fetch(model: str, config: Config, scratch: Path) -> Path:
     raise UserError(
         f"no trained model {model!r}: wanted the folder or name of a finished run, models:/NAME@ALIAS or runs:/ID/model"
     )
-
-
-def _networks(config: Config, folder: Path, console: Console) -> tuple[Backbone, Backbone | None]:
-    """Build backbone and extractor, from the model's own tensors if it brought them."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    file = folder / "backbone.safetensors"
-    if not file.is_file():
-        return build_networks(config, say)
-    settings, mapping = config.backbone, config.mapping
-    backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say, file)
-    if mapping.extractor == "backbone":
-        return backbone, None
-    other = folder / "extractor.safetensors"
-    return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, backbone.input_size[1], say, other)
 
 
 if __name__ == "__main__":

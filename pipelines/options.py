@@ -151,6 +151,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_earlier(folder: Path, file: str, kind: str) -> dict[str, Any]:
+    """Read the YAML file that a run or campaign of an earlier command keeps its settings in.
+
+    Raises:
+        UserError: there is none; those beside it are named.
+    """
+    if not (folder / file).is_file():
+        names = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{file}"))) or "none"
+        raise UserError(f"no {kind} {folder.name!r} in {folder.parent} to resume (there: {names})")
+    return read_yaml(folder / file)
+
+
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Return what the command line gives for the settings of a dataclass.
 

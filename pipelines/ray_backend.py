@@ -16,7 +16,7 @@ import torch
 from metalora.build import build_model
 from metalora.config import ClusterConfig, Config, from_dict, to_dict
 from metalora.data import load_table
-from metalora.data.loaders import default_loader_workers
+from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.backbones import Backbone
@@ -310,9 +310,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             raise UserError(f"data {config.data.data!r}: the workers' nodes do not hold the same images")
         backbone, extractor = ray.get(arguments["networks"])
         model = build_model(config, backbone, extractor, table.labels).to(group.device)
-        workers = config.data.loader_workers
-        if workers is None:
-            workers = default_loader_workers(config.cluster.cpus_per_worker)
+        workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)
         shared = arguments["shared"] and ray.get(arguments["shared"])
         trainer = Trainer(config, model, table, backbone.preprocess, group, RayReporter(board), workers, shared)
         checkpoint = train.get_checkpoint()

@@ -18,7 +18,7 @@ from metalora.config import Config, to_yaml
 from metalora.errors import UserError
 from metalora.tracking import NullTracker, Tracker, build_tracker
 from metalora.train.evaluation import has_results
-from pipelines.campaign import PARAMETERS, STEP_SECONDS, TRIALS, Plan, TrialRecord
+from pipelines.campaign import PARAMETERS, STEP_SECONDS, TRIALS, Plan, TrialRecord, last_line
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import MetricsFile, read_metrics
 from pipelines.ray_backend import opened
@@ -260,9 +260,3 @@ class OpenTrial:
             self.tracker.finish(STATUS[status])
         except Exception as problem:  # the folder has everything; a tracker that is away must not end the campaign
             self.say(f"{self.folder.name} is not tracked in full: {' '.join(str(problem).split())}")
-
-
-def last_line(error: str) -> str:
-    """Return the line of an error that says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "unknown"

@@ -32,8 +32,9 @@ from metalora.report.importance import MIN_POINTS, importances
 from metalora.report.parallel_plot import plot_parallel
 from pipelines.listener import read_metrics
 from pipelines.options import make_parser, read_yaml
+from pipelines.results import CONFIG, METRICS
 
-CAMPAIGN, TRIAL, CONFIG, METRICS = "campaign.yaml", "trial.json", "config.yaml", "metrics.jsonl"
+CAMPAIGN, TRIAL = "campaign.yaml", "trial.json"  # `pipelines.campaign` has them too, but imports Ray
 TOLD = ("space", "searcher", "scheduler", "seeds")
 SHORT_ROWS = 10
 

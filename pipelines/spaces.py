@@ -152,14 +152,14 @@ def levels(value: Any, points: int) -> list[Any]:
         raise UserError(f"{_text(value)} has no grid and no ends: wanted choice, uniform, loguniform, randint, ...")
     logarithmic = isinstance(value.sampler, LogUniform)
     ends = (value.lower, value.upper if isinstance(value, Float) else value.upper - 1)
-    levels = np.geomspace(*ends, points) if logarithmic else np.linspace(*ends, points)
+    found = np.geomspace(*ends, points) if logarithmic else np.linspace(*ends, points)
     if isinstance(value, Integer):
-        return sorted({round(level) for level in levels.tolist()})
-    return [float(f"{level:.4g}") for level in levels]  # 0.00316, not 0.0031622776601683794
+        return sorted({round(level) for level in found.tolist()})
+    return [plain_value(level) for level in found]
 
 
 def plain_value(value: Any) -> Any:
-    """Return a sampled value as Python's own kind, with the digits that matter."""
+    """Return a value as Python's own kind, with the digits that matter: 0.00316, not 0.0031622776601683794."""
     value = value.item() if isinstance(value, np.generic) else value
     return float(f"{value:.4g}") if isinstance(value, float) else value
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from metalora.build import build_model, build_networks
 from metalora.config import Config, to_yaml
 from metalora.data import ImageTable, load_table
-from metalora.data.loaders import default_loader_workers
+from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
@@ -26,7 +26,7 @@ from metalora.train.evaluation import ADAPTER, KNN
 from metalora.train.loop import Trainer
 from pipelines.console import ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
-from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
+from pipelines.options import add_settings, make_parser, parse, read_earlier, resolve
 from pipelines.results import (
     CONFIG,
     METRICS,
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(parser, arguments)
     config = resolve(options)
     if options.resume:
-        config = resolve(options, _resumed(output(config) / options.resume))
+        config = resolve(options, read_earlier(output(config) / options.resume, CONFIG, "run"))
     if options.print_config:
         print(to_yaml(config), end="")
         return
@@ -140,13 +140,6 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     return Prepared(config, table, backbone, extractor, build_model(config, backbone, extractor, table.labels))
 
 
-def _resumed(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
-        raise UserError(f"no run {folder.name!r} in {folder.parent} to resume (there: {', '.join(names) or 'none'})")
-    return read_yaml(folder / CONFIG)
-
-
 def name_run(config: Config, resume: bool, kind: str) -> tuple[Config, Path]:
     """Give a run its name and the tracker's address, and return its folder, not made yet.
 
@@ -200,7 +193,6 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
-    workers = config.data.loader_workers
     trainer = Trainer(
         config,
         prepared.model.to(device),
@@ -208,7 +200,7 @@ def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder:
         prepared.backbone.preprocess,
         Group.current(device),
         reporter,
-        default_loader_workers(os.cpu_count() or 1) if workers is None else workers,
+        count_loader_workers(config.data.loader_workers, os.cpu_count() or 1),
     )
     trainer.fit(last)
     finished = checkpoints.latest()

@@ -20,7 +20,7 @@ from ray import tune
 from metalora.build import build_model
 from metalora.config import Config
 from metalora.data import load_table
-from metalora.data.loaders import default_loader_workers
+from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.train.loop import Trainer
@@ -204,5 +204,4 @@ def _checkpoint(materials: Materials, trial: Suggestion) -> AbstractContextManag
 
 
 def _loader_workers(settings: Config) -> int:
-    workers = settings.data.loader_workers
-    return default_loader_workers(settings.cluster.cpus_per_worker) if workers is None else workers
+    return count_loader_workers(settings.data.loader_workers, settings.cluster.cpus_per_worker)

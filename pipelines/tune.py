@@ -33,7 +33,7 @@ from pipelines.options import (
     given,
     make_parser,
     parse,
-    read_yaml,
+    read_earlier,
     resolve,
     settings_of,
 )
@@ -72,12 +72,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
 
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
-    folder = output(resolve(options)) / options.resume
-    if not (folder / CAMPAIGN).is_file():
-        names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CAMPAIGN}"))
-        there = ", ".join(names) or "none"
-        raise UserError(f"no campaign {options.resume!r} in {folder.parent} to resume (there: {there})")
-    before = read_yaml(folder / CAMPAIGN)
+    before = read_earlier(output(resolve(options)) / options.resume, CAMPAIGN, "campaign")
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
     space = load_space(settings.space)

@@ -48,11 +48,13 @@ def evaluation_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=shard, **_settings(loader_workers))
 
 
-def default_loader_workers(cpus: float) -> int:
-    """Return how many decoding processes a trainer with so many CPUs starts: one less, at most 8.
+def count_loader_workers(asked: int | None, cpus: float) -> int:
+    """Return how many decoding processes a trainer with so many CPUs starts: those asked for, or one less, at most 8.
 
     With fewer than 4 CPUs none: starting processes would take longer than they save.
     """
+    if asked is not None:
+        return asked
     return min(8, int(cpus) - 1) if cpus >= 4 else 0
 
 
