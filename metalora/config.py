@@ -151,6 +151,9 @@ class TrainConfig:
     channels_last: bool = Field(default=True, description="channels_last memory format on GPUs")
     activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the training step's forward")
+    cuda_graph: bool = Field(
+        default=False, description="replay the step's forward and backward as a CUDA graph: for small batches on GPUs"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every generator")
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)"
@@ -227,6 +230,18 @@ class Config:
             raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
+        beside = [
+            name
+            for name, met in (
+                ("accumulate > 1", self.train.accumulate > 1),
+                ("compile", self.train.compile),
+                ("activation_checkpointing", self.train.activation_checkpointing),
+                ("seed_granularity task", self.mapping.seed_granularity == "task"),
+            )
+            if met and self.train.cuda_graph
+        ]
+        if beside:
+            raise ValueError(f"cuda_graph does not go with {', '.join(beside)}")
         both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
         if both:
             raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")

@@ -92,9 +92,10 @@ class Evaluator:
         """Return the images of some rows of the table."""
         return ImageDataset(self.table, rows, self.preprocess, self.images)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Compute in the configured precision."""
-        return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+    def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
+        """Compute in the configured precision; weights are cast once a step, or each time without ``cache``."""
+        enabled = self.dtype is not None
+        return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
 
     def place(self, images: Tensor) -> Tensor:
         """Bring images (B, 3, H, W) to the device, in its memory format."""

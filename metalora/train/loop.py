@@ -51,7 +51,7 @@ class Classifier(nn.Module):
         self.network = model.network
         self.head = model.head
 
-    def forward(self, x: Tensor, condition: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, H, W), extractor features (B, F) and tasks (B,) to features (B, D) and scores (B, C)."""
         features = self.network(x, condition, task)
         return features, self.head(features)
@@ -125,7 +125,19 @@ class Trainer:
             self.model.to(memory_format=torch.channels_last)
         if self.settings.compile:
             classifier.compile()
+        if self.settings.cuda_graph and self.device.type == "cuda":
+            self._capture(classifier)
         return self.group.wrap(classifier)
+
+    def _capture(self, classifier: nn.Module) -> None:
+        """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward."""
+        size = self.config.data.batch_size // self.group.world
+        samples = [self.evaluator.place(torch.zeros(size, *self.model.backbone_identity["input_size"]))]
+        if self.model.extractor is not None:
+            samples.append(torch.zeros(size, self.model.spec.condition_size, device=self.device))
+        classifier.train()
+        with self.evaluator.autocast(cache=False):  # casts must be part of the graph
+            torch.cuda.make_graphed_callables(classifier, tuple(samples))
 
     def fit(self, resume: Path | None = None) -> None:
         """Train to the end, evaluate on the test split, and hand the results to the reporter's last checkpoint.
@@ -195,7 +207,8 @@ class Trainer:
         condition = self.evaluator.condition(images, rows)
         by_task = self.config.mapping.seed_granularity == "task"
         with self.evaluator.autocast():
-            features, scores = self.classifier(images, condition, domains.to(self.device) if by_task else None)
+            inputs = images, condition, domains.to(self.device) if by_task else None
+            features, scores = self.classifier(*(tensor for tensor in inputs if tensor is not None))
         labels = labels.to(self.device, non_blocking=True)
         smoothing = self.settings.label_smoothing
         losses = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing, reduction="none")

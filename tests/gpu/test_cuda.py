@@ -66,6 +66,17 @@ def test_trains_in_this_process(tree: Path, tmp_path: Path, extra: list[str]) ->
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("format", ["lora", "tr"])
+def test_cuda_graph_changes_no_loss(tree: Path, tmp_path: Path, format: str) -> None:
+    common = ["--workers", "0", "--epochs", "4", "--precision", "float32", "--format", format]
+    eager = train_small(tmp_path, tree, "eager", *common)
+    graph = train_small(tmp_path, tree, "graph", *common, "--cuda-graph")
+    assert list(series(graph, "train/loss").values()) == pytest.approx(
+        list(series(eager, "train/loss").values()), rel=1e-3
+    )
+    assert knn(graph) == knn(eager)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_trains_on_ray_with_nccl(tree: Path, tmp_path: Path) -> None:
