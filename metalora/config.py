@@ -149,6 +149,11 @@ class TrainConfig:
         default="auto", description="auto: bfloat16 autocast on GPUs that have it, else float32"
     )
     channels_last: bool = Field(default=True, description="channels_last memory format on GPUs")
+    kernel: Literal["auto", "plain", "fused"] = Field(
+        default="auto",
+        description="train adapted convolutions, and the batch norm, sum and ReLU behind them, as one operation "
+        "(fused) or as several (plain); auto: fused on GPUs where it applies",
+    )
     activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the training step's forward")
     cuda_graph: bool = Field(
@@ -230,6 +235,10 @@ class Config:
             raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
         if self.data.val_fraction + self.data.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
+        if self.train.kernel == "fused" and self.train.activation_checkpointing:
+            raise ValueError(
+                "kernel fused does not go with activation_checkpointing: a block is recomputed as it was made"
+            )
         beside = [
             name
             for name, met in (

@@ -100,6 +100,16 @@ class AdaptedLayer(nn.Module):
         if self.gain is not None:
             yield "gain", self.gain
 
+    def mixing(self, rows: int) -> Tensor | None:
+        """Return the generated seeds as matrices, (rows, M, M): modulate(h, c) = h @ matrix; None for static formats.
+
+        Args:
+            rows: The batch that this layer sees.
+        """
+        if self.format.seed != "generated":
+            return None
+        return self.format.matrix(_repeated(self._seed(), rows))
+
     def delta_weight(self, seed: Tensor | None = None) -> Tensor:
         """Materialise the update through TensorLy, in W's shape (O, I / G, K...), scaled.
 
@@ -153,10 +163,8 @@ class AdaptedLayer(nn.Module):
         if self.groups > 1:
             h = h.unflatten(1, (self.groups, -1)).flatten(0, 1)
         c = c.to(h.dtype)  # the mapping net stays in float32 whatever the backbone's type
-        if c.shape[0] != 1 and h.shape[0] != c.shape[0]:
-            if h.shape[0] % c.shape[0]:
-                raise RuntimeError(f"{c.shape[0]} seeds for {h.shape[0]} rows: the batches do not fit")
-            c = c.repeat_interleave(h.shape[0] // c.shape[0], dim=0)
+        if c.shape[0] != 1:
+            c = _repeated(c, h.shape[0])
         h = self.format.modulate(h, c, self.channel_dim)
         return h.unflatten(0, (-1, self.groups)).flatten(1, 2) if self.groups > 1 else h
 
@@ -169,6 +177,13 @@ class AdaptedLayer(nn.Module):
         if seed is None:
             raise UserError("this format's update depends on a seed: pass one, e.g. model.seed(images).mean(0)")
         return seed.reshape(-1)[self.seed_slice].to(weight.device, weight.dtype)
+
+
+def _repeated(c: Tensor, rows: int) -> Tensor:
+    """Repeat each seed for the rows of its sample."""
+    if rows % c.shape[0]:
+        raise RuntimeError(f"{c.shape[0]} seeds for {rows} rows: the batches do not fit")
+    return c if rows == c.shape[0] else c.repeat_interleave(rows // c.shape[0], dim=0)
 
 
 def fan(layer: nn.Module) -> tuple[int, int]:

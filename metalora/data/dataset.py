@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -55,16 +54,15 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
     Args:
         table: The images.
         rows: (n,) rows of the table.
-        transform: Makes a tensor of an RGB image; picklable if there are worker processes.
-        transformed: (N, C, H, W) what ``transform`` makes of the table's images, if that is known.
+        transform: Makes a tensor of an RGB image; picklable if there are worker processes. None if the images are at
+            hand already: then nothing is decoded, and an item's image is empty.
     """
 
     def __init__(
         self,
         table: ImageTable,
         rows: IntArray,
-        transform: Callable[[Image.Image], torch.Tensor],
-        transformed: npt.NDArray[np.float32] | None = None,
+        transform: Callable[[Image.Image], torch.Tensor] | None,
     ) -> None:
         self._store = table.store
         self._rows = rows
@@ -72,7 +70,6 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
         self._label = table.label[rows]
         self._domain = table.domain[rows]
         self._transform = transform
-        self._transformed = transformed
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,7 +84,7 @@ class ImageDataset(torch.utils.data.Dataset[Item]):
         return self._image(index), int(label), int(domain), int(row)
 
     def _image(self, index: int) -> torch.Tensor:
-        if self._transformed is not None:
-            return torch.tensor(self._transformed[self._rows[index]])
+        if self._transform is None:
+            return torch.empty(0)
         stored = int(self._store_rows[index])
         return self._transform(decode(self._store.read(stored), self._store.name(stored)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
 from metalora.adapters.formats import build_format
+from metalora.adapters.fused import fuse
 from metalora.adapters.inject import Placement, check_placements, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
@@ -71,6 +72,25 @@ class AdaptedNetwork(nn.Module):
         self.backbone = backbone
         self.mapping = mapping
         self.slot = slot
+        self._fused: tuple[
+            nn.Module, ...
+        ] = ()  # in a tuple, so as not to be registered: its parameters are the backbone's
+
+    def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype) -> int:
+        """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
+
+        To be called when the network is on its device, in train mode.
+
+        Args:
+            input_size: (3, H, W) of an image.
+            dtype: What the fused convolutions compute in.
+
+        Returns:
+            How many convolutions are fused.
+        """
+        graph, count = fuse(self.backbone, input_size, dtype)
+        self._fused = () if graph is None else (graph,)
+        return count
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
         """Set the mode; the frozen backbone's batch norms stay in eval mode."""
@@ -90,6 +110,8 @@ class AdaptedNetwork(nn.Module):
         if self.mapping is not None and self.slot.enabled and condition is not None:
             seeds = self.mapping(condition)
             self.slot.seeds = seeds if task is None else mean_by_task(seeds, task)
+        if self._fused and self.training and self.slot.enabled:
+            return self._fused[0](x)
         return self.backbone(x)
 
 

@@ -18,7 +18,7 @@ from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
 from metalora.data.table import SPLITS, ImageTable, IntArray
 from metalora.errors import UserError
-from metalora.evaluate.embed import ConditionCache, GivenSeeds, Shared, embed
+from metalora.evaluate.embed import ConditionCache, FloatArray, GivenSeeds, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
@@ -28,6 +28,7 @@ from metalora.models.persist import save
 from metalora.train.reporter import Progress, Reporter, Write
 
 STANDARDIZE_SAMPLE = 4096
+ROOM = 16  # what is kept on a GPU takes at most one part in so many of its free memory: other trainings may be there
 
 
 KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
@@ -78,6 +79,7 @@ class Evaluator:
         images = None if shared is None else shared.images
         self.loader_workers = loader_workers if images is None else 0  # what is decoded needs no decoding processes
         self.images = images
+        self.resident = _resident(images, group.device)
         self.shared = shared
         self.cache: ConditionCache | None = None
         most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
@@ -90,15 +92,19 @@ class Evaluator:
 
     def dataset(self, rows: IntArray) -> ImageDataset:
         """Return the images of some rows of the table."""
-        return ImageDataset(self.table, rows, self.preprocess, self.images)
+        return ImageDataset(self.table, rows, self.preprocess if self.images is None else None)
 
     def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
         """Compute in the configured precision; weights are cast once a step, or each time without ``cache``."""
         enabled = self.dtype is not None
         return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
 
-    def place(self, images: Tensor) -> Tensor:
-        """Bring images (B, 3, H, W) to the device, in its memory format."""
+    def place(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Bring the images (B, 3, H, W) of some rows (B,) to the device, in its memory format."""
+        if self.resident is not None:
+            images = self.resident[rows.to(self.group.device, non_blocking=True)]
+        elif self.images is not None:
+            images = torch.from_numpy(self.images[rows.numpy()])
         images = images.to(self.group.device, non_blocking=True)
         if self.config.train.channels_last and images.is_cuda:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -229,7 +235,7 @@ class Evaluator:
             )
 
     def _extract(self, images: Tensor, rows: Tensor) -> Tensor:
-        features = self.condition(self.place(images), rows)
+        features = self.condition(self.place(images, rows), rows)
         assert features is not None
         return features
 
@@ -238,7 +244,7 @@ class Evaluator:
         slot = self.model.network.slot
 
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
-            images = self.place(images)
+            images = self.place(images, image_rows)
             condition = self.condition(images, image_rows) if slot.enabled and given is None else None
             if given is not None:
                 slot.seeds = given.get(image_rows).to(self.group.device)
@@ -309,6 +315,13 @@ class Evaluator:
             metric=settings.knn_metric,
             temperature=settings.knn_temperature,
         )
+
+
+def _resident(images: FloatArray | None, device: torch.device) -> Tensor | None:
+    """Copy images to a GPU that has room enough for several trainings' copies, so that no batch is copied there."""
+    if images is None or device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
+        return None
+    return torch.cat([torch.tensor(part, device=device) for part in np.array_split(images, 64)])
 
 
 def as_report(accuracies: dict[str, Accuracy]) -> dict[str, Any]:

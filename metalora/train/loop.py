@@ -118,11 +118,21 @@ class Trainer:
     def _in_turn(self) -> bool:
         return self.settings.objective == "episodic" and self.settings.episode_tasks == "in_turn"
 
+    @property
+    def _fuses(self) -> bool:
+        if self.settings.kernel == "auto":
+            return False
+        return self.settings.kernel == "fused"
+
     def _prepare(self, classifier: nn.Module) -> nn.Module:
         if self.settings.activation_checkpointing:
             checkpoint_blocks(self.model.network.backbone)
         if self.settings.channels_last and self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
+        if self._fuses:
+            classifier.train()
+            size = self.model.backbone_identity["input_size"]
+            self.model.network.fuse(size, self.evaluator.dtype or torch.float32)
         if self.settings.compile:
             classifier.compile()
         if self.settings.cuda_graph and self.device.type == "cuda":
@@ -132,7 +142,9 @@ class Trainer:
     def _capture(self, classifier: nn.Module) -> None:
         """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward."""
         size = self.config.data.batch_size // self.group.world
-        samples = [self.evaluator.place(torch.zeros(size, *self.model.backbone_identity["input_size"]))]
+        images = torch.zeros(size, *self.model.backbone_identity["input_size"], device=self.device)
+        last = self.settings.channels_last
+        samples = [images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)]
         if self.model.extractor is not None:
             samples.append(torch.zeros(size, self.model.spec.condition_size, device=self.device))
         classifier.train()
@@ -203,7 +215,7 @@ class Trainer:
 
     def _losses(self, images: Tensor, labels: Tensor, domains: Tensor, rows: Tensor) -> Tensor:
         """Return the loss of each image, (B,): its cross-entropy and, in an episode, its k-NN loss."""
-        images = self.evaluator.place(images)
+        images = self.evaluator.place(images, rows)
         condition = self.evaluator.condition(images, rows)
         by_task = self.config.mapping.seed_granularity == "task"
         with self.evaluator.autocast():

@@ -48,7 +48,7 @@ def compute_shared(
     def look(batch: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         if keep_images:
             images.append(batch.cpu())
-        batch = evaluator.place(batch)
+        batch = evaluator.place(batch, rows)
         with evaluator.autocast(), first.disable_adapter():
             original: Any = first.network(batch)
         return original, *(extractor(batch) for extractor in seeded.values())

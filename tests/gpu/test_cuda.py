@@ -68,7 +68,7 @@ def test_trains_in_this_process(tree: Path, tmp_path: Path, extra: list[str]) ->
 
 @pytest.mark.parametrize("format", ["lora", "tr"])
 def test_cuda_graph_changes_no_loss(tree: Path, tmp_path: Path, format: str) -> None:
-    common = ["--workers", "0", "--epochs", "4", "--precision", "float32", "--format", format]
+    common = ["--workers", "0", "--epochs", "4", "--loader-workers", "0", "--precision", "float32", "--format", format]
     eager = train_small(tmp_path, tree, "eager", *common)
     graph = train_small(tmp_path, tree, "graph", *common, "--cuda-graph")
     assert list(series(graph, "train/loss").values()) == pytest.approx(

@@ -48,6 +48,10 @@ class Format(ABC):
         """
 
     @abstractmethod
+    def matrix(self, c: Tensor) -> Tensor:
+        """Return `modulate` as matrices, (B, M, M), of seeds (B, seed size): h (B, ..., M) becomes h @ matrix."""
+
+    @abstractmethod
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
         """Materialise the update of one seed through TensorLy.
 
@@ -81,6 +85,10 @@ class Diagonal(Format):
         inner = (1,) * (h.dim() - 2)
         shape = (c.shape[0], c.shape[1], *inner) if channel_dim == 1 else (c.shape[0], *inner, c.shape[1])
         return h * c.view(shape)
+
+    def matrix(self, c: Tensor) -> Tensor:
+        """Return diagonal matrices. See `Format.matrix`."""
+        return torch.diag_embed(c)
 
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
         """Sum the weighted outer products. See `Format.contract`."""

@@ -1,0 +1,182 @@
+"""The fused adapted convolution and its gradients.
+
+    out = act(conv(x, W) + up @ mix^T-modulated conv(x, down) + shift + residual)
+
+With the frozen batch norm's scale a and shift folded into W and up, this is act(bn(adapted layer(x)) + residual).
+
+Passes over activations, counted in reads and writes of a whole one, for a frozen convolution, batch norm, ReLU: x, z,
+z, out forward; dout, out, dz, dz, dx backward. The update adds one read of x, by the gradient of ``down``: its rows
+are stacked on W, so that one convolution makes (y, h) and, backward, takes (dy, dh); everything else rides on passes
+that are made anyway.
+
+Shapes: N images, P pixels of all, O output channels, K update channels, I input channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("metalora::up", mutates_args=())
+def up(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """Return act(y + up g + shift + residual), (N, O, H, W).
+
+    Args:
+        z: y and h side by side, (N, O + K, H, W); h is not read.
+        g: The modulated h, as rows, (P, K).
+        up: (O, K).
+        shift: (O,).
+        residual: (N, O, H, W), or None.
+        relu: Whether act is ReLU, or nothing.
+    """
+    out = _empty_image(z, up.shape[0])
+    rows, added = pixel_rows(z), None if residual is None else pixel_rows(residual)
+    if z.is_cuda:
+        from metalora.adapters.fused import kernels
+
+        kernels.up(pixel_rows(out), rows, g, up, shift, added, relu)
+        return out
+    y = torch.addmm(rows[:, : up.shape[0]], g, up.T).add_(shift)
+    if added is not None:
+        y.add_(added)
+    pixel_rows(out).copy_(y.relu_() if relu else y)
+    return out
+
+
+@up.register_fake
+def _(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    return _empty_image(z, up.shape[0])
+
+
+@torch.library.custom_op("metalora::up_backward", mutates_args=())
+def up_backward(
+    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of z, of g and of ``up`` of `up`.
+
+    Args:
+        dout: The gradient of out, (N, O, H, W).
+        second: What is to be added to it, (N, O, H, W), or None.
+        out: What `up` returned, (N, O, H, W), if act is ReLU; else None.
+        g: (P, K).
+        up: (O, K).
+
+    Returns:
+        (N, O + K, H, W), of which the last K channels are not yet written; (P, K); (O, K), in float32 or better.
+    """
+    channels, wide = up.shape
+    dz = _empty_image(dout, channels + wide)
+    if dout.is_cuda:
+        from metalora.adapters.fused import kernels
+
+        more, act = (None if image is None else pixel_rows(image) for image in (second, out))
+        return dz, *kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, g, up)
+    dy = dout if second is None else dout + second
+    rows = pixel_rows(dy if out is None else dy * (out > 0))
+    pixel_rows(dz)[:, :channels] = rows
+    return dz, rows @ up, rows.T @ g
+
+
+@up_backward.register_fake
+def _(dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.float64 if dout.dtype == torch.float64 else torch.float32
+    dz = _empty_image(dout, sum(up.shape))
+    return dz, torch.empty_like(g), torch.empty_like(up, dtype=exact)
+
+
+def _empty_image(like: Tensor, channels: int) -> Tensor:
+    n, _, height, width = like.shape  # not a permuted view: what follows may work in place
+    size = n, channels, height, width
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def padded(channels: int) -> int:
+    """Return the update channels K that a kernel takes for so many: the next power of two, from 16 on."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def pixel_rows(image: Tensor) -> Tensor:
+    """View images (N, C, H, W) as rows (N H W, C); a copy unless they are channels_last."""
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def as_image(rows: Tensor, like: Tensor) -> Tensor:
+    """View rows (N H W, C) as channels_last images, (N, C, H, W), of the size of others."""
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+class FusedConv2d(torch.autograd.Function):
+    """out = act(conv(x, weight) + up @ (mix^T conv(x, down)) + shift + residual), channels_last."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        down: Tensor,
+        mix: Tensor | None,
+        up_: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        geometry: tuple[list[int], list[int], list[int]],
+        outputs: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute out, (N, O, H', W').
+
+        Args:
+            ctx: Autograd's.
+            x: (N, I, H, W).
+            weight: The frozen weight, (O, I, k, k).
+            down: (K, I, k, k).
+            mix: (N, K, K): g = h mix, for each image; None for the unit matrix.
+            up_: (O, K).
+            shift: (O,).
+            residual: (N, O, H', W'), or None.
+            relu: Whether act is ReLU.
+            geometry: Stride, padding and dilation.
+            outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
+        """
+        stacked = torch.cat([weight, down])
+        z = torch.conv2d(x, stacked, None, *geometry)
+        h = pixel_rows(z)[:, weight.shape[0] :].contiguous()  # a view would keep all of z
+        out = up(z, _mixed(h, mix), up_, shift, residual, relu)
+        ctx.save_for_backward(x, stacked, mix, up_, out if relu else None, h)
+        ctx.geometry, ctx.has_residual = geometry, residual is not None
+        ctx.set_materialize_grads(False)
+        return (out, out.view_as(out)) if outputs == 2 else out
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor | None) -> Any:
+        """Compute the gradients of x, down, mix, up and residual."""
+        dout, second = [*(d for d in douts if d is not None), None][:2]
+        assert dout is not None
+        x, stacked, mix, up_, out, h = ctx.saved_tensors
+        channels = up_.shape[0]
+        dz, dg, dup = up_backward(dout, second, out, _mixed(h, mix), up_)
+        dh, dmix = dg, None
+        if mix is not None:
+            dh = _mixed(dg, mix.transpose(1, 2))
+            dmix = h.view(len(mix), -1, h.shape[1]).transpose(1, 2) @ dg.view(len(mix), -1, h.shape[1])
+        ddown = _conv_gradient(as_image(dh, dz), x, stacked[channels:], ctx.geometry, weight=True)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            pixel_rows(dz)[:, channels:] = dh
+            dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False)
+        dresidual = dz[:, :channels] if ctx.has_residual else None
+        return dx, None, ddown, dmix, dup.to(up_.dtype), None, dresidual, None, None, None
+
+
+def _mixed(h: Tensor, mix: Tensor | None) -> Tensor:
+    """Apply each image's matrix to its pixels' channels."""
+    return h if mix is None else torch.bmm(h.view(len(mix), -1, h.shape[1]), mix).view(h.shape)
+
+
+def _conv_gradient(dz: Tensor, x: Tensor, kernel: Tensor, geometry: Any, weight: bool) -> Tensor:
+    stride, padding, dilation = geometry
+    dx, dkernel, _ = torch.ops.aten.convolution_backward(
+        dz, x, kernel, None, stride, padding, dilation, False, [0, 0], 1, [not weight, weight, False]
+    )
+    return dkernel if weight else dx  # type: ignore[no-any-return]

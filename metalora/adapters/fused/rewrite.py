@@ -1,0 +1,212 @@
+"""Finding what can be fused: a traced copy of a network's forward, in which one module does a whole epilogue.
+
+The modules of the network stay as they are, and the copy refers to them: it is one more way to run them.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from metalora.adapters.fused.ops import FusedConv2d, padded
+from metalora.adapters.layer import AdaptedLayer
+
+RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+MOST_CHANNELS = 64  # of an update; more would not stay in a kernel's registers
+
+
+class FusedConv(nn.Module):
+    """out = act(bn(adapted convolution(x)) + residual), by `FusedConv2d`.
+
+    The batch norm, bn(y) = a y + t with a = gamma / sqrt(var + eps), is frozen: a is folded into the frozen weight
+    and into Up, both in float64 before rounding to ``dtype``.
+
+    Args:
+        layer: The adapted convolution.
+        norm: The frozen batch norm that follows it, if any.
+        relu: Whether a ReLU follows.
+        outputs: 2 if two operations read the output: then each gets its own, and their gradients come apart, to be
+            added where they are read.
+        dtype: What is computed in.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, layer: AdaptedLayer, norm: nn.BatchNorm2d | None, relu: bool, outputs: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        base = layer.base
+        assert isinstance(base, nn.Conv2d)
+        self.layer = layer
+        self.relu = relu
+        self.outputs = outputs
+        self.dtype = dtype
+        self.channels = layer.format.channels(layer.rank)
+        self.geometry = (list(base.stride), list(base.padding), list(base.dilation))
+        scale, shift = _affine(base, norm)
+        weight = (base.weight.detach().double() * scale[:, None, None, None]).to(dtype)
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last), persistent=False)
+        self.register_buffer("scale", scale.to(base.weight.dtype) * layer.scale, persistent=False)
+        self.register_buffer("shift", shift.to(torch.promote_types(dtype, torch.float32)), persistent=False)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """Map (N, I, H, W) to (N, O, H', W'), or to two of the same."""
+        layer, more = self.layer, padded(self.channels) - self.channels
+        down = F.pad(layer.down.weight, (0, 0, 0, 0, 0, 0, 0, more)) if more else layer.down.weight
+        up = layer.up.weight.flatten(1) * self.scale[:, None]
+        if layer.gain is not None:
+            up = up * layer.gain
+        mix = layer.mixing(x.shape[0])
+        image = x.to(self.dtype, memory_format=torch.channels_last)
+        return FusedConv2d.apply(
+            image,
+            self.weight,
+            down.to(self.dtype, memory_format=torch.channels_last),
+            None if mix is None else F.pad(mix.to(self.dtype), (0, more, 0, more)),
+            F.pad(up.to(self.dtype), (0, more)),
+            self.shift,
+            None if residual is None else residual.to(self.dtype, memory_format=torch.channels_last),
+            self.relu,
+            self.geometry,
+            self.outputs,
+        )
+
+
+class _Tracer(fx.Tracer):
+    """Looks into modules only as far as there are adapted layers in them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, AdaptedLayer) or not any(isinstance(inner, AdaptedLayer) for inner in m.modules())
+
+
+def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) -> tuple[fx.GraphModule | None, int]:
+    """Return a copy of a network's forward with fused convolutions in it, and how many.
+
+    It holds for the mode, training or not, that the network is in.
+
+    Args:
+        network: With adapted layers, which are switched off meanwhile.
+        input_size: (3, H, W) of an image.
+        dtype: What the fused convolutions compute in.
+
+    Returns:
+        None and 0 if the network's forward cannot be traced, or has nothing to fuse.
+    """
+    layers = [module for module in network.modules() if isinstance(module, AdaptedLayer)]
+    like = layers[0].weight
+    enabled, layers[0].slot.enabled = layers[0].slot.enabled, False
+    try:
+        graph = fx.GraphModule(network, _Tracer().trace(network))
+        with torch.no_grad():
+            ShapeProp(graph).propagate(torch.zeros(2, *input_size, device=like.device, dtype=like.dtype))
+    except Exception:  # tracing runs the network's own code, which may do anything that a trace does not take
+        return None, 0
+    finally:
+        layers[0].slot.enabled = enabled
+    _drop_identities(graph)
+    fused = sum([_fuse_at(graph, node, dtype) for node in list(graph.graph.nodes)])
+    graph.graph.lint()
+    graph.recompile()
+    return (graph, fused) if fused else (None, 0)
+
+
+def _drop_identities(graph: fx.GraphModule) -> None:
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _fuse_at(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> bool:
+    """Replace an adapted convolution and what follows it, if it is one that can be fused."""
+    modules = dict(graph.named_modules())
+    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, AdaptedLayer) or not _fusible(layer):
+        return False
+    end, norm, residual, relu = node, None, None, False
+    follower = _only_user(end)
+    if follower is not None and _is_frozen_norm(follower, modules):
+        end, norm = follower, modules[str(follower.target)]
+        follower = _only_user(end)
+    if follower is not None and (other := _addend(follower, end)) is not None:
+        end, residual = follower, other
+        follower = _only_user(end)
+    if follower is not None and _is_relu(follower, modules):
+        end, relu = follower, True
+    users = list(end.users)
+    outputs = 2 if len(users) == 2 else 1
+    name = f"fused_{str(node.target).replace('.', '_')}"
+    assert norm is None or isinstance(norm, nn.BatchNorm2d)
+    graph.add_submodule(name, FusedConv(layer, norm, relu, outputs, dtype))
+    with graph.graph.inserting_before(end):
+        whole = graph.graph.call_module(name, (node.args[0],) if residual is None else (node.args[0], residual))
+        parts = [graph.graph.call_function(operator.getitem, (whole, i)) for i in range(2)] if outputs == 2 else [whole]
+    for part, user in zip(parts if outputs == 2 else parts * len(users), users, strict=True):
+        user.replace_input_with(end, part)
+        part.meta = end.meta
+    while end is not node:  # backwards, so that nothing that is removed is still read
+        previous = next(n for n in end.all_input_nodes if n is not residual)
+        graph.graph.erase_node(end)
+        end = previous
+    graph.graph.erase_node(node)
+    return True
+
+
+def _fusible(layer: AdaptedLayer) -> bool:
+    base = layer.base
+    plain = isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros"
+    return plain and not isinstance(base.padding, str) and layer.format.channels(layer.rank) <= MOST_CHANNELS
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_frozen_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    norm = modules.get(str(node.target)) if node.op == "call_module" else None
+    return (
+        type(norm) is nn.BatchNorm2d
+        and not norm.training
+        and norm.running_var is not None
+        and not any(parameter.requires_grad for parameter in norm.parameters())
+    )
+
+
+def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) is nn.ReLU
+    return node.op in ("call_function", "call_method") and node.target in RELUS
+
+
+def _addend(node: fx.Node, to: fx.Node) -> fx.Node | None:
+    """Return what a node adds to another, if it is a plain sum of two images of one size."""
+    if node.op not in ("call_function", "call_method") or node.target not in SUMS or node.kwargs or len(node.args) != 2:
+        return None
+    others = [arg for arg in node.args if arg is not to]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    shapes = [getattr(n.meta.get("tensor_meta"), "shape", None) for n in (others[0], to)]
+    return others[0] if shapes[0] == shapes[1] and shapes[0] is not None else None
+
+
+def _affine(base: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+    """Return a and t of bn(conv(x) + bias) = a conv(x) + t, (O,) each, in float64."""
+    scale = torch.ones(base.out_channels, dtype=torch.float64, device=base.weight.device)
+    shift = torch.zeros_like(scale) if base.bias is None else base.bias.detach().double()
+    if norm is not None:
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+        shift = (shift - norm.running_mean.double()) * scale
+        shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+    return scale, shift
