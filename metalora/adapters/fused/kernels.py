@@ -18,7 +18,7 @@ WIDEST = 256  # output channels of one program: dB's accumulator of this many ro
 @triton.jit
 def _up_kernel(
     z_ptr, g_ptr, up_ptr, shift_ptr, residual_ptr, out_ptr, pixels, channels, z_row, g_row,
-    HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CEILING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     chunks = tl.cdiv(channels, COLS)
@@ -34,15 +34,16 @@ def _up_kernel(
     target = rows[:, None] * channels + cols[None, :]
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + target, mask=inside, other=0.0).to(ACC)
-    if RELU:
-        y = tl.where(y < 0, 0.0, y)  # not maximum: a NaN must stay one
+    if CEILING is not None:  # not minimum and maximum: a NaN must stay one
+        y = tl.where(y < 0, 0.0, y)
+        y = tl.where(y > CEILING, CEILING, y)
     tl.store(out_ptr + target, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _up_backward_kernel(
     dout_ptr, second_ptr, out_ptr, g_ptr, up_ptr, dz_ptr, dg_ptr, dup_ptr, pixels, channels, dout_row, second_row,
-    z_row, g_row, row_programs, HAS_SECOND: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
+    z_row, g_row, row_programs, HAS_SECOND: tl.constexpr, CEILING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     chunks = tl.cdiv(channels, COLS)
@@ -58,9 +59,9 @@ def _up_backward_kernel(
         dy = tl.load(dout_ptr + rows[:, None] * dout_row + cols[None, :], mask=inside, other=0.0)
         if HAS_SECOND:
             dy += tl.load(second_ptr + rows[:, None] * second_row + cols[None, :], mask=inside, other=0.0)
-        if RELU:
+        if CEILING is not None:
             out = tl.load(out_ptr + rows[:, None] * channels + cols[None, :], mask=inside, other=0.0)
-            dy = tl.where(out > 0, dy, 0.0).to(dout_ptr.dtype.element_ty)
+            dy = tl.where((out > 0) & (out < CEILING), dy, 0.0).to(dout_ptr.dtype.element_ty)
         tl.store(dz_ptr + rows[:, None] * z_row + cols[None, :], dy, mask=inside)
         g = tl.load(g_ptr + rows[:, None] * g_row + k[None, :], mask=(rows < pixels)[:, None], other=0.0)
         dup += tl.dot(tl.trans(dy), g, input_precision="ieee", out_dtype=ACC)
@@ -71,20 +72,22 @@ def _up_backward_kernel(
     tl.store(dup_ptr + part[:, None] * K + k[None, :], dup, mask=(cols < channels)[:, None])
 
 
-def up(out: Tensor, z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> None:
+def up(
+    out: Tensor, z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None
+) -> None:
     """Write ``out``, (P, O). See `metalora.adapters.fused.ops.up`; images are rows here."""
     pixels, channels = out.shape
     cols = min(128, triton.next_power_of_2(channels))
     grid = (triton.cdiv(pixels, ROWS) * triton.cdiv(channels, cols),)
     _up_kernel[grid](
         z, g, up, shift, residual, out, pixels, channels, z.stride(0), g.stride(0),
-        HAS_RESIDUAL=residual is not None, RELU=relu, K=up.shape[1], ROWS=ROWS, COLS=cols, ACC=_acc(z),
+        HAS_RESIDUAL=residual is not None, CEILING=ceiling, K=up.shape[1], ROWS=ROWS, COLS=cols, ACC=_acc(z),
         num_warps=4,
     )  # fmt: skip
 
 
 def up_backward(
-    dz: Tensor, dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor
+    dz: Tensor, dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor, ceiling: float | None
 ) -> tuple[Tensor, Tensor]:
     """Write ``dz``, (P, O + K), but its last K columns, and return the gradients of g and of ``up``.
 
@@ -100,7 +103,7 @@ def up_backward(
     _up_backward_kernel[(row_programs * chunks,)](
         dout, second, out, g, up, dz, dg, dup, pixels, channels, dout.stride(0),
         0 if second is None else second.stride(0), dz.stride(0), g.stride(0), row_programs,
-        HAS_SECOND=second is not None, RELU=out is not None, K=wide, ROWS=ROWS, COLS=cols, ACC=_acc(dout),
+        HAS_SECOND=second is not None, CEILING=ceiling, K=wide, ROWS=ROWS, COLS=cols, ACC=_acc(dout),
         num_warps=4 if cols <= 128 else 8,
     )  # fmt: skip
     return dg[0] if chunks == 1 else dg.sum(0).to(dout.dtype), dup.sum(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 @torch.library.custom_op("metalora::up", mutates_args=())
-def up(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def up(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None) -> Tensor:
     """Return act(y + up g + shift + residual), (N, O, H, W).
 
     Args:
@@ -28,39 +28,40 @@ def up(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None,
         up: (O, K).
         shift: (O,).
         residual: (N, O, H, W), or None.
-        relu: Whether act is ReLU, or nothing.
+        ceiling: act(y) = min(max(y, 0), ceiling), for ReLU infinity; None: act(y) = y.
     """
     out = _empty_image(z, up.shape[0])
     rows, added = pixel_rows(z), None if residual is None else pixel_rows(residual)
     if z.is_cuda:
         from metalora.adapters.fused import kernels
 
-        kernels.up(pixel_rows(out), rows, g, up, shift, added, relu)
+        kernels.up(pixel_rows(out), rows, g, up, shift, added, ceiling)
         return out
     y = torch.addmm(rows[:, : up.shape[0]], g, up.T).add_(shift)
     if added is not None:
         y.add_(added)
-    pixel_rows(out).copy_(y.relu_() if relu else y)
+    pixel_rows(out).copy_(y if ceiling is None else y.clamp_(0, ceiling))
     return out
 
 
 @up.register_fake
-def _(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def _(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None) -> Tensor:
     return _empty_image(z, up.shape[0])
 
 
 @torch.library.custom_op("metalora::up_backward", mutates_args=())
 def up_backward(
-    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor
+    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor, ceiling: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of z, of g and of ``up`` of `up`.
 
     Args:
         dout: The gradient of out, (N, O, H, W).
         second: What is to be added to it, (N, O, H, W), or None.
-        out: What `up` returned, (N, O, H, W), if act is ReLU; else None.
+        out: What `up` returned, (N, O, H, W); it may be None if ceiling is.
         g: (P, K).
         up: (O, K).
+        ceiling: As for `up`.
 
     Returns:
         (N, O + K, H, W), of which the last K channels are not yet written; (P, K); (O, K), in float32 or better.
@@ -71,15 +72,17 @@ def up_backward(
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        return dz, *kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, g, up)
+        return dz, *kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, g, up, ceiling)
     dy = dout if second is None else dout + second
-    rows = pixel_rows(dy if out is None else dy * (out > 0))
+    rows = pixel_rows(dy if out is None or ceiling is None else dy * ((out > 0) & (out < ceiling)))
     pixel_rows(dz)[:, :channels] = rows
     return dz, rows @ up, rows.T @ g
 
 
 @up_backward.register_fake
-def _(dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor, ceiling: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.float64 if dout.dtype == torch.float64 else torch.float32
     dz = _empty_image(dout, sum(up.shape))
     return dz, torch.empty_like(g), torch.empty_like(up, dtype=exact)
@@ -120,7 +123,7 @@ class FusedConv2d(torch.autograd.Function):
         up_: Tensor,
         shift: Tensor,
         residual: Tensor | None,
-        relu: bool,
+        ceiling: float | None,
         geometry: tuple[list[int], list[int], list[int]],
         outputs: int,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -135,16 +138,16 @@ class FusedConv2d(torch.autograd.Function):
             up_: (O, K).
             shift: (O,).
             residual: (N, O, H', W'), or None.
-            relu: Whether act is ReLU.
+            ceiling: As for `up`.
             geometry: Stride, padding and dilation.
             outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
         """
         stacked = torch.cat([weight, down])
         z = torch.conv2d(x, stacked, None, *geometry)
         h = pixel_rows(z)[:, weight.shape[0] :].contiguous()  # a view would keep all of z
-        out = up(z, _mixed(h, mix), up_, shift, residual, relu)
-        ctx.save_for_backward(x, stacked, mix, up_, out if relu else None, h)
-        ctx.geometry, ctx.has_residual = geometry, residual is not None
+        out = up(z, _mixed(h, mix), up_, shift, residual, ceiling)
+        ctx.save_for_backward(x, stacked, mix, up_, None if ceiling is None else out, h)
+        ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
         ctx.set_materialize_grads(False)
         return (out, out.view_as(out)) if outputs == 2 else out
 
@@ -155,7 +158,7 @@ class FusedConv2d(torch.autograd.Function):
         assert dout is not None
         x, stacked, mix, up_, out, h = ctx.saved_tensors
         channels = up_.shape[0]
-        dz, dg, dup = up_backward(dout, second, out, _mixed(h, mix), up_)
+        dz, dg, dup = up_backward(dout, second, out, _mixed(h, mix), up_, ctx.ceiling)
         dh, dmix = dg, None
         if mix is not None:
             dh = _mixed(dg, mix.transpose(1, 2))

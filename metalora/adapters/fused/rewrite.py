@@ -3,6 +3,7 @@
 The modules of the network stay as they are, and the copy refers to them: it is one more way to run them.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ class FusedConv(nn.Module):
     Args:
         layer: The adapted convolution.
         norm: The frozen batch norm that follows it, if any.
-        relu: Whether a ReLU follows.
+        ceiling: What the ReLU that follows is capped at, infinity if at nothing; None if no ReLU follows.
         outputs: 2 if two operations read the output: then each gets its own, and their gradients come apart, to be
             added where they are read.
         dtype: What is computed in.
@@ -40,13 +41,13 @@ class FusedConv(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, layer: AdaptedLayer, norm: nn.BatchNorm2d | None, relu: bool, outputs: int, dtype: torch.dtype
+        self, layer: AdaptedLayer, norm: nn.BatchNorm2d | None, ceiling: float | None, outputs: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
         base = layer.base
         assert isinstance(base, nn.Conv2d)
         self.layer = layer
-        self.relu = relu
+        self.ceiling = ceiling
         self.outputs = outputs
         self.dtype = dtype
         self.channels = layer.format.channels(layer.rank)
@@ -74,7 +75,7 @@ class FusedConv(nn.Module):
             F.pad(up.to(self.dtype), (0, more)),
             self.shift,
             None if residual is None else residual.to(self.dtype, memory_format=torch.channels_last),
-            self.relu,
+            self.ceiling,
             self.geometry,
             self.outputs,
         )
@@ -111,11 +112,33 @@ def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) ->
         return None, 0
     finally:
         layers[0].slot.enabled = enabled
+    _split_norms(graph)
     _drop_identities(graph)
     fused = sum([_fuse_at(graph, node, dtype) for node in list(graph.graph.nodes)])
     graph.graph.lint()
     graph.recompile()
     return (graph, fused) if fused else (None, 0)
+
+
+def _split_norms(graph: fx.GraphModule) -> None:
+    """Take timm's modules of batch norm, dropout and activation apart."""
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        whole = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(whole).__name__ != "BatchNormAct2d" or not isinstance(whole, nn.BatchNorm2d) or whole.training:
+            continue
+        norm = nn.BatchNorm2d(whole.num_features, whole.eps, affine=whole.affine).eval()
+        for name, tensor in (*whole.named_parameters(recurse=False), *whole.named_buffers(recurse=False)):
+            setattr(norm, name, tensor)
+        graph.add_submodule(f"norm_{node.name}", norm)
+        with graph.graph.inserting_before(node):
+            part = graph.graph.call_module(f"norm_{node.name}", node.args)
+            part.meta = node.meta
+            for name in ("drop", "act"):
+                part = graph.graph.call_module(f"{node.target}.{name}", (part,))
+                part.meta = node.meta
+        node.replace_all_uses_with(part)
+        graph.graph.erase_node(node)
 
 
 def _drop_identities(graph: fx.GraphModule) -> None:
@@ -132,7 +155,7 @@ def _fuse_at(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> bool:
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, AdaptedLayer) or not _fusible(layer):
         return False
-    end, norm, residual, relu = node, None, None, False
+    end, norm, residual, ceiling = node, None, None, None
     follower = _only_user(end)
     if follower is not None and _is_frozen_norm(follower, modules):
         end, norm = follower, modules[str(follower.target)]
@@ -140,13 +163,13 @@ def _fuse_at(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> bool:
     if follower is not None and (other := _addend(follower, end)) is not None:
         end, residual = follower, other
         follower = _only_user(end)
-    if follower is not None and _is_relu(follower, modules):
-        end, relu = follower, True
+    if follower is not None and (ceiling := _relu_ceiling(follower, modules)) is not None:
+        end = follower
     users = list(end.users)
     outputs = 2 if len(users) == 2 else 1
     name = f"fused_{str(node.target).replace('.', '_')}"
     assert norm is None or isinstance(norm, nn.BatchNorm2d)
-    graph.add_submodule(name, FusedConv(layer, norm, relu, outputs, dtype))
+    graph.add_submodule(name, FusedConv(layer, norm, ceiling, outputs, dtype))
     with graph.graph.inserting_before(end):
         whole = graph.graph.call_module(name, (node.args[0],) if residual is None else (node.args[0], residual))
         parts = [graph.graph.call_function(operator.getitem, (whole, i)) for i in range(2)] if outputs == 2 else [whole]
@@ -181,10 +204,11 @@ def _is_frozen_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def _relu_ceiling(node: fx.Node, modules: Mapping[str, nn.Module]) -> float | None:
+    """Return what a ReLU is capped at, or None if a node is none."""
     if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    return node.op in ("call_function", "call_method") and node.target in RELUS
+        return {nn.ReLU: math.inf, nn.ReLU6: 6.0}.get(type(modules[str(node.target)]))
+    return math.inf if node.op in ("call_function", "call_method") and node.target in RELUS else None
 
 
 def _addend(node: fx.Node, to: fx.Node) -> fx.Node | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(8, 24, **settings)
         self.norm = nn.BatchNorm2d(24)
         self.act = nn.ReLU(inplace=True)
+        self.capped = nn.ReLU6()
         self.other = nn.Conv2d(8, 24, **settings)
         self.body = forward
 
@@ -86,7 +88,7 @@ def test_resnets_are_fused_whole(network: Callable[[], nn.Module], format: str) 
     backbone.fc = nn.Identity()
     convolutions = sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) - 1
     fused = assert_fused_as_plain(model_of(backbone, format), convolutions)
-    with_relu = [one for one in fused if one.relu]
+    with_relu = [one for one in fused if one.ceiling is not None]
     assert len(with_relu) == len(fused) - (3 if network is resnet18 else 4)  # the shortcuts' end in a sum
     assert sum(one.outputs == 2 for one in fused) == (7 if network is resnet18 else 15)
 
@@ -109,6 +111,8 @@ def test_resnets_are_fused_whole(network: Callable[[], nn.Module], format: str) 
         lambda n, x: torch.sigmoid(n.norm(n.conv(x))) * n.norm(n.conv(x)),
         lambda n, x: n.norm(n.conv(x)) + n.conv.weight.mean((1, 2, 3), keepdim=True).transpose(0, 1),  # broadcast
         lambda n, x: n.act(n.norm(n.conv(x)) * 2),
+        lambda n, x: n.capped(n.norm(n.conv(x)) * 1),
+        lambda n, x: n.capped(n.norm(n.conv(x))),
     ],
 )
 def test_every_kind_of_surrounding(body: Callable[[Net, Tensor], Tensor], settings: dict, format: str) -> None:
@@ -167,6 +171,14 @@ def test_fused_only_while_training_with_adapters_on() -> None:
     assert not any("fused" in name for name in model.state_dict())
 
 
+def test_timms_norms_with_activations() -> None:
+    fused = assert_fused_as_plain(model_of(timm.create_model("tf_efficientnet_lite0", num_classes=0), "cp", 4), 32)
+    assert sum(one.ceiling == 6 for one in fused) == 16  # the others end a block: in a sum, or in nothing
+    silent = model_of(timm.create_model("mobilenetv3_small_050", num_classes=0), "lora", 2)
+    fused = assert_fused_as_plain(silent, len(silent.layers))
+    assert sum(one.ceiling is None for one in fused) > 20  # hardswish stays what it is
+
+
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_matrix_is_modulate(format: str) -> None:
     kind, rank = build_format(format, 3), RANKS[format]
@@ -206,7 +218,7 @@ def test_kernels_by_the_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 passed" in done.stdout
+    assert "18 passed" in done.stdout
 
 
 def test_the_setting_is_checked() -> None:
