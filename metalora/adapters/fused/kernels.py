@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 64
-WIDEST = 256  # output channels of one program: dB's accumulator of this many rows stays in registers
+# Measured on an H100 for a ResNet-50's shapes (pipelines/bench/LOG.md): small tiles, and many programs in flight.
+TILE, BACKWARD_ROWS, BACKWARD_COLS, BACKWARD_PROGRAMS = 4096, 64, 64, 8
 
 
 @triton.jit
@@ -77,11 +77,12 @@ def up(
 ) -> None:
     """Write ``out``, (P, O). See `metalora.adapters.fused.ops.up`; images are rows here."""
     pixels, channels = out.shape
-    cols = min(128, triton.next_power_of_2(channels))
-    grid = (triton.cdiv(pixels, ROWS) * triton.cdiv(channels, cols),)
+    cols = max(16, min(128, triton.next_power_of_2(channels)))
+    rows = TILE // cols
+    grid = (triton.cdiv(pixels, rows) * triton.cdiv(channels, cols),)
     _up_kernel[grid](
         z, g, up, shift, residual, out, pixels, channels, z.stride(0), g.stride(0),
-        HAS_RESIDUAL=residual is not None, CEILING=ceiling, K=up.shape[1], ROWS=ROWS, COLS=cols, ACC=_acc(z),
+        HAS_RESIDUAL=residual is not None, CEILING=ceiling, K=up.shape[1], ROWS=rows, COLS=cols, ACC=_acc(z),
         num_warps=4,
     )  # fmt: skip
 
@@ -94,17 +95,17 @@ def up_backward(
     See `metalora.adapters.fused.ops.up_backward`; images are rows here.
     """
     (pixels, channels), wide = dout.shape, up.shape[1]
-    cols = min(WIDEST, triton.next_power_of_2(channels))
+    rows, cols = BACKWARD_ROWS, max(16, min(BACKWARD_COLS, triton.next_power_of_2(channels)))
     chunks = triton.cdiv(channels, cols)
-    row_programs = min(triton.cdiv(pixels, ROWS), max(1, _programs(dout) // chunks))
+    row_programs = min(triton.cdiv(pixels, rows), max(1, _programs(dout) // chunks))
     exact = torch.float64 if dout.dtype == torch.float64 else torch.float32
     dg = dout.new_empty(chunks, pixels, wide, dtype=dout.dtype if chunks == 1 else exact)
     dup = dout.new_empty(row_programs, channels, wide, dtype=exact)
     _up_backward_kernel[(row_programs * chunks,)](
         dout, second, out, g, up, dz, dg, dup, pixels, channels, dout.stride(0),
         0 if second is None else second.stride(0), dz.stride(0), g.stride(0), row_programs,
-        HAS_SECOND=second is not None, CEILING=ceiling, K=wide, ROWS=ROWS, COLS=cols, ACC=_acc(dout),
-        num_warps=4 if cols <= 128 else 8,
+        HAS_SECOND=second is not None, CEILING=ceiling, K=wide, ROWS=rows, COLS=cols, ACC=_acc(dout),
+        num_warps=4, num_stages=3 if dout.element_size() == 2 else 1,  # wider elements would not fit beside each other
     )  # fmt: skip
     return dg[0] if chunks == 1 else dg.sum(0).to(dout.dtype), dup.sum(0)
 
@@ -117,4 +118,4 @@ def _programs(like: Tensor) -> int:
     """Enough programs to fill the device, few enough for their parts of dB to be small beside the activations."""
     if not like.is_cuda:
         return 4
-    return 4 * torch.cuda.get_device_properties(like.device).multi_processor_count
+    return BACKWARD_PROGRAMS * torch.cuda.get_device_properties(like.device).multi_processor_count
