@@ -14,7 +14,6 @@ from metalora.config import Config
 from metalora.data import load_table
 from metalora.errors import UserError
 from pipelines.bench.common import SETTINGS, Result, Size, publish, read_options
-from pipelines.bench.photos import write_photos
 from pipelines.bench.training import (
     first_step,
     read_reports,
@@ -22,13 +21,15 @@ from pipelines.bench.training import (
     step_seconds,
     train_command,
     training_settings,
+    with_photos,
 )
 
 SIZES = {
     "repeats": Size("trainings of each kind, in turn", 1, 3),
-    "images": Size("photographs to train on, if no --data are given", 600, 4000),
+    "images": Size("photographs to train on, where they are the data", 600, 8000),
     "steps": Size("optimizer steps of a training, at least", 80, 200),
 }
+FEWEST_STEPS = 12  # the loop reports at the tenth and at the last
 KINDS = {"bare": 0, "Ray Train": 1}  # workers
 
 
@@ -38,13 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = training_settings(options)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        if not hasattr(options, "data"):
-            side = config.backbone.image_size or 224
-            photos = write_photos(scratch / "photos.parquet", options.images, side if options.small else 256)
-            config = replace(config, data=replace(config.data, data=str(photos)))
+        config = with_photos(config, options, scratch)
         steps = len(load_table(config.data).rows("train")) // config.data.batch_size
-        if steps < 20:
-            raise UserError(f"an epoch has {steps} optimizer steps, 20 are wanted: lower --batch-size, or more images")
+        if steps < FEWEST_STEPS:
+            wanted = f"{FEWEST_STEPS} are wanted: lower --batch-size, or give more images"
+            raise UserError(f"an epoch has {steps} optimizer steps, {wanted}")
         config = replace(config, train=replace(config.train, epochs=-(-options.steps // steps)))
         seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         starts: dict[str, list[float]] = {kind: [] for kind in KINDS}

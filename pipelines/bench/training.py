@@ -18,11 +18,14 @@ import torch
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
+from metalora.models.backbones import EMBEDDED
 from metalora.train.reporter import Progress, Write
+from pipelines.bench.photos import write_photos
 from pipelines.campaign import last_line
 from pipelines.listener import read_metrics
 from pipelines.options import resolve
 
+PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from
 RATE = "train/images_per_second"
 SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"backbone": "resnet20", "weights": "none", "image_size": 32},
@@ -49,8 +52,22 @@ def training_settings(options: argparse.Namespace) -> Config:
         UserError: a setting that is not accepted.
     """
     base = SMALL if options.small else ON_GPU if torch.cuda.is_available() else ON_CPU
-    config = resolve(options, base)
-    return replace(config, cluster=replace(config.cluster, workers=0))
+    return resolve(options, {**base, "cluster": {"workers": 0}})
+
+
+def with_photos(config: Config, options: argparse.Namespace, scratch: Path) -> Config:
+    """Return the settings with the sample photographs as data, if none are given and the embedded scans are too small.
+
+    Args:
+        config: All settings.
+        options: The command line; ``images`` says how many photographs.
+        scratch: Where they are written.
+    """
+    if hasattr(options, "data") or (config.backbone.backbone in EMBEDDED and not options.small):
+        return config
+    side = (config.backbone.image_size or 32) if options.small else PHOTO_SIDE
+    file = write_photos(scratch / "photos.parquet", options.images, side)
+    return replace(config, data=replace(config.data, data=str(file)))
 
 
 class RateReporter:
