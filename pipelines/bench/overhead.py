@@ -12,6 +12,7 @@ import torch
 
 from metalora.config import Config
 from metalora.data import load_table
+from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from pipelines.bench.common import SETTINGS, Result, Size, publish, read_options
 from pipelines.bench.training import (
@@ -28,6 +29,7 @@ SIZES = {
     "repeats": Size("trainings of each kind, in turn", 1, 3),
     "images": Size("photographs to train on, where they are the data", 600, 8000),
     "steps": Size("optimizer steps of a training, at least", 80, 200),
+    "threads": Size("CPU threads of a training", os.cpu_count() or 1, os.cpu_count() or 1),
 }
 FEWEST_STEPS = 12  # the loop reports at the tenth and at the last
 KINDS = {"bare": 0, "Ray Train": 1}  # workers
@@ -49,26 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         starts: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(options.repeats):
             for kind, workers in KINDS.items():
-                found, start = train_once(config, workers, steps, scratch / f"{number}-{workers}")
+                found, start = train_once(config, workers, steps, options.threads, scratch / f"{number}-{workers}")
                 seconds[kind].append(statistics.median(found))
                 starts[kind].append(start)
-    publish(_result(config, seconds, starts), options)
+    publish(_result(config, options.threads, seconds, starts), options)
 
 
-def train_once(config: Config, workers: int, steps_per_epoch: int, folder: Path) -> tuple[list[float], float]:
+def train_once(
+    config: Config, workers: int, steps_per_epoch: int, threads: int, folder: Path
+) -> tuple[list[float], float]:
     """Run ``metalora train``; return the seconds of its steps, and those from its start to its first step."""
-    cores = os.cpu_count() or 1
+    size, loaders = config.data.batch_size, count_loader_workers(config.data.loader_workers, threads)
     command = train_command(config, folder, "--workers", str(workers), "--validate-every", "0",
-                            "--cpus-per-worker", str(cores))  # fmt: skip
+                            "--cpus-per-worker", str(threads), "--loader-workers", str(loaders))  # fmt: skip
     # Ray sets it to a worker's CPUs; the other is to compute with as many threads.
-    began = run_command(command, folder / "log.txt", {"OMP_NUM_THREADS": str(cores)})
+    began = run_command(command, folder / "log.txt", {"OMP_NUM_THREADS": str(threads)})
     reports = read_reports(folder / "bench")
-    return step_seconds(reports, config.data.batch_size, steps_per_epoch), first_step(
-        reports, config.data.batch_size
-    ) - began
+    return step_seconds(reports, size, steps_per_epoch), first_step(reports, size) - began
 
 
-def _result(config: Config, seconds: dict[str, list[float]], starts: dict[str, list[float]]) -> Result:
+def _result(config: Config, threads: int, seconds: dict[str, list[float]], starts: dict[str, list[float]]) -> Result:
     steps = {kind: statistics.median(values) for kind, values in seconds.items()}
     rows: list[dict[str, Any]] = [
         {
@@ -80,7 +82,7 @@ def _result(config: Config, seconds: dict[str, list[float]], starts: dict[str, l
         }
         for kind in KINDS
     ]
-    where = "one GPU" if torch.cuda.is_available() else f"{os.cpu_count()} threads"
+    where = "one GPU" if torch.cuda.is_available() else f"{threads} of {os.cpu_count()} CPU cores"
     what = f"{config.backbone.backbone}, {config.adapter.format}, batch {config.data.batch_size}, on {where}"
     measured = (
         f"Milliseconds of an optimizer step of {what}: metalora train --workers 1 (Ray Train) and --workers 0 (bare), "
