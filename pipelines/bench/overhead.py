@@ -66,9 +66,14 @@ def train_once(
     size, loaders = config.data.batch_size, count_loader_workers(config.data.loader_workers, threads)
     command = train_command(config, folder, "--workers", str(workers), "--validate-every", "0",
                             "--cpus-per-worker", str(threads), "--loader-workers", str(loaders))  # fmt: skip
+    run, last = folder / "bench", config.train.epochs * steps_per_epoch
+
+    def trained() -> bool:
+        return any(step == last for step, *_ in read_reports(run))
+
     # Ray sets it to a worker's CPUs; the other is to compute with as many threads.
-    began = run_command(command, folder / "log.txt", {"OMP_NUM_THREADS": str(threads)})
-    reports = read_reports(folder / "bench")
+    began = run_command(command, folder / "log.txt", {"OMP_NUM_THREADS": str(threads)}, until=trained)
+    reports = read_reports(run)
     return step_seconds(reports, size, steps_per_epoch), first_step(reports, size) - began
 
 

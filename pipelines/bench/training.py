@@ -6,6 +6,7 @@ the seconds of a step between them, without start-up, validation and checkpoints
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from pipelines.campaign import last_line
 from pipelines.listener import read_metrics
 from pipelines.options import resolve
 
+STOP_SECONDS = 60
 PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from
 RATE = "train/images_per_second"
 SMALL: dict[str, dict[str, Any]] = {
@@ -158,8 +160,17 @@ def run_command(
         finally:
             stopped = process.poll() is None
             if stopped:
-                process.terminate()
-            process.wait()
+                _stop(process)
     if process.returncode and not stopped:
         raise UserError(f"'{' '.join(command[2:5])}' failed: {last_line(log.read_text(encoding='utf-8'))}")
     return began
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt a command, so that it takes its cluster down; one that does not listen is ended."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
