@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "say in tables and pictures what a campaign has found",
     "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "ask whether a run's seeds tell tasks and classes apart",
+    "bench": "measure how fast the parts are on this machine",
 }
 USAGE = f"""usage: metalora COMMAND [OPTIONS]
 

@@ -89,7 +89,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
         met = unknown[0].partition("=")[0]
-        raise UserError(f"unknown option {met!r}{nearest(met, options)} (metalora train --help lists all)")
+        raise UserError(f"unknown option {met!r}{nearest(met, options)} ({parser.prog} --help lists all)")
     return known
 
 

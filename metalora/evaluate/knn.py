@@ -16,6 +16,10 @@ Vote = Literal["uniform", "weighted"]
 
 VOTES: tuple[Vote, ...] = ("uniform", "weighted")
 
+CHUNK = 4096  # query and gallery rows compared at a time on a GPU
+CPU_CHUNK = (256, 8192)  # on a CPU: 8 MiB of similarities, which stay in its cache until they are looked at
+GROUP = 64  # neighbouring gallery rows of which only the nearest is looked at first
+
 
 @dataclass(frozen=True)
 class KnnResult:
@@ -50,7 +54,7 @@ def knn_predict(
     classes: int,
     metric: Metric = "cosine",
     temperature: float = 0.07,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> dict[tuple[Vote, int], Tensor]:
     """Predict the queries' labels by their nearest neighbours; one search serves all votes and K.
 
@@ -68,8 +72,8 @@ def knn_predict(
         classes: Number of classes.
         metric: ``cosine`` or ``l2``.
         temperature: Of the weighted vote.
-        chunk: Gallery rows and query rows compared at a time: beside the features (``cosine``: and a
-            normalised copy), memory is that of chunk x chunk similarities.
+        chunk: Gallery rows and query rows compared at a time (default: what suits the device): beside the features
+            (and a copy, prepared for the search), memory is that of chunk x chunk similarities.
 
     Returns:
         (vote, K) -> predicted labels, (m,) long, on the features' device.
@@ -82,8 +86,10 @@ def knn_predict(
     gallery_labels = gallery_labels.to(gallery.device)
     found: dict[tuple[Vote, int], list[Tensor]] = {(vote, n): [] for vote in VOTES for n in k}
     with _full_precision(gallery.device.type):
-        for block in torch.split(queries, chunk):
-            scores, index = _nearest(gallery, block, max(k), metric, chunk)
+        rows, columns = (chunk, chunk) if chunk else CPU_CHUNK if gallery.device.type == "cpu" else (CHUNK, CHUNK)
+        blocks = [_Block(block, metric) for block in torch.split(gallery, columns)]
+        for part in torch.split(queries, rows):
+            scores, index = _nearest(blocks, part, max(k))
             for key, labels in _vote(scores / temperature, gallery_labels[index], classes).items():
                 if key in found:
                     found[key].append(labels)
@@ -102,7 +108,7 @@ def knn_accuracy(
     classes: int,
     metric: Metric = "cosine",
     temperature: float = 0.07,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> KnnResult:
     """Return the accuracy of `knn_predict`, overall and by domain.
 
@@ -182,26 +188,65 @@ def _full_precision(device_type: str) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _nearest(gallery: Tensor, queries: Tensor, k: int, metric: str, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return similarities and gallery indices of the k nearest, both (m, k), nearest first.
+class _Block:
+    """Some rows of the gallery, (n, d), and the similarity of queries to them.
 
     For ``l2`` the similarity is q g - |g|^2 / 2: a query's own -|q|^2 / 2 changes neither order nor vote.
     """
+
+    def __init__(self, rows: Tensor, metric: str) -> None:
+        self.size = len(rows)
+        self.onednn = _onednn_is_faster(rows)
+        offset = rows.square().sum(1) / -2 if metric == "l2" else None
+        self.rows = rows.to_mkldnn() if self.onednn else rows
+        self.offset = offset.to_mkldnn() if self.onednn and offset is not None else offset
+
+    def similarity(self, queries: Tensor) -> Tensor:
+        """Return the similarities (m, n) of queries (m, d)."""
+        if self.onednn:
+            return F.linear(queries.to_mkldnn(), self.rows, self.offset).to_dense()
+        return F.linear(queries, self.rows, self.offset)
+
+
+def _onednn_is_faster(features: Tensor) -> bool:
+    """Tell whether to multiply by oneDNN: torch's own choice, MKL, leaves AVX-512 unused on CPUs not of its maker."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    return features.device.type == "cpu" and features.dtype == torch.float32 and wide
+
+
+def _nearest(blocks: Sequence[_Block], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return similarities and gallery indices of the k nearest, both (m, k), nearest first."""
     scores = queries.new_empty(len(queries), 0)
     index = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
-    for start in range(0, len(gallery), chunk):
-        block = gallery[start : start + chunk]
-        if metric == "l2":
-            similarity = torch.addmm(block.square().sum(1) / -2, queries, block.T)
-        else:
-            similarity = queries @ block.T
-        block_scores, block_index = _top(similarity, k)
+    start = 0
+    for block in blocks:
+        block_scores, block_index = _top_of_groups(block.similarity(queries), k)
         scores = torch.cat([scores, block_scores], dim=1)
         index = torch.cat([index, block_index + start], dim=1)
+        start += block.size
         # Stable: what stands first, of a lower index, stays first among equals.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, :k], index.gather(1, order[:, :k])
     return scores, index
+
+
+def _top_of_groups(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k (or all) largest of each row and their columns; of equals, the first column first.
+
+    They stand in the k groups of columns with the largest maxima (of equals, the first groups): for anything outside,
+    each of those k groups holds something larger, or as large and before it. Maxima cost less than a selection.
+    """
+    width = similarity.shape[1]
+    whole = width // GROUP * GROUP
+    if whole <= 2 * k * GROUP:
+        return _top(similarity, k)
+    _, groups = _top(similarity[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2), k)
+    inside = torch.arange(GROUP, device=similarity.device)
+    columns = (groups.sort(dim=1).values[:, :, None] * GROUP + inside).flatten(1)
+    rest = torch.arange(whole, width, device=similarity.device).expand(len(similarity), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    values, order = _top(similarity.gather(1, columns), k)
+    return values, columns.gather(1, order)
 
 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,40 @@
+"""``metalora bench WHAT``: how fast the parts are, beside what they are compared with and what the machine allows."""
+
+import importlib
+from collections.abc import Sequence
+
+from metalora.errors import UserError
+from metalora.registry import nearest
+
+BENCHMARKS = {
+    "cache": "a training epoch with cached extractor features, and the time to the first step",
+    "data": "decoding and preprocessing, by number of loader processes",
+    "knn": "the k-NN search against scikit-learn's brute force",
+    "overhead": "the loop on Ray Train against the same loop without Ray",
+    "scaling": "images a second of 1, 2, ... workers",
+    # "step": "a training step by model, format, rank and kernel",
+    "trials": "trials an hour of a campaign, and the pause between them",
+}
+USAGE = f"""usage: metalora bench WHAT [OPTIONS]
+
+benchmarks:
+{chr(10).join(f"  {name:10}{what}" for name, what in BENCHMARKS.items())}
+
+Each prints a table and writes it, with machine, versions and command, as JSON and Markdown below runs/bench.
+metalora bench WHAT --help lists a benchmark's options; --small takes seconds to a minute on a CPU."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora bench`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    arguments = arguments or []
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    name = arguments[0]
+    if name not in BENCHMARKS:
+        raise UserError(f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)} (benchmarks: {', '.join(BENCHMARKS)})")
+    importlib.import_module(f"pipelines.bench.{name}").main(arguments[1:])

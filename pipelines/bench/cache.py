@@ -1,0 +1,151 @@
+"""What caches save: a training epoch with cached extractor features, and the time to a training's first step."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalora.build import build_model, build_networks
+from metalora.config import Config
+from metalora.data import ImageTable, load_table
+from metalora.data.loaders import count_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.backbones import EMBEDDED, Backbone
+from metalora.train.loop import Trainer
+from pipelines.bench.common import SETTINGS, Result, Size, Timing, publish, read_options, this_device, timed
+from pipelines.bench.training import (
+    RateReporter,
+    first_step,
+    read_reports,
+    run_command,
+    train_command,
+    training_settings,
+    with_photos,
+)
+
+SIZES = {
+    "repeats": Size("rounds", 1, 3),
+    "images": Size("photographs to train on, where they are the data", 400, 4000),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora bench cache``."""
+    options = read_options("cache", __doc__ or "", SIZES, arguments, sections=SETTINGS)
+    config = training_settings(options)
+    if not hasattr(options, "weights") and not options.small and config.backbone.backbone in EMBEDDED:
+        config = replace(config, backbone=replace(config.backbone, weights="default"))  # they are cached too
+    with tempfile.TemporaryDirectory() as name:
+        config = with_photos(config, options, Path(name))
+        config = replace(config, evaluate=replace(config.evaluate, validate_every=0))
+        starts = {
+            kind: statistics.median(values)
+            for kind, values in start_seconds(config, Path(name), options.repeats).items()
+        }
+        times, filling = epoch_times(config, options.repeats)
+    publish(_result(config, starts, times, filling), options)
+
+
+def start_seconds(config: Config, scratch: Path, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds from ``metalora train --workers 0`` to its first step, with an empty cache and a full one."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for number in range(repeats):
+        for kind in seconds:
+            folder = scratch / f"{kind}-{number}"
+            run = folder / "bench"
+            command = train_command(config, folder, "--workers", "0", "--validate-every", "0")
+            environment = {"METALORA_CACHE": str(scratch / f"cache-{number}")}
+
+            def stepped(run: Path = run) -> bool:
+                return bool(read_reports(run))
+
+            began = run_command(command, folder / "log.txt", environment, until=stepped)
+            seconds[kind].append(first_step(read_reports(run), config.data.batch_size) - began)
+    return seconds
+
+
+def epoch_times(config: Config, repeats: int) -> tuple[dict[str, Timing], float]:
+    """Time epochs with ``cached`` and ``computed`` features, and the ``extractor`` alone on as many images.
+
+    Returns:
+        The times, and the seconds that filling the cache took.
+    """
+    device = this_device()
+    table = load_table(config.data)
+    networks = build_networks(config, print)
+    config = replace(config, train=replace(config.train, epochs=repeats + 1))
+    trainers = {
+        name: _trainer(config, table, networks, device, cached)
+        for name, cached in (("cached", True), ("computed", False))
+    }
+    filling = timed({"prepare": trainers["cached"].evaluator.prepare}, 1, 0, device)["prepare"].median
+    trainers["computed"].evaluator.prepare()
+    calls: dict[str, Callable[[], Any]] = {name: _epochs(trainer) for name, trainer in trainers.items()}
+    calls["extractor"] = _extractor_alone(trainers["computed"])
+    return timed(calls, repeats, 1, device), filling
+
+
+def _trainer(
+    config: Config, table: ImageTable, networks: tuple[Backbone, Backbone | None], device: torch.device, cached: bool
+) -> Trainer:
+    config = replace(config, mapping=replace(config.mapping, cache_features=cached))
+    model = build_model(config, *networks, table.labels).to(device)
+    if model.extractor is None:
+        raise UserError(f"format {config.adapter.format!r} has no generated seeds and no extractor: choose cp or tr")
+    workers = count_loader_workers(config.data.loader_workers, torch.get_num_threads())
+    return Trainer(config, model, table, networks[0].preprocess, Group(device), RateReporter(), workers)
+
+
+def _epochs(trainer: Trainer) -> Callable[[], None]:
+    """Return what trains one epoch more each time."""
+    return lambda: trainer._epoch(trainer.step // trainer.steps_per_epoch)
+
+
+def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
+    """Return what extracts the features of as many images as an epoch has, all of them one batch."""
+    size = trainer.config.data.batch_size
+    evaluator, extractor = trainer.evaluator, trainer.model.extractor
+    assert extractor is not None
+    dataset = evaluator.dataset(trainer.table.rows("train")[:size])
+    images = evaluator.place(torch.stack([dataset[i][0] for i in range(size)]))
+
+    def extract() -> None:
+        with torch.no_grad():
+            for _ in range(trainer.steps_per_epoch):
+                extractor(images)
+
+    return extract
+
+
+def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], filling: float) -> Result:
+    cached, computed, extractor = (times[name].median for name in ("cached", "computed", "extractor"))
+    rows = [
+        {"what": "epoch, features computed s", "seconds": computed, "ratio": 1.0, "spread": times["computed"].spread},
+        {"what": "epoch, features cached s", "seconds": cached, "ratio": computed / cached,
+         "spread": times["cached"].spread},
+        {"what": "floor: computed without extractor s", "seconds": computed - extractor,
+         "ratio": computed / (computed - extractor), "spread": times["extractor"].spread},
+        {"what": "first step, cold caches", "seconds": starts["cold"], "ratio": 1.0, "spread": 0.0},
+        {"what": "first step, warm caches", "seconds": starts["warm"], "ratio": starts["cold"] / starts["warm"],
+         "spread": 0.0},
+    ]  # fmt: skip
+    measured = (
+        f"Seconds of a training epoch (loading included) of {config.backbone.backbone} with {config.adapter.format}, "
+        f"batch {config.data.batch_size}, with extractor features from the cache (cache_features) and computed at each "
+        "step; and from the command metalora train --workers 0 to its first step, with an empty METALORA_CACHE and a "
+        "filled one. Ratios are the slower / this."
+    )
+    floor = "of a cached epoch: the computed one less the time of the extractor alone on as many images."
+    saved = computed - cached
+    facts = {
+        "filling the cache s": filling,
+        "epochs until it pays": filling / saved if saved > 0 else None,
+        "epoch ratio": computed / cached,
+        "start ratio": starts["cold"] / starts["warm"],
+    }
+    return Result("cache", measured, floor, rows, facts)

@@ -1,0 +1,258 @@
+"""What the benchmarks share: options, clocks, the machine's description, and the files they leave."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalora.config import SECTIONS
+from metalora.errors import UserError
+from metalora.files import atomic_file
+from pipelines.options import add_section, make_parser, parse
+
+VERSIONS = ("torch", "torchvision", "timm", "ray", "numpy", "scikit-learn", "pillow")
+SETTINGS = ("backbone", "adapter", "mapping", "data", "train")  # the sections that a benchmark of trainings takes
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number that says how much is measured: option ``--name``, with a value for ``--small`` and one otherwise."""
+
+    help: str
+    small: int
+    full: int
+
+
+def read_options(
+    what: str,
+    description: str,
+    sizes: Mapping[str, Size],
+    arguments: Sequence[str] | None,
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
+    sections: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Parse a benchmark's command line.
+
+    Args:
+        what: The benchmark.
+        description: What it measures.
+        sizes: Its sizes, by option.
+        arguments: The command line.
+        more: Adds the options that are no sizes.
+        sections: Sections of `Config` whose settings are options too.
+
+    Returns:
+        All options; ``command`` is the whole command line, as text.
+
+    Raises:
+        UserError: an unknown option, or a size below 1.
+    """
+    parser = make_parser(f"metalora bench {what}", description)
+    parser.usage = None
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU and for CI")
+    parser.add_argument("--output", metavar="FILE", default=f"runs/bench/{what}.json",
+                        help="where the figures go: JSON, and Markdown beside it (default: %(default)s)")  # fmt: skip
+    for name, size in sizes.items():
+        parser.add_argument(f"--{name}", type=_positive, metavar="N",
+                            help=f"{size.help} (default: {size.full:,}; --small: {size.small:,})")  # fmt: skip
+    if sections:
+        parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
+    for section in sections:
+        add_section(parser, section, SECTIONS[section])
+    if more is not None:
+        more(parser)
+    options = parse(parser, arguments)
+    for name, size in sizes.items():
+        key = name.replace("-", "_")
+        if getattr(options, key) is None:
+            setattr(options, key, size.small if options.small else size.full)
+    options.command = shlex.join(["metalora", "bench", what, *(arguments or [])])
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a callable, one for every repeat."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Return the median."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Return (largest - smallest) / median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+def timed(
+    callables: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 1,
+    device: torch.device | None = None,
+) -> dict[str, Timing]:
+    """Time several callables in one process, in turn: what slows the machine for a while slows all of them.
+
+    Args:
+        callables: By name.
+        repeats: Rounds that count.
+        warmup: Rounds before those.
+        device: Where they compute: on a GPU, CUDA events time them there; elsewhere the clock does.
+    """
+    clock = _gpu_seconds if device is not None and device.type == "cuda" else _seconds
+    rounds = [{name: clock(function) for name, function in callables.items()} for _ in range(warmup + repeats)]
+    return {name: Timing(tuple(seconds[name] for seconds in rounds[warmup:])) for name in callables}
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def _gpu_seconds(function: Callable[[], Any]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
+
+
+def this_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine, the versions and the commit that figures were taken with."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        **{name: _version(name) for name in VERSIONS},
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    """Return the processor's name, and the widest vectors that torch uses on it."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of this source, marked if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=False, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark has found.
+
+    Attributes:
+        what: The benchmark.
+        measured: What the figures are, in a sentence or two, units included.
+        floor: What the machine allows at best, and how that was found.
+        rows: A table: the same columns in every row.
+        facts: Further figures.
+    """
+
+    what: str
+    measured: str
+    floor: str
+    rows: Sequence[Mapping[str, Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def publish(result: Result, options: argparse.Namespace) -> None:
+    """Print a result as Markdown, and write it as JSON and Markdown with machine and command.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    about = machine()
+    text = markdown(result, about, options.command)
+    print(text)
+    file = Path(options.output).expanduser()
+    content = {"command": options.command, "small": options.small, "machine": about, **asdict(result)}
+    try:
+        for path, written in ((file, json.dumps(content, indent=2) + "\n"), (file.with_suffix(".md"), text)):
+            with atomic_file(path) as temporary:
+                temporary.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {str(file)!r} cannot be written: {error.strerror}") from None
+    print(f"written   {file}\n          {file.with_suffix('.md')}")
+
+
+def markdown(result: Result, about: Mapping[str, Any], command: str) -> str:
+    """Return a result as a Markdown section."""
+    lines = [f"## {result.what}", "", result.measured, "", f"Floor: {result.floor}", ""]
+    lines += table(result.rows)
+    if result.facts:
+        lines += ["", *(f"- {name}: {_shown(value)}" for name, value in result.facts.items())]
+    described = ", ".join(f"{name} {_shown(value)}" for name, value in about.items() if value)
+    lines += ["", f"`{command}`  ", described, ""]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return rows as the lines of a Markdown table, numbers to the right."""
+    if not rows:
+        return []
+    names = list(rows[0])
+    rules = ["---:" if isinstance(rows[0][name], int | float) else "---" for name in names]
+    body = [[_shown(row[name]) for name in names] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in (names, rules, *body)]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a person reads it: four digits of a fraction."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return "-" if value is None else str(value)

@@ -1,0 +1,109 @@
+"""Images a second that are decoded and preprocessed for training, by the number of loader processes."""
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from metalora.build import build_networks
+from metalora.config import Config
+from metalora.data import BatchSampler, ImageDataset, ImageTable, decode, load_table, train_loader
+from metalora.errors import UserError
+from metalora.models.backbones import Backbone
+from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
+from pipelines.bench.training import training_settings, with_photos
+
+SIZES = {
+    "repeats": Size("rounds", 2, 3),
+    "images": Size("photographs, where they are the data", 400, 2000),
+    "max-workers": Size("loader processes, at most", 2, os.cpu_count() or 1),
+}
+NETWORK = "timm/resnet50"  # whose preprocessing is measured, unless another is given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora bench data``."""
+    options = read_options("data", __doc__ or "", SIZES, arguments, sections=("backbone", "data"))
+    if not options.small and not hasattr(options, "backbone"):
+        options.backbone = NETWORK
+    config = training_settings(options)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = with_photos(config, options, Path(scratch))
+        table = load_table(config.data)
+        backbone, _ = build_networks(config, print)
+        counts = [0, *(n for n in (2**i for i in range(16)) if n <= options.max_workers)]
+        images, times = measure(config, table, backbone, counts, options.repeats)
+    publish(_result(config, backbone, images, counts, times), options)
+
+
+def measure(
+    config: Config, table: ImageTable, backbone: Backbone, counts: Sequence[int], repeats: int
+) -> tuple[int, dict[str, Timing]]:
+    """Time an epoch of the train loader with so many processes, the same without loader, and the bare decoding.
+
+    Returns:
+        The number of images, and the times by number of processes, ``no loader`` and ``bare``.
+    """
+    rows = table.rows("train")
+    if len(rows) < config.data.batch_size:
+        raise UserError(f"batch_size {config.data.batch_size} is more than the {len(rows)} images of the train split")
+    sampler = BatchSampler(table.domain[rows], config.data.batch_size, seed=0, sampling="natural")
+    dataset = ImageDataset(table, rows, backbone.preprocess)
+    encoded = [table.read(int(rows[i])) for batch in sampler for i in batch]
+    calls: dict[str, Callable[[], Any]] = {
+        "bare": lambda: [_bare(data) for data in encoded],
+        "no loader": lambda: [backbone.preprocess(decode(data, "")) for data in encoded],
+    }
+    # Processes stay from round to round, as they do from epoch to epoch.
+    calls |= {str(n): _consume(train_loader(dataset, sampler, n)) for n in counts}
+    return len(encoded), timed(calls, repeats)
+
+
+def _bare(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def _consume(loader: DataLoader[Any]) -> Callable[[], None]:
+    def consume() -> None:
+        for _ in loader:
+            pass
+
+    return consume
+
+
+def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[int], times: dict[str, Timing]) -> Result:
+    cores = os.cpu_count() or 1
+    bare = images / times["bare"].median
+    rows: list[dict[str, Any]] = []
+    for name in ("bare", "no loader", *map(str, counts)):
+        busy = min(max(1, int(name)), cores) if name.isdecimal() else 1
+        rate = images / times[name].median
+        rows.append(
+            {
+                "loader processes": name,
+                "images/s": rate,
+                "floor images/s": busy * bare,
+                "to floor": rate / (busy * bare),
+                "spread": times[name].spread,
+            }
+        )
+    side = backbone.input_size[1]
+    what = f"{images} train images of {Path(config.data.data).name}"
+    network = f"{config.backbone.backbone} ({side} x {side})"
+    measured = (
+        f"Images a second of {what}, decoded, preprocessed for {network} and collated in batches of "
+        f"{config.data.batch_size}, by number of loader processes (0: in the trainer's own); "
+        '"no loader" only decodes and preprocesses.'
+    )
+    floor = (
+        'Pillow decoding the same bytes to RGB in one process, and nothing else ("bare"), times the processes that '
+        f"have a core of their own ({cores} cores)."
+    )
+    best = max(row["images/s"] for row in rows[2:])
+    return Result("data", measured, floor, rows, {"best images/s": best, "bare images/s": bare})

@@ -1,0 +1,176 @@
+"""What the benchmarks of trainings share: settings, the commands they run, and the clock of the loop.
+
+The loop reports, at least every ten steps, the mean rate since the epoch began; from two reports of one epoch follow
+the seconds of a step between them, without start-up, validation and checkpoints, on Ray as well as without.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalora.config import Config, to_yaml
+from metalora.errors import UserError
+from metalora.models.backbones import EMBEDDED
+from metalora.train.reporter import Progress, Write
+from pipelines.bench.photos import write_photos
+from pipelines.campaign import last_line
+from pipelines.listener import read_metrics
+from pipelines.options import resolve
+
+STOP_SECONDS = 60
+PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from
+RATE = "train/images_per_second"
+SMALL: dict[str, dict[str, Any]] = {
+    "backbone": {"backbone": "resnet20", "weights": "none", "image_size": 32},
+    "adapter": {"rank": 2},
+    "data": {"batch_size": 8},
+}
+ON_CPU: dict[str, dict[str, Any]] = {"backbone": {"weights": "none"}, "data": {"batch_size": 64}}
+ON_GPU: dict[str, dict[str, Any]] = {
+    "backbone": {"backbone": "timm/resnet50", "weights": "none"},
+    "adapter": {"rank": 4},
+    "data": {"batch_size": 256},
+}
+
+# step, time of day, images a second since the epoch began
+Report = tuple[int, float, float]
+
+
+def training_settings(options: argparse.Namespace) -> Config:
+    """Return the settings of a benchmark's trainings: those given, above what suits the device.
+
+    Weights are random: they change no time.
+
+    Raises:
+        UserError: a setting that is not accepted.
+    """
+    base = SMALL if options.small else ON_GPU if torch.cuda.is_available() else ON_CPU
+    return resolve(options, {**base, "cluster": {"workers": 0}})
+
+
+def with_photos(config: Config, options: argparse.Namespace, scratch: Path) -> Config:
+    """Return the settings with the sample photographs as data, if none are given and the embedded scans are too small.
+
+    Args:
+        config: All settings.
+        options: The command line; ``images`` says how many photographs.
+        scratch: Where they are written.
+    """
+    if hasattr(options, "data") or (config.backbone.backbone in EMBEDDED and not options.small):
+        return config
+    side = (config.backbone.image_size or 32) if options.small else PHOTO_SIDE
+    file = write_photos(scratch / "photos.parquet", options.images, side)
+    return replace(config, data=replace(config.data, data=str(file)))
+
+
+class RateReporter:
+    """A reporter that keeps when which rate was reported, and nothing else."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def progress(self, progress: Progress) -> None:
+        """Do nothing."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the rate."""
+        if RATE in values:
+            self.reports.append((step, time.time(), values[RATE]))
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Do nothing."""
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Return the reports of a run's folder."""
+    return [
+        (step, when, values[RATE]) for step, when, values in read_metrics(folder / "metrics.jsonl") if RATE in values
+    ]
+
+
+def step_seconds(reports: Iterable[Report], batch_size: int, steps_per_epoch: int) -> list[float]:
+    """Return the mean seconds of a step between each two successive reports of one epoch.
+
+    An epoch's first steps, up to its first report, do not count: its loaders start, and kernels are chosen.
+    """
+    found, last = [], (0, 0, 0.0)  # epoch, steps done in it, seconds since it began
+    for step, _, rate in reports:
+        epoch, done = (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch + 1
+        elapsed = done * batch_size / rate
+        if last[1] and last[0] == epoch:
+            found.append((elapsed - last[2]) / (done - last[1]))
+        last = (epoch, done, elapsed)
+    return found
+
+
+def first_step(reports: Sequence[Report], batch_size: int) -> float:
+    """Return the time of day at which the first step of the first epoch began."""
+    step, when, rate = reports[0]
+    return when - step * batch_size / rate
+
+
+def train_command(config: Config, folder: Path, *arguments: str) -> list[str]:
+    """Return the command that trains with these settings, as the run ``bench`` below a folder; nothing is tracked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "bench.yaml"
+    settings.write_text(to_yaml(config), encoding="utf-8")
+    return [
+        *(sys.executable, "-m", "pipelines.cli", "train", "--config", str(settings), "--output", str(folder)),
+        *("--run-name", "bench", "--tracking-uri", "none", *arguments),
+    ]
+
+
+def run_command(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    until: Callable[[], bool] = lambda: False,
+) -> float:
+    """Run a command to its end, or until something has happened.
+
+    Args:
+        command: What to run.
+        log: Takes what it prints.
+        environment: Added to this process's own.
+        until: Asked again and again; once true, the command is interrupted, as by a user.
+
+    Returns:
+        The time of day at which it started.
+
+    Raises:
+        UserError: it failed; its last line says why.
+    """
+    began = time.time()
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
+        )
+        try:
+            while process.poll() is None and not until():
+                time.sleep(0.02)
+        finally:
+            stopped = process.poll() is None
+            if stopped:
+                _stop(process)
+    if process.returncode and not stopped:
+        raise UserError(f"'{' '.join(command[2:5])}' failed: {last_line(log.read_text(encoding='utf-8'))}")
+    return began
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt a command, so that it takes its cluster down; one that does not listen is ended."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()

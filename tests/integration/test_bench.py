@@ -1,0 +1,41 @@
+"""``metalora bench``: every benchmark, small."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.bench import BENCHMARKS
+from tests.integration.helpers import metalora
+
+RATIOS = {
+    "cache": ["epoch ratio", "start ratio"],
+    "data": ["best images/s", "bare images/s"],
+    "knn": [],
+    "overhead": ["ratio"],
+    "scaling": ["weak efficiency", "strong efficiency"],
+    "trials": ["trials an hour", "pause s", "to floor"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", sorted(RATIOS))
+def test_small(what: str, tmp_path: Path) -> None:
+    done = metalora(tmp_path, "bench", what, "--small")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((tmp_path / "runs" / "bench" / f"{what}.json").read_text())
+    assert found["command"] == f"metalora bench {what} --small"
+    assert found["machine"]["torch"]
+    assert found["measured"]
+    assert found["floor"]
+    assert found["rows"]
+    assert all(found["facts"][name] > 0 for name in RATIOS[what]), found["facts"]
+    if what == "knn":
+        assert found["facts"]["agreement"] is True
+        assert all(row["ratio to 4 calls"] > 0 for row in found["rows"])
+    assert (tmp_path / "runs" / "bench" / f"{what}.md").read_text() in done.stdout
+
+
+def test_every_benchmark_is_run_here() -> None:
+    assert set(BENCHMARKS) - {"step"} == set(RATIOS)
