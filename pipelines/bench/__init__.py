@@ -12,7 +12,7 @@ BENCHMARKS = {
     "knn": "the k-NN search against scikit-learn's brute force",
     "overhead": "the loop on Ray Train against the same loop without Ray",
     "scaling": "images a second of 1, 2, ... workers",
-    # "step": "a training step by model, format, rank and kernel",
+    "step": "a training step by network, method, rank and kernel",
     "trials": "trials an hour of a campaign, and the pause between them",
 }
 USAGE = f"""usage: metalora bench WHAT [OPTIONS]

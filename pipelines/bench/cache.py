@@ -111,8 +111,9 @@ def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
     size = trainer.config.data.batch_size
     evaluator, extractor = trainer.evaluator, trainer.model.extractor
     assert extractor is not None
-    dataset = evaluator.dataset(trainer.table.rows("train")[:size])
-    images = evaluator.place(torch.stack([dataset[i][0] for i in range(size)]))
+    rows = trainer.table.rows("train")[:size]
+    dataset = evaluator.dataset(rows)
+    images = evaluator.place(torch.stack([dataset[i][0] for i in range(size)]), torch.from_numpy(rows))
 
     def extract() -> None:
         with torch.no_grad():

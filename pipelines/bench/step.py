@@ -1,0 +1,258 @@
+"""``metalora bench step``: a training step by network, method, rank and kernel, against full fine-tuning and PEFT."""
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.formats import FORMATS
+from metalora.errors import UserError
+from metalora.models.assemble import adapt
+from pipelines.bench.common import Result, Size, Timing, publish, read_options, this_device, timed
+
+CLASSES = 100
+BRANCHES = 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to adapt, from timm.
+
+    Attributes:
+        name: Its name there.
+        entry: The module after which adapted layers begin.
+        size: Side of its images.
+    """
+
+    name: str
+    entry: str
+    size: int = 224
+
+
+NETWORKS = {
+    "resnet50": Network("resnet50", "maxpool"),
+    "convnext_tiny": Network("convnext_tiny", "stem"),
+    "mixer_b16": Network("mixer_b16_224", "stem"),
+    "vit_b16": Network("vit_base_patch16_224", "patch_embed"),
+    "resnet18_small": Network("resnet18", "maxpool", 64),
+}
+BASELINES = ("frozen", "floor", "full", "peft")
+METHODS = (*BASELINES, *(f"{format}+{kernel}" for format in FORMATS for kernel in ("plain", "fused")))
+MODES = ("eager", "compiled")
+SIZES = {
+    "batch": Size("images of a step", 4, 256),
+    "repeats": Size("timed steps of each method", 2, 10),
+    "warmup": Size("steps of each before those", 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to train a network.
+
+    Attributes:
+        run: Does one step.
+        trained: Number of parameters that it trains, the head's left out.
+        fused: Number of fused convolutions.
+    """
+
+    run: Callable[[], None]
+    trained: int
+    fused: int = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora bench step``.
+
+    A step is forward, cross-entropy, backward and AdamW, in bfloat16 autocast and channels_last on GPUs; the
+    extractor's features are given. The floor is the frozen network's forward and the gradients of all activations
+    from the stem's output on, which every adapter of all layers has to wait for. All methods of a network, rank and
+    mode run in one process and in turn.
+
+    Raises:
+        UserError: an unknown network, method or mode.
+    """
+    options = read_options("step", "Time a training step.", SIZES, arguments, _add_options)
+    # Methods with unlike memory needs take turns: without this, torch's blocks for one do not fit the next.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    models = options.models or (["resnet18_small"] if options.small else ["resnet50"])
+    modes = options.modes or (MODES[:1] if options.small else MODES)
+    for kind, asked, known in (("model", models, NETWORKS), ("method", options.methods, METHODS)):
+        for name in asked:
+            if name not in known:
+                raise UserError(f"unknown {kind} {name!r} (choices: {', '.join(known)})")
+    if "floor" not in options.methods:
+        raise UserError("--methods must have floor: the other figures are ratios to it")
+    device = this_device()
+    rows = [
+        row
+        for model in models
+        for rank in options.ranks
+        for mode in modes
+        for row in compare(NETWORKS[model], rank, mode, options, device)
+    ]
+    publish(
+        Result(
+            "step",
+            f"One training step of {options.batch} images: median milliseconds, and ratios of images a second.",
+            "forward and backward of the frozen network's activations from the stem's output on, training nothing.",
+            rows,
+        ),
+        options,
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", help=f"networks, of {', '.join(NETWORKS)} (default: resnet50)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16], metavar="R",
+                        help="channels of an update: tr has rank sqrt(R), multi_lora R / 4 (default: 16)")  # fmt: skip
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="default: both; --small: eager")
+
+
+def compare(
+    network: Network, rank: int, mode: str, options: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """Time all methods, and return the table's rows."""
+    torch.compiler.reset()
+    steps = {name: build(network, name, rank, mode == "compiled", options.batch, device) for name in options.methods}
+    first = {name: _first_step(step.run, device) for name, step in steps.items()}
+    memory = {name: _peak(step.run, device) for name, step in steps.items()}
+    times = timed({name: step.run for name, step in steps.items()}, options.repeats, options.warmup, device)
+    return [
+        {
+            "model": network.name,
+            "rank": rank,
+            "mode": mode,
+            "method": name,
+            "ms": 1000 * times[name].median,
+            "images/s": options.batch / times[name].median,
+            **_ratios(times, name),
+            "spread": times[name].spread,
+            "peak GiB": memory[name],
+            "trained": step.trained,
+            "fused": step.fused,
+            "first step s": first[name],
+        }
+        for name, step in steps.items()
+    ]
+
+
+def _ratios(times: Mapping[str, Timing], name: str) -> dict[str, float | None]:
+    """Return a method's images a second over those of the baselines."""
+    return {
+        f"x {baseline}": times[baseline].median / times[name].median if baseline in times else None
+        for baseline in BASELINES[1:]
+    }
+
+
+def build(network: Network, method: str, rank: int, compiled: bool, batch: int, device: torch.device) -> Step:
+    """Make a method's step, with a network of its own.
+
+    Args:
+        network: The network.
+        method: A name of `METHODS`.
+        rank: Channels of an update.
+        compiled: Whether to compile the network's forward.
+        batch: Images.
+        device: Where to.
+    """
+    import timm
+
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, network.size, network.size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    net = timm.create_model(network.name, num_classes=0).eval()
+    format, _, kernel = method.partition("+")
+    inputs: tuple[Tensor, ...] = (images,)
+    size, fused = (3, network.size, network.size), 0
+    if format in FORMATS:
+        model = adapt(net, format, _rank(format, rank), branches=BRANCHES, input_size=size)
+        net = model.to(device).to(memory_format=torch.channels_last).network.train()
+        trained = list(model.trainable().values())
+        if kernel == "fused":
+            fused = net.fuse(size, torch.bfloat16 if images.is_cuda else torch.float32)
+        if model.extractor is not None:
+            inputs = images, torch.randn(batch, model.spec.condition_size, device=device)
+    else:
+        net, trained = _baseline(net, network, method, rank, images)
+    run = _step(net, trained, inputs, method == "frozen", compiled)
+    return Step(run, sum(parameter.numel() for parameter in trained) if method != "floor" else 0, fused)
+
+
+def _rank(format: str, channels: int) -> int:
+    """Return the rank that gives a format about so many channels."""
+    return {"tr": round(math.sqrt(channels)), "multi_lora": max(1, channels // BRANCHES)}.get(format, channels)
+
+
+def _baseline(
+    net: Any, network: Network, method: str, rank: int, images: Tensor
+) -> tuple[nn.Module, list[nn.Parameter]]:
+    net.requires_grad_(method == "full")
+    if method == "peft":
+        import peft
+
+        names = list(adapt(net, "lora", 1, input_size=(3, network.size, network.size)).layers)
+        net = peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), net)
+    net = net.to(images.device, memory_format=torch.channels_last)
+    if method == "floor":  # a zero that is trained makes all that follows need gradients
+        zero = nn.Parameter(torch.zeros((), device=images.device))
+        net.get_submodule(network.entry).register_forward_hook(lambda module, inputs, y: y + zero)
+        return net, [zero]
+    return net, [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def _step(
+    net: nn.Module, trained: Sequence[nn.Parameter], inputs: tuple[Tensor, ...], forward_only: bool, compiled: bool
+) -> Callable[[], None]:
+    cuda = inputs[0].is_cuda
+    labels = torch.randint(CLASSES, (len(inputs[0]),), device=inputs[0].device)
+
+    def autocast() -> Any:
+        return torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda)
+
+    with torch.no_grad(), autocast():
+        head = nn.Linear(net(*(tensor[:2] for tensor in inputs)).shape[1], CLASSES, device=inputs[0].device)
+    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda)
+    if compiled:
+        net.compile()
+
+    def forward() -> None:
+        with torch.no_grad(), autocast():
+            net(*inputs)
+
+    def train() -> None:
+        with autocast():
+            scores = head(net(*inputs))
+        F.cross_entropy(scores.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return forward if forward_only else train
+
+
+def _first_step(run: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of the first step, compilation and kernels' builds included."""
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _peak(run: Callable[[], None], device: torch.device) -> float | None:
+    """Return what a step allocates at most beyond what is there before it, in GiB: activations and gradients."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
