@@ -92,6 +92,7 @@ class Trainer:
         self.step = 0
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
+        self.started = False
         self.unverified: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = []
         self.kept_step: int | None = None
         seed_everything(self.settings.seed + group.rank)
@@ -179,6 +180,8 @@ class Trainer:
         batches = iter(self.loader)
         for done in range(first + 1, self.steps_per_epoch + 1):
             self._train_step(itertools.islice(batches, self.settings.accumulate))
+            if not self.started:
+                self._report_start(clock)
             ends, due = done == self.steps_per_epoch, self._checkpoint_due()
             self._verify(leave=0 if ends else 1)
             if self.step % LOG_EVERY == 0 or ends or due:
@@ -187,6 +190,14 @@ class Trainer:
                 self.evaluator.validate(self.step)
             if due:
                 self._keep()
+
+    def _report_start(self, clock: "Clock") -> None:
+        """Report how long this part of the training has waited for its first step: for decoders and compilers."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.started = True
+        if self.group.first:
+            self.reporter.metrics(self.step, {"train/first_step_seconds": time.monotonic() - clock.started})
 
     def _train_step(self, batches: Iterable[Batch]) -> None:
         records = []

@@ -61,6 +61,7 @@ REFUSED = [
     ("train.clip_norm", 0),
     ("train.accumulate", 0),
     ("train.precision", "float16"),
+    ("train.kernel", "fast"),
     ("train.seed", -1),
     ("train.seed", 2**64),
     ("train.checkpoint_every", 0),

@@ -224,5 +224,3 @@ def test_kernels_by_the_interpreter() -> None:
 def test_the_setting_is_checked() -> None:
     with pytest.raises(UserError, match=r"kernel fused does not go with activation_checkpointing"):
         from_dict({"train": {"kernel": "fused", "activation_checkpointing": True}})
-    with pytest.raises(UserError, match=r"train.kernel = 'fast'"):
-        from_dict({"train": {"kernel": "fast"}})

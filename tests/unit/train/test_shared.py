@@ -30,7 +30,7 @@ class Memory:
         self.order.append(progress.phase)
 
     def metrics(self, step, values) -> None:
-        self.values.update({(step, name): value for name, value in values.items() if "images_per" not in name})
+        self.values.update({(step, name): value for name, value in values.items() if "second" not in name})
         if "val/loss" in values:
             self.order.append(f"validated {step}")
 
