@@ -5,11 +5,32 @@ metalora.save(model, "adapter")
 model = metalora.load(backbone, "adapter")
 """
 
-from metalora.build import build_backbone
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from metalora.errors import UserError
-from metalora.models.assemble import MetaLoRAModel, adapt
-from metalora.models.backbones import Backbone
-from metalora.models.persist import load, save
 from metalora.version import __version__
 
+if TYPE_CHECKING:
+    from metalora.build import build_backbone
+    from metalora.models.assemble import MetaLoRAModel, adapt
+    from metalora.models.backbones import Backbone
+    from metalora.models.persist import load, save
+
 __all__ = ["Backbone", "MetaLoRAModel", "UserError", "__version__", "adapt", "build_backbone", "load", "save"]
+
+_HOMES = {
+    "build_backbone": "metalora.build",
+    "MetaLoRAModel": "metalora.models.assemble",
+    "adapt": "metalora.models.assemble",
+    "Backbone": "metalora.models.backbones",
+    "load": "metalora.models.persist",
+    "save": "metalora.models.persist",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for: a process that uses only parts without it starts at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from metalora.adapters.formats import build_format
 from metalora.errors import UserError
+from pipelines.board import new_board
 from pipelines.campaign import TRIALS, Plan, TrialRecord, direction, read_trials
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import read_metrics
-from pipelines.ray_backend import Board, gpus_per_worker, here
+from pipelines.ray_backend import gpus_per_worker
 from pipelines.recorder import Recorder
 from pipelines.results import METRICS
 from pipelines.search import CampaignSearch, ListSource, OptunaSource, Source
@@ -68,7 +69,7 @@ class CampaignRunner:
         Args:
             parent: Id of the campaign's tracked run.
         """
-        board = Board.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
+        board = new_board()
         hours = self.plan.campaign.hours
         lead = self.plan.campaign.objectives[0]
         display = CampaignDisplay(self.console, self.folder.name, lead, self._total(), hours and hours * 3600)

@@ -1,4 +1,4 @@
-"""Training on Ray Train: the cluster, the worker function, and the board that joins workers and driver."""
+"""Training on Ray Train: the cluster, and what the workers do."""
 
 import json
 import logging
@@ -23,36 +23,12 @@ from metalora.models.backbones import Backbone
 from metalora.train.checkpoint import PREFIX
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
+from pipelines.board import new_board
 
 POLL_SECONDS = 0.3
 ERROR = "error.txt"
 RAY_STATE = "checkpoint_manager_snapshot.json"
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where rank 0 leaves what it reports and the driver picks it up."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, tuple[Any, ...]]] = []
-        self.failure: str | None = None
-
-    def push(self, kind: str, *content: Any) -> None:
-        """Leave an event."""
-        self.events.append((kind, content))
-
-    def pull(self) -> list[tuple[str, tuple[Any, ...]]]:
-        """Take all events."""
-        events, self.events = self.events, []
-        return events
-
-    def fail(self, message: str) -> None:
-        """Note that going on is useless: the first message counts."""
-        self.failure = self.failure or message
-
-    def failed(self) -> str | None:
-        """Return what was noted."""
-        return self.failure
+TRAIN_POLL_SECONDS = "0.2"
 
 
 class Hearer(Protocol):
@@ -138,13 +114,6 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def here() -> Any:
-    """Return the scheduling strategy that keeps an actor on the driver's node, whatever happens to the others."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
 def cluster_address(settings: ClusterConfig) -> str | None:
     """Return the address of the cluster to join, or None for a Ray of one's own."""
     return settings.ray_address or os.environ.get("RAY_ADDRESS")
@@ -213,7 +182,9 @@ def run_on_ray(
         listener.say(
             f"{settings.workers} workers, {there:g} GPUs: training on CPUs (--workers {there:g} uses the GPUs)"
         )
-    board = Board.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
+    # Ray Train asks its workers for news every 2 s, and until then a rank waits with its next checkpoint.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", TRAIN_POLL_SECONDS)
+    board = new_board()
     arguments = {
         "config": to_dict(config),
         "networks": ray.put((backbone, extractor)),

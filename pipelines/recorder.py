@@ -91,7 +91,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         """Note where a trial's checkpoint is."""
         kind = checkpoint.filesystem.type_name
         place = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
-        self.jobs.put(lambda: self._update(trial.config["trial"].name, checkpoint=place))
+        self.jobs.put(lambda: self._checkpoint(trial.config["trial"].name, place))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Keep a trial's results: it is through, was stopped, or has said why it failed."""
@@ -145,6 +145,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self.records[name] = record.but(**changes)
             self.records[name].write(self.open[name].folder)
             self.display.update(self.records)
+
+    def _checkpoint(self, name: str, place: str) -> None:
+        self._carry()  # a trial that goes on from here does not report again what it reported before
+        self._update(name, checkpoint=place)
 
     def _failed(self, name: str, error: str) -> None:
         if name in self.open:

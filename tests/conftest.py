@@ -1,12 +1,14 @@
 """What all tests share: a cache of their own, and small data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from pipelines.cli import main
 
 DOMAINS, CLASSES, IMAGES = ("paper", "slate"), ("circle", "cross", "square"), 14
 
@@ -41,6 +43,34 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.repeat((ink + generator.normal(0, 12, ink.shape)).clip(0, 255)[..., None], 3, -1)
                 Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
+    """Run a command, in this process, that must fail with one line before it starts Ray; return the line."""
+
+    def run(arguments: list[str]) -> str:
+        monkeypatch.setattr("ray.init", None)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        captured = capsys.readouterr()
+        assert end.value.code == 2
+        assert captured.err.startswith("metalora: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err.removeprefix("metalora: error: ").rstrip()
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors and networks are so small that threads only wait for each other, in commands that are run too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Two ranks with batch b are one rank with batch 2 b, in float64: losses and weights."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,6 @@ class Double:
 
 def train(rank: int, world: int, tree: str, folder: str, accumulate: int, objective: str) -> None:
     """Train in float64 as one rank of ``world``."""
-    torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", f"file://{folder}.store", rank=rank, world_size=world)
     config = from_dict(
@@ -80,17 +81,26 @@ def train(rank: int, world: int, tree: str, folder: str, accumulate: int, object
         os._exit(0)
 
 
+@pytest.fixture(scope="module")
+def one_rank(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Return what one rank comes to with an objective; it is trained once."""
+
+    @cache
+    def result(objective: str) -> dict[str, Any]:
+        return _result(tree, tmp_path_factory.mktemp("one"), 1, 1, objective)
+
+    return result
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "accumulate", "objective"),
     [(2, 1, "classification"), (1, 3, "classification"), (2, 3, "classification"), (2, 1, "episodic")],
 )
 def test_ranks_and_accumulation_do_not_change_the_training(
-    tree: Path, tmp_path: Path, world: int, accumulate: int, objective: str
+    one_rank: Callable[[str], dict[str, Any]], tree: Path, tmp_path: Path, world: int, accumulate: int, objective: str
 ) -> None:
-    _run(tree, tmp_path / "one", 1, 1, objective)
-    _run(tree, tmp_path / "other", world, accumulate, objective)
-    one, other = (dict(np.load(tmp_path / name / "result.npz")) for name in ("one", "other"))
+    one, other = one_rank(objective), _result(tree, tmp_path, world, accumulate, objective)
     assert len(one["losses"]) >= 8
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -98,5 +108,10 @@ def test_ranks_and_accumulation_do_not_change_the_training(
         np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def _run(tree: Path, folder: Path, world: int, accumulate: int, objective: str) -> None:
-    mp.spawn(train, args=(world, str(tree), str(folder), accumulate, objective), nprocs=world)
+def _result(tree: Path, folder: Path, world: int, accumulate: int, objective: str) -> dict[str, Any]:
+    arguments = (world, str(tree), str(folder), accumulate, objective)
+    if world == 1:
+        train(0, *arguments)
+    else:
+        mp.spawn(train, args=arguments, nprocs=world)
+    return dict(np.load(folder / "result.npz"))

@@ -170,7 +170,8 @@ def _stop_after(folder: Path, tree: Path, name: str, checkpoint: str) -> None:
         f"main(['train', '--data', {str(tree)!r}, *{SMALL!r}, '--workers', '0', '--tracking-uri', 'none',"
         f" '--checkpoint-every', '2', '--run-name', {name!r}])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    arguments = [sys.executable, "-c", script]
+    done = subprocess.run(arguments, cwd=folder, env=importable(), capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
 
 

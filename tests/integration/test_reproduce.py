@@ -1,6 +1,7 @@
 """``metalora reproduce table1``, small, on the embedded data."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,19 @@ def test_the_table_on_both_backbones(tmp_path: Path) -> None:
         (["--holdout-domains", "gren-on-green"], "unknown domain 'gren-on-green', did you mean 'green-on-green'"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = metalora(tmp_path, "reproduce", "table1", *arguments)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[[list[str]], str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(["reproduce", "table1", *arguments])
+
+
+def test_bad_input_ends_the_process(tmp_path: Path) -> None:
+    done = metalora(tmp_path, "reproduce", "table1", "--lr", "0.1")
     assert done.returncode == 2, done.stdout
-    assert message in done.stderr
+    assert done.stderr.startswith("metalora: error: lr is what the table varies")
     assert len(done.stderr.splitlines()) == 1

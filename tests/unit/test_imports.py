@@ -106,7 +106,9 @@ def test_tune_spaces_know_only_config_and_ray_tune():
         ),
         ("metalora.train.loop", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
         ("metalora.tracking", ["mlflow", "ray"]),
-        ("pipelines.cli", ["mlflow", "ray", "rich"]),
+        ("metalora.train.reporter", ["torch"]),  # what the board's process imports
+        ("pipelines.board", ["torch"]),
+        ("pipelines.cli", ["torch", "mlflow", "ray", "rich"]),
         ("pipelines.train", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
     ],
 )
