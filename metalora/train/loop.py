@@ -119,18 +119,12 @@ class Trainer:
     def _in_turn(self) -> bool:
         return self.settings.objective == "episodic" and self.settings.episode_tasks == "in_turn"
 
-    @property
-    def _fuses(self) -> bool:
-        if self.settings.kernel == "auto":
-            return False
-        return self.settings.kernel == "fused"
-
     def _prepare(self, classifier: nn.Module) -> nn.Module:
         if self.settings.activation_checkpointing:
             checkpoint_blocks(self.model.network.backbone)
         if self.settings.channels_last and self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
-        if self._fuses:
+        if self.settings.kernel == "fused":
             classifier.train()
             size = self.model.backbone_identity["input_size"]
             self.model.network.fuse(size, self.evaluator.dtype or torch.float32)

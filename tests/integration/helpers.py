@@ -15,9 +15,9 @@ SMALL = [
 
 
 def importable() -> dict[str, str]:
-    """Return the environment, with this checkout on Python's path, and without what MLflow has left in it."""
+    """Return the environment, with this checkout on Python's path, and without what MLflow and we have left in it."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TORCHINDUCTOR_"))}
     return {**clean, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

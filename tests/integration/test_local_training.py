@@ -1,6 +1,7 @@
 """``metalora train --workers 0``: the whole pipeline in one process."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 import metalora
 from metalora.config import from_dict
 from metalora.data import ImageDataset, load_table
-from tests.integration.helpers import importable, knn, series, train_small
+from tests.integration.helpers import SMALL, importable, knn, series, train_small
 from tests.integration.helpers import metalora as command
 
 
@@ -187,3 +188,20 @@ def _open(file: Path):
     from PIL import Image
 
     return Image.open(file)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")
+def test_what_is_compiled_is_found_again(folder: Path, tree: Path, tmp_path: Path) -> None:
+    def compiled() -> set[Path]:
+        return {path for path in (tmp_path / "compiled").rglob("*.so") if path.is_file()}
+
+    found = []
+    for name in ("first", "second"):
+        done = command(
+            folder, "train", "--data", str(tree), *SMALL, "--workers", "0", "--epochs", "1", "--compile",
+            "--run-name", f"compiled-{name}", METALORA_CACHE=str(tmp_path),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(compiled())
+    assert found[0]
+    assert found[1] == found[0]

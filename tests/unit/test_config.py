@@ -212,3 +212,18 @@ def test_replacing_a_section_checks_again():
 def test_all_refusals_are_told_at_once():
     with pytest.raises(UserError, match=r"adapter\.rank.*; train\.lr"):
         from_dict({"adapter": {"rank": 0}, "train": {"lr": -1}})
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"train": {"accumulate": 2}}, "accumulate > 1"),
+        ({"train": {"compile": True}}, "compile"),
+        ({"train": {"activation_checkpointing": True}}, "activation_checkpointing"),
+        ({"mapping": {"seed_granularity": "task"}}, "seed_granularity task"),
+    ],
+)
+def test_a_cuda_graph_takes_one_plain_step(beside, named):
+    values = {**beside, "train": {**beside.get("train", {}), "cuda_graph": True}}
+    with pytest.raises(UserError, match=f"cuda_graph does not go with {named}"):
+        from_dict(values)

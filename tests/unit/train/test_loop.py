@@ -76,3 +76,23 @@ def test_shuffled_seeds_are_scored_beside_the_own(make_trainer, tmp_path):
     report = json.loads((tmp_path / f"checkpoint_{trainer.step:08d}" / "knn.json").read_text())
     assert report["shuffled"].keys() == report["adapted"].keys()
     assert report["shuffled"]["holdout"].keys() == {"seen", "unseen"}
+
+
+def test_fused_trains_as_plain(make_trainer):
+    """The order of sums differs, and Adam makes much of the signs of small gradients."""
+    results = []
+    plain, fused = make_trainer(), make_trainer(train={"kernel": "fused"})
+    for trainer in (plain, fused):
+        trainer.fit()
+        folder = trainer.reporter.folder / f"checkpoint_{trainer.step:08d}"  # of the last
+        results.append(json.loads((folder / "knn.json").read_text()))
+    assert len(fused.model.network._fused) == 1
+    for name, tensor in _state(plain).items():
+        assert (_state(fused)[name] - tensor).norm() <= 2e-2 * tensor.norm(), name
+    assert results[0]["adapted"] == results[1]["adapted"]
+
+
+def test_the_first_step_is_timed(make_trainer):
+    trainer = make_trainer()
+    trainer.fit()
+    assert 0 < trainer.reporter.heard["train/first_step_seconds"] < 60
