@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 import metalora
 from metalora.adapters.formats import FORMATS
@@ -335,3 +336,15 @@ def test_compiled_network_is_one_graph(format: str, lively: MakeModel, images: T
             torch.testing.assert_close(parameter.grad, gradients[name])
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("format", ["lora", "tr"])
+def test_frozen_layers_before_the_first_adapter_keep_no_graph(format: str) -> None:
+    model = metalora.adapt(resnet18(), format, 2, target_modules=["layer4.1.*conv2"], input_size=(3, 32, 32)).train()
+    kept: dict[str, bool] = {}
+    for name in ("layer1", "layer3", "layer4.1.conv1", "layer4.1"):
+        model.network.backbone.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: kept.update({name: output.requires_grad})
+        )
+    model(torch.randn(2, 3, 32, 32))
+    assert kept == {"layer1": False, "layer3": False, "layer4.1.conv1": False, "layer4.1": True}
