@@ -172,7 +172,7 @@ class NoImages:
 
     def read(self, row: int) -> bytes:
         """Refuse: synthetic images are not stored."""
-        raise NotImplementedError
+        raise RuntimeError("synthetic images are not stored")
 
     def name(self, row: int) -> str:
         """Return the row's number."""
