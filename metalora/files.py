@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def cache_dir(kind: str) -> Path:
-    """Return (and make) the cache folder of a kind: ``$METALORA_CACHE`` or ``~/.cache/metalora``."""
+def cache_path(kind: str) -> Path:
+    """Return the cache folder of a kind, below ``$METALORA_CACHE`` or ``~/.cache/metalora``; it may not be there."""
     root = os.environ.get("METALORA_CACHE") or Path.home() / ".cache" / "metalora"
-    folder = Path(root).expanduser() / kind
+    return Path(root).expanduser() / kind
+
+
+def cache_dir(kind: str) -> Path:
+    """Return (and make) the cache folder of a kind."""
+    folder = cache_path(kind)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from metalora.errors import UserError
 from metalora.registry import nearest
@@ -27,7 +27,7 @@ metalora COMMAND --help lists a command's options."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with status 2 on what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    run(lambda: _dispatch(arguments))
+    run(lambda: dispatch(arguments, COMMANDS, USAGE, "command", "pipelines"))
 
 
 def run(command: Callable[[], None]) -> None:
@@ -42,14 +42,26 @@ def run(command: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def _dispatch(arguments: Sequence[str]) -> None:
+def dispatch(arguments: Sequence[str], commands: Mapping[str, str], usage: str, kind: str, package: str) -> None:
+    """Run the command that the first argument names: ``main`` of the module of that name.
+
+    Args:
+        arguments: The command line.
+        commands: What there is.
+        usage: Printed where no command is named.
+        kind: What the commands are, in the singular, for error messages.
+        package: Where the modules are.
+
+    Raises:
+        UserError: no such command.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage)
         return
     name = arguments[0]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
-    importlib.import_module(f"pipelines.{name}").main(arguments[1:])
+    if name not in commands:
+        raise UserError(f"unknown {kind} {name!r}{nearest(name, commands)} ({kind}s: {', '.join(commands)})")
+    importlib.import_module(f"{package}.{name}").main(arguments[1:])
 
 
 if __name__ == "__main__":

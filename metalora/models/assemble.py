@@ -72,9 +72,7 @@ class AdaptedNetwork(nn.Module):
         self.backbone = backbone
         self.mapping = mapping
         self.slot = slot
-        self._fused: tuple[
-            nn.Module, ...
-        ] = ()  # in a tuple, so as not to be registered: its parameters are the backbone's
+        self._fused: tuple[nn.Module, ...] = ()  # not registered: its parameters are the backbone's
 
     def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype) -> int:
         """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.

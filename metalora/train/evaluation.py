@@ -105,9 +105,12 @@ class Evaluator:
             images = self.resident[rows.to(self.group.device, non_blocking=True)]
         elif self.images is not None:
             images = torch.from_numpy(self.images[rows.numpy()])
-        images = images.to(self.group.device, non_blocking=True)
+        return self.in_layout(images.to(self.group.device, non_blocking=True))
+
+    def in_layout(self, images: Tensor) -> Tensor:
+        """Bring images that are on the device into its memory format."""
         if self.config.train.channels_last and images.is_cuda:
-            images = images.contiguous(memory_format=torch.channels_last)
+            return images.contiguous(memory_format=torch.channels_last)
         return images
 
     def condition(self, images: Tensor, rows: Tensor) -> Tensor | None:

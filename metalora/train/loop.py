@@ -138,8 +138,7 @@ class Trainer:
         """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward."""
         size = self.config.data.batch_size // self.group.world
         images = torch.zeros(size, *self.model.backbone_identity["input_size"], device=self.device)
-        last = self.settings.channels_last
-        samples = [images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)]
+        samples = [self.evaluator.in_layout(images)]
         if self.model.extractor is not None:
             samples.append(torch.zeros(size, self.model.spec.condition_size, device=self.device))
         classifier.train()

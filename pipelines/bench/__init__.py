@@ -1,10 +1,8 @@
 """``metalora bench WHAT``: how fast the parts are, beside what they are compared with and what the machine allows."""
 
-import importlib
 from collections.abc import Sequence
 
-from metalora.errors import UserError
-from metalora.registry import nearest
+from pipelines.cli import dispatch
 
 BENCHMARKS = {
     "cache": "a training epoch with cached extractor features, and the time to the first step",
@@ -30,11 +28,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: what the user can mend.
     """
-    arguments = arguments or []
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    name = arguments[0]
-    if name not in BENCHMARKS:
-        raise UserError(f"unknown benchmark {name!r}{nearest(name, BENCHMARKS)} (benchmarks: {', '.join(BENCHMARKS)})")
-    importlib.import_module(f"pipelines.bench.{name}").main(arguments[1:])
+    dispatch(arguments or [], BENCHMARKS, USAGE, "benchmark", __name__)

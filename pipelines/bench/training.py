@@ -25,6 +25,7 @@ from pipelines.bench.photos import write_photos
 from pipelines.campaign import last_line
 from pipelines.listener import read_metrics
 from pipelines.options import resolve
+from pipelines.results import METRICS
 
 STOP_SECONDS = 60
 PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from
@@ -92,9 +93,7 @@ class RateReporter:
 
 def read_reports(folder: Path) -> list[Report]:
     """Return the reports of a run's folder."""
-    return [
-        (step, when, values[RATE]) for step, when, values in read_metrics(folder / "metrics.jsonl") if RATE in values
-    ]
+    return [(step, when, values[RATE]) for step, when, values in read_metrics(folder / METRICS) if RATE in values]
 
 
 def step_seconds(reports: Iterable[Report], batch_size: int, steps_per_epoch: int) -> list[float]:

@@ -114,7 +114,8 @@ def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) ->
         layers[0].slot.enabled = enabled
     _split_norms(graph)
     _drop_identities(graph)
-    fused = sum([_fuse_at(graph, node, dtype) for node in list(graph.graph.nodes)])
+    modules = dict(graph.named_modules())
+    fused = sum([_fuse_at(graph, node, modules, dtype) for node in list(graph.graph.nodes)])
     graph.graph.lint()
     graph.recompile()
     return (graph, fused) if fused else (None, 0)
@@ -149,9 +150,8 @@ def _drop_identities(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def _fuse_at(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> bool:
+def _fuse_at(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
     """Replace an adapted convolution and what follows it, if it is one that can be fused."""
-    modules = dict(graph.named_modules())
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, AdaptedLayer) or not _fusible(layer):
         return False
@@ -207,7 +207,8 @@ def _is_frozen_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _relu_ceiling(node: fx.Node, modules: Mapping[str, nn.Module]) -> float | None:
     """Return what a ReLU is capped at, or None if a node is none."""
     if node.op == "call_module":
-        return {nn.ReLU: math.inf, nn.ReLU6: 6.0}.get(type(modules[str(node.target)]))
+        module = modules.get(str(node.target))  # None: a fused one, made since
+        return math.inf if type(module) is nn.ReLU else 6.0 if type(module) is nn.ReLU6 else None
     return math.inf if node.op in ("call_function", "call_method") and node.target in RELUS else None
 
 
