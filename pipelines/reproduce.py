@@ -15,7 +15,7 @@ from rich.console import Console
 from metalora.adapters.formats import build_format
 from metalora.config import Config
 from metalora.errors import UserError
-from metalora.evaluate.significance import compare, sentence
+from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
 from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
 from metalora.train.evaluation import KNN
@@ -152,6 +152,7 @@ def read_results(
         UserError: a trial has failed, so that the methods are not paired any more.
     """
     scores: dict[str, dict[str, list[float]]] = {}
+    shuffled: dict[str, dict[str, list[float]]] = {}
     parameters: dict[str, int] = {ORIGINAL: 0}
     for record in read_trials(campaign):
         if record.status != "finished":
@@ -159,11 +160,11 @@ def read_results(
         report = json.loads((campaign / TRIALS / record.trial.name / KNN).read_text(encoding="utf-8"))
         kind = record.trial.point["format"]
         parameters[kind] = record.parameters or 0
-        for metric, value in flat_scores(report["adapted"]).items():
-            scores.setdefault(metric, {}).setdefault(kind, []).append(value)
+        _add(scores, kind, report["adapted"])
         if kind == next(iter(winners)):
-            for metric, value in flat_scores(report["original"]).items():
-                scores[metric].setdefault(ORIGINAL, []).append(value)
+            _add(scores, ORIGINAL, report["original"])
+        if "shuffled" in report:
+            _add(shuffled, f"{kind}, seeds shuffled", report["shuffled"])
     tuned = {
         kind: Tuning(point["lr"], point["lr"] in (min(rates), max(rates)), _curve(kind, tuning, objective))
         for kind, point in winners.items()
@@ -175,11 +176,19 @@ def read_results(
         parameters=parameters,
         tuning=tuned,
         scores=scores,
-        estimates={
-            metric: {m: (e.mean, e.low, e.high) for m, e in one.scores.items()} for metric, one in found.items()
-        },
+        estimates={metric: {m: _ends(e) for m, e in one.scores.items()} for metric, one in found.items()},
+        controls={metric: {m: _ends(estimate(v)) for m, v in one.items()} for metric, one in shuffled.items()},
         sentences={metric: sentence(one) for metric, one in found.items()},
     )
+
+
+def _add(scores: dict[str, dict[str, list[float]]], method: str, report: Mapping[str, Any]) -> None:
+    for metric, value in flat_scores(report).items():
+        scores.setdefault(metric, {}).setdefault(method, []).append(value)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.mean, estimate.low, estimate.high
 
 
 def _curve(kind: str, tuning: Sequence[TrialRecord], objective: str) -> dict[float, float]:
@@ -192,16 +201,16 @@ def _curve(kind: str, tuning: Sequence[TrialRecord], objective: str) -> dict[flo
 
 
 def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracies of a part of ``knn.json`` that the table has, by a title of what was measured."""
-    parts = {"": report}
+    """Return the accuracies of a part of ``knn.json`` that the table has, by GROUP: MEASURE."""
+    parts = {"trained tasks": report}
     if "holdout" in report:
-        parts["held-out tasks, seen gallery: "] = report["holdout"]["seen"]
-        parts["held-out tasks, own gallery: "] = report["holdout"]["unseen"]
+        parts["held-out tasks, seen gallery"] = report["holdout"]["seen"]
+        parts["held-out tasks, own gallery"] = report["holdout"]["unseen"]
     scores = {}
     for title, part in parts.items():
         for k, value in part["overall"]["uniform"].items():
-            scores[f"{title}k-NN {k}"] = value
-        scores[f"{title}linear"] = part["linear"]
+            scores[f"{title}: k-NN {k}"] = value
+        scores[f"{title}: linear"] = part["linear"]
     return scores
 
 

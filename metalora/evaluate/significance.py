@@ -82,12 +82,24 @@ def compare(scores: Mapping[str, Sequence[float]]) -> Significance:
     p = [_paired_p(values[better], values[worse]) for better, worse in pairs]
     return Significance(
         seeds=len(values[ranked[0]]),
-        scores={method: _estimate(values[method]) for method in ranked},
+        scores={method: estimate(values[method]) for method in ranked},
         comparisons=tuple(
-            Comparison(better, worse, _estimate(values[better] - values[worse]), raw, corrected)
+            Comparison(better, worse, estimate(values[better] - values[worse]), raw, corrected)
             for (better, worse), raw, corrected in zip(pairs, p, holm(p), strict=True)
         ),
     )
+
+
+def estimate(scores: Sequence[float] | Array) -> Estimate:
+    """Return the mean of n >= 2 scores and its 95 % Student-t interval: mean +- t_{0.975, n-1} std / sqrt(n)."""
+    from scipy.stats import t
+
+    values = np.asarray(scores, dtype=np.float64)
+    mean = float(values.mean())
+    if np.ptp(values) <= SAME * abs(values).max():
+        return Estimate(mean, mean, mean)
+    margin = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Estimate(mean, mean - margin, mean + margin)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -119,15 +131,23 @@ def sentence(result: Significance, alpha: float = 0.05) -> str:
     if not result.comparisons:
         return f"Only {next(iter(result.scores))} was scored, so there is nothing to compare."
     shown = [pair for pair in result.comparisons if pair.p_holm < alpha]
-    open_ones = [f"{pair.better} and {pair.worse}" for pair in result.comparisons if pair.p_holm >= alpha]
+    open_ones = [(pair.better, pair.worse) for pair in result.comparisons if pair.p_holm >= alpha]
     parts = [f"{pair.better} is above {pair.worse} by {_points(pair)}" for pair in shown]
     if open_ones:
-        parts.append(f"no difference is shown between {', '.join(open_ones)}")
+        parts.append(f"no difference is shown between {_pairs(open_ones)}")
     text = "; ".join(parts)
     count = len(result.comparisons)
     test = "Paired t-test" if count == 1 else "Paired t-tests"
     correction = "" if count == 1 else f", p after Holm's correction for {count} comparisons"
     return f"{text[0].upper() if not shown else text[0]}{text[1:]}. {test} over {result.seeds} seeds{correction}."
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    """Name the pairs; together, if every two of their methods are one."""
+    methods = list(dict.fromkeys(method for pair in pairs for method in pair))
+    if len(methods) > 2 and len(pairs) == len(methods) * (len(methods) - 1) // 2:
+        return f"any two of {', '.join(methods[:-1])} and {methods[-1]}"
+    return ", ".join(f"{better} and {worse}" for better, worse in pairs)
 
 
 def _check(values: Mapping[str, Array]) -> None:
@@ -152,15 +172,6 @@ def _paired_p(first: Array, second: Array) -> float:
     if np.ptp(difference) <= rounding:
         return 1.0 if abs(difference).max() <= rounding else 0.0
     return float(ttest_rel(first, second).pvalue)
-
-
-def _estimate(values: Array) -> Estimate:
-    from scipy.stats import t
-
-    count = len(values)
-    mean = float(values.mean())
-    margin = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - margin, mean + margin)
 
 
 def _points(pair: Comparison) -> str:

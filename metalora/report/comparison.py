@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from metalora.files import atomic_file
 
@@ -33,8 +35,9 @@ class Results:
         seeds: Number of seeds n.
         parameters: Trained parameters by method; 0 for the original.
         tuning: By method.
-        scores: Metric -> method -> n accuracies.
+        scores: Metric -> method -> n accuracies. A metric is named GROUP: MEASURE, the metrics of a group together.
         estimates: Metric -> method -> mean and ends of its 95 % interval, the best method first.
+        controls: The same, of what stands beside the methods without being one, such as one with shuffled seeds.
         sentences: Metric -> which differences are real.
     """
 
@@ -44,36 +47,56 @@ class Results:
     tuning: Mapping[str, Tuning]
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     estimates: Mapping[str, Mapping[str, tuple[float, float, float]]]
+    controls: Mapping[str, Mapping[str, tuple[float, float, float]]]
     sentences: Mapping[str, str]
+
+    def groups(self) -> dict[str, list[str]]:
+        """Return the metrics by their group."""
+        return {group: list(metrics) for group, metrics in groupby(self.scores, lambda metric: metric.split(": ")[0])}
 
 
 def comparison_markdown(results: Sequence[Results], picture: str) -> str:
-    """Return the table, a part for each backbone, with what the tests say and how the methods were tuned."""
+    """Return the tables, a part for each backbone, with what the tests say and how the methods were tuned."""
     parts = [_part(one) for one in results]
     return "\n\n".join([*parts, f"![Accuracy by method]({picture})"]) + "\n"
 
 
 def _part(results: Results) -> str:
-    metrics = list(results.scores)
     lines = [
         f"### {results.backbone}",
         "",
         f"Accuracy in %, mean of {results.seeds} seeds and the half width of its 95 % interval.",
-        "",
-        f"| method | trained parameters | {' | '.join(metrics)} |",
-        f"| --- | ---: | {' | '.join('---:' for _ in metrics)} |",
     ]
-    for method, count in results.parameters.items():
-        cells = [_cell(results, metric, method) for metric in metrics]
-        lines.append(f"| {method} | {count:,} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {metric}: {text}" for metric, text in results.sentences.items()), "", _tuned(results)]
-    return "\n".join(lines)
+    for group, metrics in results.groups().items():
+        measures = [_measure(metric) for metric in metrics]
+        lines += [
+            "",
+            f"| {group} | trained parameters | {' | '.join(measures)} |",
+            f"| --- | ---: | {' | '.join('---:' for _ in metrics)} |",
+        ]
+        for method, count in results.parameters.items():
+            lines.append(_row(method, f"{count:,}", [_cell(results, metric, method) for metric in metrics]))
+        for control in results.controls.get(metrics[0], {}):
+            lines.append(_row(control, "", [_percent(*results.controls[metric][control]) for metric in metrics]))
+        lines += ["", *(f"- {_measure(metric)}: {results.sentences[metric]}" for metric in metrics)]
+    return "\n".join([*lines, "", _tuned(results)])
+
+
+def _measure(metric: str) -> str:
+    return metric.rpartition(": ")[2]
+
+
+def _row(name: str, count: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {count} | {' | '.join(cells)} |"
 
 
 def _cell(results: Results, metric: str, method: str) -> str:
-    mean, low, high = results.estimates[metric][method]
-    text = f"{100 * mean:.1f}" if high == low else f"{100 * mean:.1f} ± {50 * (high - low):.1f}"
+    text = _percent(*results.estimates[metric][method])
     return f"**{text}**" if method == next(iter(results.estimates[metric])) else text
+
+
+def _percent(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f}" if high == low else f"{100 * mean:.1f} ± {50 * (high - low):.1f}"
 
 
 def _tuned(results: Results) -> str:
@@ -88,32 +111,36 @@ def _tuned(results: Results) -> str:
 
 
 def plot_comparison(results: Sequence[Results], path: Path) -> None:
-    """Draw every metric's accuracies: a dot a seed, the mean and its 95 % interval; a row for each backbone."""
+    """Draw every metric's accuracies: a dot a seed, the mean and its 95 % interval; a row a backbone and group."""
     from matplotlib.figure import Figure
 
-    columns = max(len(one.scores) for one in results)
-    height = 1.1 + 0.42 * max(len(one.parameters) for one in results)
-    figure = Figure(figsize=(max(6, 2.9 * columns), height * len(results)), layout="constrained")
-    rows = figure.subplots(len(results), columns, squeeze=False, sharey="row")
-    for one, axes_row in zip(results, rows, strict=True):
-        methods = list(one.parameters)
-        for axes in axes_row[len(one.scores) :]:
+    rows = [(one, group, metrics) for one in results for group, metrics in one.groups().items()]
+    columns = max(len(metrics) for _, _, metrics in rows)
+    height = 1.1 + 0.3 * max(len(one.parameters) for one in results)
+    figure = Figure(figsize=(max(6, 3.4 * columns), height * len(rows)), layout="constrained")
+    for (one, group, metrics), part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False).flat, strict=True):
+        part.suptitle(f"{one.backbone}: {group}", fontsize=10, x=0.01, ha="left")
+        grid = part.subplots(1, columns, squeeze=False, sharey="row")[0]
+        for axes in grid[len(metrics) :]:
             axes.set_visible(False)
-        for axes, (metric, scores) in zip(axes_row, one.scores.items(), strict=False):
-            for place, method in enumerate(methods):
-                mean, low, high = (100 * value for value in one.estimates[metric][method])
-                colour = "0.45" if method == ORIGINAL else "#0072b2"
-                axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.45, solid_capstyle="butt")
-                axes.plot([100 * s for s in scores[method]], [place] * len(scores[method]), "o", ms=3.5,
-                          color=colour, alpha=0.6, mew=0)  # fmt: skip
-                axes.plot([mean], [place], "|", ms=15, mew=2.5, color=colour)
-            title, _, measure = metric.rpartition(": ")
-            axes.set_title(f"{title}\n{measure}" if title else measure, fontsize=10)
-            axes.set_yticks(range(len(methods)), methods)
-            axes.set_ylim(len(methods) - 0.5, -0.5)
-            axes.set_xlabel("accuracy in %")
-            axes.grid(axis="x", alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-        axes_row[0].set_ylabel(one.backbone)
+        for axes, metric in zip(grid, metrics, strict=False):
+            _draw_metric(axes, one, metric)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _draw_metric(axes: Any, results: Results, metric: str) -> None:
+    methods = list(results.parameters)
+    for place, method in enumerate(methods):
+        mean, low, high = (100 * value for value in results.estimates[metric][method])
+        values = [100 * score for score in results.scores[metric][method]]
+        colour = "0.45" if method == ORIGINAL else "#0072b2"
+        axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.6, mew=0)
+        axes.plot([mean], [place], "|", ms=13, mew=2.5, color=colour)
+    axes.set_title(_measure(metric), fontsize=9)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.set_xlabel("accuracy in %", fontsize=9)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,7 @@ SMALL = [
     "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "green-on-green",
     "--holdout-domains", "red-on-red",
     "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-seeds", "2",
-    "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5",
+    "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5", "--shuffled-seeds",
 ]  # fmt: skip
 
 
@@ -29,9 +29,10 @@ def test_the_table_on_both_backbones(tmp_path: Path) -> None:
     for part in parts:
         assert f"### {part['backbone']}" in text
         assert list(part["scores"]) == [
-            "k-NN 5", "linear", "held-out tasks, seen gallery: k-NN 5", "held-out tasks, seen gallery: linear",
-            "held-out tasks, own gallery: k-NN 5", "held-out tasks, own gallery: linear",
-        ]  # fmt: skip
+            f"{group}: {measure}"
+            for group in ("trained tasks", "held-out tasks, seen gallery", "held-out tasks, own gallery")
+            for measure in ("k-NN 5", "linear")
+        ]
         for scores in part["scores"].values():
             assert {method: len(values) for method, values in scores.items()} == {"original": 2, "lora": 2, "tr": 2}
             assert scores["original"][0] == scores["original"][1]
@@ -42,7 +43,10 @@ def test_the_table_on_both_backbones(tmp_path: Path) -> None:
             assert curve[tuning["lr"]] == max(curve.values()), format
             mine = sorted((tmp_path / "runs").glob(f"table-{part['backbone']}-test/trials/*-{format}-*/knn.json"))
             read = [json.loads(file.read_text())["adapted"]["overall"]["uniform"]["5"] for file in mine]
-            assert part["scores"]["k-NN 5"][format] == read
+            assert part["scores"]["trained tasks: k-NN 5"][format] == read
+        shuffled = part["controls"]["trained tasks: k-NN 5"]
+        assert list(shuffled) == ["tr, seeds shuffled"]  # static formats have no seeds
+        assert f"| tr, seeds shuffled |  | {100 * shuffled['tr, seeds shuffled'][0]:.1f} ±" in text
     again = metalora(tmp_path, "reproduce", "table1", *SMALL, "--resume", "table")
     assert again.returncode == 0, again.stderr[-3000:]
     assert (folder / "table1.md").read_text(encoding="utf-8") == text

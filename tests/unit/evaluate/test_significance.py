@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from metalora.errors import UserError
-from metalora.evaluate.significance import compare, holm, sentence
+from metalora.evaluate.significance import compare, estimate, holm, sentence
 
 SCORES = {
     "lora": [0.901, 0.913, 0.897, 0.905, 0.909],
@@ -55,6 +55,15 @@ def test_equal_differences(shift: float, p: float) -> None:
     assert (pair.difference.low, pair.difference.high) == pytest.approx((shift, shift))
 
 
+def test_the_estimate_is_scipys_interval() -> None:
+    scores = SCORES["cp"]
+    result = estimate(scores)
+    sem = stats.sem(scores)
+    assert (result.low, result.high) == pytest.approx(stats.t.interval(0.95, 4, np.mean(scores), sem))
+    always = estimate([0.1 + 0.2] * 5)
+    assert always.low == always.mean == always.high == pytest.approx(0.3)
+
+
 def test_the_sentence() -> None:
     assert sentence(compare({name: SCORES[name] for name in ("lora", "tr", "cp")})) == (
         "tr is above lora by 1.9 points (95 % interval 1.7 to 2.2, p < 0.001); "
@@ -68,6 +77,8 @@ def test_sentences_of_little() -> None:
     assert sentence(compare({"a": [0.1, 0.2], "b": [0.2, 0.1]})) == (
         "No difference is shown between a and b. Paired t-test over 2 seeds."
     )
+    tied = {"a": [0.1, 0.3], "b": [0.3, 0.1], "c": [0.1, 0.2]}
+    assert sentence(compare(tied)).startswith("No difference is shown between any two of a, b and c. ")
     assert sentence(compare({"a": [0.1, 0.2]})) == "Only a was scored, so there is nothing to compare."
 
 
