@@ -19,73 +19,103 @@ from torch import Tensor
 
 
 @torch.library.custom_op("metalora::up", mutates_args=())
-def up(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None) -> Tensor:
-    """Return act(y + up g + shift + residual), (N, O, H, W).
+def up(
+    z: Tensor, mix: Tensor | None, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return out = act(y + up mix^T h + shift + residual), (N, O, H, W), and h apart from z, as rows, (P, K).
 
     Args:
-        z: y and h side by side, (N, O + K, H, W); h is not read.
-        g: The modulated h, as rows, (P, K).
+        z: y and h side by side, (N, O + K, H, W).
+        mix: (N, K, K): g = h mix, for each image; None for the unit matrix.
         up: (O, K).
         shift: (O,).
         residual: (N, O, H, W), or None.
         ceiling: act(y) = min(max(y, 0), ceiling), for ReLU infinity; None: act(y) = y.
     """
-    out = _empty_image(z, up.shape[0])
+    out, h = _like_up(z, up)
     rows, added = pixel_rows(z), None if residual is None else pixel_rows(residual)
     if z.is_cuda:
         from metalora.adapters.fused import kernels
 
-        kernels.up(pixel_rows(out), rows, g, up, shift, added, ceiling)
-        return out
-    y = torch.addmm(rows[:, : up.shape[0]], g, up.T).add_(shift)
+        kernels.up(pixel_rows(out), h, rows, mix, up, shift, added, ceiling)
+        return out, h
+    y, h_of_z = rows.split(list(up.shape), dim=1)
+    y = torch.addmm(y, _mixed(h.copy_(h_of_z), mix), up.T).add_(shift)
     if added is not None:
         y.add_(added)
     pixel_rows(out).copy_(y if ceiling is None else y.clamp_(0, ceiling))
-    return out
+    return out, h
 
 
 @up.register_fake
-def _(z: Tensor, g: Tensor, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None) -> Tensor:
-    return _empty_image(z, up.shape[0])
+def _(
+    z: Tensor, mix: Tensor | None, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None
+) -> tuple[Tensor, Tensor]:
+    return _like_up(z, up)
+
+
+def _like_up(z: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_image(z, up.shape[0]), z.new_empty(z.shape[0] * z.shape[2] * z.shape[3], up.shape[1])
 
 
 @torch.library.custom_op("metalora::up_backward", mutates_args=())
 def up_backward(
-    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor, ceiling: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of z, of g and of ``up`` of `up`.
+    dout: Tensor,
+    second: Tensor | None,
+    out: Tensor | None,
+    h: Tensor,
+    mix: Tensor | None,
+    up: Tensor,
+    ceiling: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of z, of h as part of it, of ``up`` and of ``mix``.
 
     Args:
         dout: The gradient of out, (N, O, H, W).
         second: What is to be added to it, (N, O, H, W), or None.
         out: What `up` returned, (N, O, H, W); it may be None if ceiling is.
-        g: (P, K).
+        h: As `up` returned it.
+        mix: As for `up`.
         up: (O, K).
         ceiling: As for `up`.
 
     Returns:
-        (N, O + K, H, W), of which the last K channels are not yet written; (P, K); (O, K), in float32 or better.
+        (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, K); (N, K, K), or nothing in it.
     """
-    channels, wide = up.shape
-    dz = _empty_image(dout, channels + wide)
+    dz, dh, dup, dmix = _like_up_backward(dout, h, mix, up)
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        return dz, *kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, g, up, ceiling)
-    dy = dout if second is None else dout + second
-    rows = pixel_rows(dy if out is None or ceiling is None else dy * ((out > 0) & (out < ceiling)))
-    pixel_rows(dz)[:, :channels] = rows
-    return dz, rows @ up, rows.T @ g
+        dh, dup, of_mix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, ceiling)
+        return dz, dh, dup, dmix if of_mix is None else of_mix
+    image = dout if second is None else dout + second
+    dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
+    dg = dy @ up
+    torch.mm(dy.T, _mixed(h, mix), out=dup)
+    if mix is not None:
+        torch.bmm(_by_image(h, mix).transpose(1, 2), _by_image(dg, mix), out=dmix)
+        dg = _mixed(dg, mix.transpose(1, 2))
+    torch.cat([dy, dh.copy_(dg)], dim=1, out=pixel_rows(dz))
+    return dz, dh, dup, dmix
 
 
 @up_backward.register_fake
 def _(
-    dout: Tensor, second: Tensor | None, out: Tensor | None, g: Tensor, up: Tensor, ceiling: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    exact = torch.float64 if dout.dtype == torch.float64 else torch.float32
-    dz = _empty_image(dout, sum(up.shape))
-    return dz, torch.empty_like(g), torch.empty_like(up, dtype=exact)
+    dout: Tensor,
+    second: Tensor | None,
+    out: Tensor | None,
+    h: Tensor,
+    mix: Tensor | None,
+    up: Tensor,
+    ceiling: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _like_up_backward(dout, h, mix, up)
+
+
+def _like_up_backward(dout: Tensor, h: Tensor, mix: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dmix = h.new_empty(0) if mix is None else torch.empty_like(mix)
+    return _empty_image(dout, sum(up.shape)), torch.empty_like(h), torch.empty_like(up), dmix
 
 
 def _empty_image(like: Tensor, channels: int) -> Tensor:
@@ -144,8 +174,7 @@ class FusedConv2d(torch.autograd.Function):
         """
         stacked = torch.cat([weight, down])
         z = torch.conv2d(x, stacked, None, *geometry)
-        h = pixel_rows(z)[:, weight.shape[0] :].contiguous()  # a view would keep all of z
-        out = up(z, _mixed(h, mix), up_, shift, residual, ceiling)
+        out, h = up(z, mix, up_, shift, residual, ceiling)
         ctx.save_for_backward(x, stacked, mix, up_, None if ceiling is None else out, h)
         ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
         ctx.set_materialize_grads(False)
@@ -158,23 +187,21 @@ class FusedConv2d(torch.autograd.Function):
         assert dout is not None
         x, stacked, mix, up_, out, h = ctx.saved_tensors
         channels = up_.shape[0]
-        dz, dg, dup = up_backward(dout, second, out, _mixed(h, mix), up_, ctx.ceiling)
-        dh, dmix = dg, None
-        if mix is not None:
-            dh = _mixed(dg, mix.transpose(1, 2))
-            dmix = h.view(len(mix), -1, h.shape[1]).transpose(1, 2) @ dg.view(len(mix), -1, h.shape[1])
+        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_, ctx.ceiling)
         ddown = _conv_gradient(as_image(dh, dz), x, stacked[channels:], ctx.geometry, weight=True)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            pixel_rows(dz)[:, channels:] = dh
-            dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False)
+        dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False) if ctx.needs_input_grad[0] else None
         dresidual = dz[:, :channels] if ctx.has_residual else None
-        return dx, None, ddown, dmix, dup.to(up_.dtype), None, dresidual, None, None, None
+        return dx, None, ddown, None if mix is None else dmix, dup, None, dresidual, None, None, None
 
 
 def _mixed(h: Tensor, mix: Tensor | None) -> Tensor:
     """Apply each image's matrix to its pixels' channels."""
-    return h if mix is None else torch.bmm(h.view(len(mix), -1, h.shape[1]), mix).view(h.shape)
+    return h if mix is None else torch.bmm(_by_image(h, mix), mix).view(h.shape)
+
+
+def _by_image(rows: Tensor, mix: Tensor) -> Tensor:
+    """View rows (P, K) by image, (N, P / N, K)."""
+    return rows.view(len(mix), -1, rows.shape[1])
 
 
 def _conv_gradient(dz: Tensor, x: Tensor, kernel: Tensor, geometry: Any, weight: bool) -> Tensor:

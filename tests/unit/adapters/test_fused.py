@@ -218,7 +218,7 @@ def test_kernels_by_the_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 passed" in done.stdout
+    assert "36 passed" in done.stdout
 
 
 def test_the_setting_is_checked() -> None:
