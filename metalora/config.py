@@ -152,7 +152,7 @@ class TrainConfig:
     kernel: Literal["auto", "plain", "fused"] = Field(
         default="auto",
         description="train adapted convolutions, and the batch norm, sum and ReLU behind them, as one operation "
-        "(fused) or as several (plain); auto: plain at present",
+        "(fused) or as several (plain); auto: fused in bfloat16 on GPUs",
     )
     activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the training step's forward")

@@ -4,6 +4,7 @@ Shapes: B images of a micro-batch on this rank, D features, F extractor features
 """
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from metalora.adapters.fused import refusal
 from metalora.config import Config, to_dict
 from metalora.data.episodes import EpisodeSampler
 from metalora.data.loaders import train_loader
@@ -39,6 +41,7 @@ from metalora.train.optim import build_optimizer, warmup_cosine
 from metalora.train.reporter import Progress, Reporter, Write
 
 LOG_EVERY = 10
+_log = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
@@ -124,7 +127,7 @@ class Trainer:
             checkpoint_blocks(self.model.network.backbone)
         if self.settings.channels_last and self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
-        if self.settings.kernel == "fused":
+        if self._fused():
             classifier.train()
             size = self.model.backbone_identity["input_size"]
             self.model.network.fuse(size, self.evaluator.dtype or torch.float32)
@@ -133,6 +136,18 @@ class Trainer:
         if self.settings.cuda_graph and self.device.type == "cuda":
             self._capture(classifier)
         return self.group.wrap(classifier)
+
+    def _fused(self) -> bool:
+        """Whether to train with fused convolutions; in bfloat16 on GPUs is where they are known to be faster."""
+        if self.settings.kernel != "auto":
+            return self.settings.kernel == "fused"
+        known = self.device.type == "cuda" and self.evaluator.dtype is torch.bfloat16
+        if not known or self.settings.activation_checkpointing:
+            return False
+        reason = refusal(self.device)
+        if reason:
+            _log.warning("training with kernel plain, as fused ones do not run here (%s)", reason)
+        return reason is None
 
     def _capture(self, classifier: nn.Module) -> None:
         """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward."""

@@ -45,7 +45,7 @@ NETWORKS = {
 }
 BASELINES = ("frozen", "floor", "full", "peft")
 METHODS = (*BASELINES, *(f"{format}+{kernel}" for format in FORMATS for kernel in ("plain", "fused")))
-MODES = ("eager", "compiled")
+MODES = ("eager", "compiled", "graph")
 SIZES = {
     "batch": Size("images of a step", 4, 256),
     "repeats": Size("timed steps of each method", 2, 10),
@@ -74,30 +74,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A step is forward, cross-entropy, backward and AdamW, in bfloat16 autocast and channels_last on GPUs; the
     extractor's features are given. The floor is the frozen network's forward and the gradients of all activations
     from the stem's output on, which every adapter of all layers has to wait for. All methods of a network, rank and
-    mode run in one process and in turn.
+    mode run in one process and in turn. Modes: eager; compiled, by torch.compile; graph, the eager step replayed as one
+    CUDA graph, so that launches cost nothing.
 
     Raises:
-        UserError: an unknown network, method or mode.
+        UserError: an unknown network or method, or a mode that the device does not have.
     """
     options = read_options("step", "Time a training step.", SIZES, arguments, _add_options)
     # Methods with unlike memory needs take turns: without this, torch's blocks for one do not fit the next.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     models = options.models or (["resnet18_small"] if options.small else ["resnet50"])
-    modes = options.modes or (MODES[:1] if options.small else MODES)
+    device = this_device()
+    modes = options.modes or (
+        MODES[:1] if options.small else [mode for mode in MODES if device.type == "cuda" or mode != "graph"]
+    )
+    if "graph" in modes and device.type != "cuda":
+        raise UserError("--modes graph: CUDA graphs need a GPU")
     for kind, asked, known in (("model", models, NETWORKS), ("method", options.methods, METHODS)):
         for name in asked:
             if name not in known:
                 raise UserError(f"unknown {kind} {name!r} (choices: {', '.join(known)})")
     if "floor" not in options.methods:
         raise UserError("--methods must have floor: the other figures are ratios to it")
-    device = this_device()
-    rows = [
-        row
-        for model in models
-        for rank in options.ranks
-        for mode in modes
-        for row in compare(NETWORKS[model], rank, mode, options, device)
-    ]
+    rows = []
+    for model in models:
+        for rank in options.ranks:
+            found = [row for mode in modes for row in compare(NETWORKS[model], rank, mode, options, device)]
+            rows += [{**row, **_best_ratios(row, found)} for row in found]
     publish(
         Result(
             "step",
@@ -114,7 +117,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
     parser.add_argument("--ranks", nargs="+", type=int, default=[16], metavar="R",
                         help="channels of an update: tr has rank sqrt(R), multi_lora R / 4 (default: 16)")  # fmt: skip
-    parser.add_argument("--modes", nargs="+", choices=MODES, help="default: both; --small: eager")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="default: all that the device has; --small: eager")
 
 
 def compare(
@@ -122,9 +125,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Time all methods, and return the table's rows."""
     torch.compiler.reset()
-    steps = {name: build(network, name, rank, mode == "compiled", options.batch, device) for name in options.methods}
+    steps = {name: build(network, name, rank, mode, options.batch, device) for name in options.methods}
     first = {name: _first_step(step.run, device) for name, step in steps.items()}
-    memory = {name: _peak(step.run, device) for name, step in steps.items()}
+    memory = {name: None if mode == "graph" else _peak(step.run, device) for name, step in steps.items()}
     times = timed({name: step.run for name, step in steps.items()}, options.repeats, options.warmup, device)
     return [
         {
@@ -153,14 +156,22 @@ def _ratios(times: Mapping[str, Timing], name: str) -> dict[str, float | None]:
     }
 
 
-def build(network: Network, method: str, rank: int, compiled: bool, batch: int, device: torch.device) -> Step:
+def _best_ratios(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return a row's images a second over those of each baseline in the mode that suits it best."""
+    best = {
+        name: min((other["ms"] for other in rows if other["method"] == name), default=None) for name in BASELINES[2:]
+    }
+    return {f"x best {name}": None if ms is None else ms / row["ms"] for name, ms in best.items()}
+
+
+def build(network: Network, method: str, rank: int, mode: str, batch: int, device: torch.device) -> Step:
     """Make a method's step, with a network of its own.
 
     Args:
         network: The network.
         method: A name of `METHODS`.
         rank: Channels of an update.
-        compiled: Whether to compile the network's forward.
+        mode: A name of `MODES`.
         batch: Images.
         device: Where to.
     """
@@ -183,7 +194,7 @@ def build(network: Network, method: str, rank: int, compiled: bool, batch: int, 
             inputs = images, torch.randn(batch, model.spec.condition_size, device=device)
     else:
         net, trained = _baseline(net, network, method, rank, images)
-    run = _step(net, trained, inputs, method == "frozen", compiled)
+    run = _step(net, trained, inputs, method == "frozen", mode)
     return Step(run, sum(parameter.numel() for parameter in trained) if method != "floor" else 0, fused)
 
 
@@ -210,7 +221,7 @@ def _baseline(
 
 
 def _step(
-    net: nn.Module, trained: Sequence[nn.Parameter], inputs: tuple[Tensor, ...], forward_only: bool, compiled: bool
+    net: nn.Module, trained: Sequence[nn.Parameter], inputs: tuple[Tensor, ...], forward_only: bool, mode: str
 ) -> Callable[[], None]:
     cuda = inputs[0].is_cuda
     labels = torch.randint(CLASSES, (len(inputs[0]),), device=inputs[0].device)
@@ -220,8 +231,8 @@ def _step(
 
     with torch.no_grad(), autocast():
         head = nn.Linear(net(*(tensor[:2] for tensor in inputs)).shape[1], CLASSES, device=inputs[0].device)
-    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda)
-    if compiled:
+    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda, capturable=mode == "graph")
+    if mode == "compiled":
         net.compile()
 
     def forward() -> None:
@@ -235,7 +246,29 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return forward if forward_only else train
+    run = forward if forward_only else train
+    return _Captured(run) if mode == "graph" else run
+
+
+class _Captured:
+    """A step as one CUDA graph, captured at the first call."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self.step = step
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        if self.graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # what is made once is made now: kernels, workspaces, the optimizer's state
+                for _ in range(3):
+                    self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.step()
+        self.graph.replay()
 
 
 def _first_step(run: Callable[[], None], device: torch.device) -> float:

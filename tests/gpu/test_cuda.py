@@ -25,14 +25,17 @@ def model_of(format: str) -> metalora.MetaLoRAModel:
     return model.eval()
 
 
+@pytest.mark.parametrize("kernel", ["plain", "fused"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_bfloat16_channels_last_is_near_float64(format: str) -> None:
+def test_bfloat16_channels_last_is_near_float64(format: str, kernel: str) -> None:
     model = model_of(format)
     images = torch.randn(8, 3, 64, 64)
     with torch.no_grad():
         condition = model.extractor(images) if model.extractor else None
         wanted = model.double()(images.double(), condition)
         model.float().cuda().to(memory_format=torch.channels_last)
+        if kernel == "fused":
+            assert model.train().network.fuse((3, 64, 64), torch.bfloat16) == 19
         with torch.autocast("cuda", torch.bfloat16):
             placed = images.cuda().to(memory_format=torch.channels_last)
             met = model(placed, None if condition is None else condition.cuda())

@@ -118,6 +118,16 @@ def _like_up_backward(dout: Tensor, h: Tensor, mix: Tensor | None, up: Tensor) -
     return _empty_image(dout, sum(up.shape)), torch.empty_like(h), torch.empty_like(up), dmix
 
 
+def refusal(device: torch.device) -> str | None:
+    """Return why the kernels do not run on a device, or None: they are built there, by Triton and a C compiler."""
+    z = torch.ones(1, 32, 1, 1, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    try:
+        up(z, None, z.new_ones(16, 16), torch.zeros(16, device=device), None, None)
+    except Exception as error:  # no Triton, no compiler, a GPU too old: each has an error of its own
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
 def _empty_image(like: Tensor, channels: int) -> Tensor:
     n, _, height, width = like.shape  # not a permuted view: what follows may work in place
     size = n, channels, height, width

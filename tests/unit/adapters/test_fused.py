@@ -14,7 +14,7 @@ from torchvision.models import resnet18, resnet50
 
 import metalora
 from metalora.adapters.formats import FORMATS, build_format
-from metalora.adapters.fused import fuse
+from metalora.adapters.fused import fuse, ops, refusal
 from metalora.adapters.fused.rewrite import FusedConv
 from metalora.config import from_dict
 from metalora.errors import UserError
@@ -219,6 +219,16 @@ def test_kernels_by_the_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "36 passed" in done.stdout
+
+
+def test_why_the_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(torch.device("cpu")) is None
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease set CC")
+
+    monkeypatch.setattr(ops, "up", fail)
+    assert refusal(torch.device("cpu")) == "RuntimeError: Failed to find C compiler."
 
 
 def test_the_setting_is_checked() -> None:

@@ -92,6 +92,20 @@ def test_fused_trains_as_plain(make_trainer):
     assert results[0]["adapted"] == results[1]["adapted"]
 
 
+def test_auto_is_fused_in_bfloat16_on_gpus_where_the_kernels_run(make_trainer, monkeypatch, caplog):
+    trainer = make_trainer()
+    assert not trainer._fused()
+    monkeypatch.setattr(trainer, "device", torch.device("cuda"))
+    assert not trainer._fused()  # float32
+    monkeypatch.setattr(trainer.evaluator, "dtype", torch.bfloat16)
+    monkeypatch.setattr("metalora.train.loop.refusal", lambda device: None)
+    assert trainer._fused()
+    assert not caplog.records
+    monkeypatch.setattr("metalora.train.loop.refusal", lambda device: "RuntimeError: no C compiler")
+    assert not trainer._fused()
+    assert "kernel plain, as fused ones do not run here (RuntimeError: no C compiler)" in caplog.text
+
+
 def test_the_first_step_is_timed(make_trainer):
     trainer = make_trainer()
     trainer.fit()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metalora.errors import UserError
 from pipelines.bench import BENCHMARKS, main
@@ -34,6 +35,11 @@ def test_sizes_are_small_full_or_given() -> None:
         (["scaling", "--small", "--batch-size", "7", "--max-workers", "2"], "cannot be shared by 2 workers"),
         (["scaling", "--small", "--rank", "0"], "adapter.rank = '0'"),
         (["overhead", "--small", "--images", "80"], "an epoch has 6 optimizer steps, 12 are wanted"),
+        pytest.param(
+            ["step", "--small", "--modes", "graph"],
+            "--modes graph: CUDA graphs need a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device takes graphs"),
+        ),
         (["trials", "--space", "qiuck"], "unknown space 'qiuck', did you mean 'quick'"),
         (["trials", "--small", "--trials", "1"], "a pause needs two trials"),
         (["data", "--data", "nowhere"], "data 'nowhere' does not exist"),
