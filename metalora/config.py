@@ -121,6 +121,12 @@ class DataConfig:
         ge=0,
         description="decoding processes a worker (default: one less than its CPUs, at most 8; none below 4 CPUs)",
     )
+    keep_images: float = Field(
+        default=1.0,
+        ge=0,
+        description="GiB of each worker's memory for preprocessed images: if all fit, they are decoded once, not each "
+        "epoch",
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)

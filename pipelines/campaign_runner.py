@@ -7,13 +7,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray import tune
 from rich.console import Console
 
 from metalora.adapters.formats import build_format
 from metalora.errors import UserError
+from metalora.train.evaluation import image_bytes
 from pipelines.board import new_board
 from pipelines.campaign import TRIALS, Plan, TrialRecord, direction, read_trials
 from pipelines.campaign_display import CampaignDisplay
@@ -158,7 +158,7 @@ class CampaignRunner:
 
     def _keep_images(self) -> tuple[bool, int]:
         """Tell whether the preprocessed images fit into Ray's object store, and their bytes."""
-        size = len(self.prepared.table) * int(np.prod(self.prepared.backbone.input_size)) * 4
+        size = image_bytes(len(self.prepared.table), self.prepared.backbone.input_size)
         nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
         return self.plan.campaign.share_images and size <= STORE_SHARE * min(nodes), size
 

@@ -80,6 +80,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         evaluator = Evaluator(
             config, model.to(device), table, backbone.preprocess, Group(device), Watcher(display), workers
         )
+        evaluator.keep_images(config.data.keep_images * 2**30)
         evaluator.test(0)(Path(scratch))
         report: dict[str, Any] = json.loads((Path(scratch) / KNN).read_text(encoding="utf-8"))
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))

@@ -18,7 +18,6 @@ def embed(
     function: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     batches: Iterable[Batch],
     group: Group,
-    done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Apply a function to all images of a split.
 
@@ -26,21 +25,17 @@ def embed(
         function: Maps images (B, 3, H, W), on the group's device, and their table rows (B,) to tensors (B, ...).
         batches: This rank's share: (images, labels, domains, rows).
         group: The ranks.
-        done: Told the number of images this rank has finished.
 
     Returns:
         The table rows (N,), and the function's results (N, ...), on the CPU, in rank order.
     """
     rows: list[Tensor] = []
     outputs: list[tuple[Tensor, ...]] = []
-    count = 0
     with torch.no_grad():
         for images, _, _, batch_rows in batches:
             results = function(images.to(group.device, non_blocking=True), batch_rows)
             outputs.append(tuple(result.detach().float() for result in results))
             rows.append(batch_rows)
-            count += len(batch_rows)
-            done(count)
     # A rank may have no share of a small split, and then does not know how many results there are.
     width = max(group.gather_objects(len(outputs[0]) if outputs else 0))
     columns = [torch.cat(column) for column in zip(*outputs, strict=True)]

@@ -1,7 +1,8 @@
 """Extractor features, validation and the final test of a training."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
 from metalora.data.table import SPLITS, ImageTable, IntArray
 from metalora.errors import UserError
-from metalora.evaluate.embed import ConditionCache, FloatArray, GivenSeeds, Shared, embed
+from metalora.evaluate.embed import Batch, ConditionCache, FloatArray, GivenSeeds, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
@@ -76,11 +77,12 @@ class Evaluator:
         self.preprocess = preprocess
         self.group = group
         self.reporter = reporter
-        images = None if shared is None else shared.images
-        self.loader_workers = loader_workers if images is None else 0  # what is decoded needs no decoding processes
-        self.images = images
-        self.resident = _resident(images, group.device)
+        self.loader_workers = loader_workers
+        self.images: FloatArray | None = None
+        self.resident: Tensor | None = None
         self.shared = shared
+        if shared is not None and shared.images is not None:
+            self._use(shared.images)
         self.cache: ConditionCache | None = None
         most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
         if table.holdout and most > unseen:  # found at the end only, it would cost a training
@@ -89,6 +91,23 @@ class Evaluator:
             config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
         self.dtype = torch.bfloat16 if bfloat16 else None
+
+    def keep_images(self, most: float = math.inf) -> None:
+        """Decode every image of the table once, each rank its share, and read them from memory from now on.
+
+        Args:
+            most: Bytes that they may take; if they take more, nothing is done.
+        """
+        size = image_bytes(len(self.table), self.model.backbone_identity["input_size"])
+        if self.images is not None or size > most:
+            return
+        share = [images for images, *_ in self._batches("decode images", np.arange(len(self.table)))]
+        self._use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
+
+    def _use(self, images: FloatArray) -> None:
+        self.images = images
+        self.resident = _resident(images, self.group.device)
+        self.loader_workers = 0  # what is decoded needs no decoding processes
 
     def dataset(self, rows: IntArray) -> ImageDataset:
         """Return the images of some rows of the table."""
@@ -289,19 +308,18 @@ class Evaluator:
     def embed_rows(self, phase: str, rows: IntArray, function: Callable[..., tuple[Tensor, ...]]) -> Any:
         """Apply a function of images (B, 3, H, W) and table rows (B,), as `embed` does, to some rows."""
         self.model.eval()
-        loader = evaluation_loader(
-            self.dataset(rows),
-            self.config.evaluate.evaluation_batch_size,
-            self.loader_workers,
-            self.group.rank,
-            self.group.world,
-        )
+        return embed(function, self._batches(phase, rows), self.group)
 
-        def done(count: int) -> None:
+    def _batches(self, phase: str, rows: IntArray) -> Iterator[Batch]:
+        """Yield this rank's share of some rows, and report how far all ranks are."""
+        size, count = self.config.evaluate.evaluation_batch_size, 0
+        for batch in evaluation_loader(
+            self.dataset(rows), size, self.loader_workers, self.group.rank, self.group.world
+        ):
+            yield batch
+            count += len(batch[-1])
             if self.group.first:
                 self.reporter.progress(Progress(phase, min(count * self.group.world, len(rows)), len(rows)))
-
-        return embed(function, loader, self.group, done)
 
     def _knn(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> KnnResult:
         settings = self.config.evaluate
@@ -320,9 +338,14 @@ class Evaluator:
         )
 
 
-def _resident(images: FloatArray | None, device: torch.device) -> Tensor | None:
+def image_bytes(count: int, input_size: Sequence[int]) -> int:
+    """Return what so many preprocessed images (3, H, W) take, in float32."""
+    return 4 * count * math.prod(input_size)
+
+
+def _resident(images: FloatArray, device: torch.device) -> Tensor | None:
     """Copy images to a GPU that has room enough for several trainings' copies, so that no batch is copied there."""
-    if images is None or device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
         return None
     return torch.cat([torch.tensor(part, device=device) for part in np.array_split(images, 64)])
 

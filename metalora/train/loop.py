@@ -101,6 +101,7 @@ class Trainer:
         seed_everything(self.settings.seed + group.rank)
 
         self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers, shared)
+        self.evaluator.keep_images(config.data.keep_images * 2**30)
         rows = table.rows("train")
         self.sampler = build_sampler(config, table.label[rows], table.domain[rows], group)
         self.tasks = np.unique(table.domain[rows]).tolist()

@@ -43,11 +43,10 @@ def compute_shared(
     first = next(iter(models.values()))
     evaluator = Evaluator(config, first, table, preprocess, group, reporter, loader_workers)
     seeded = {name: model.extractor for name, model in models.items() if model.extractor is not None}
-    images: list[Tensor] = []
+    if keep_images:
+        evaluator.keep_images()
 
     def look(batch: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        if keep_images:
-            images.append(batch.cpu())
         batch = evaluator.place(batch, rows)
         with evaluator.autocast(), first.disable_adapter():
             original: Any = first.network(batch)
@@ -58,5 +57,5 @@ def compute_shared(
     return Shared(
         original.numpy(),
         {name: features.numpy() for name, features in zip(seeded, conditions, strict=True)},
-        torch.cat(images).numpy() if images else None,
+        evaluator.images,
     )

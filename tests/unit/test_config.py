@@ -45,6 +45,7 @@ REFUSED = [
     ("data.batch_size", 0),
     ("data.domain_sampling", "random"),
     ("data.loader_workers", -1),
+    ("data.keep_images", -1),
     ("train.epochs", 0),
     ("train.lr", 0),
     ("train.lr", math.inf),

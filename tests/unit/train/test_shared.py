@@ -11,6 +11,7 @@ import torch
 from metalora.build import build_model, build_networks
 from metalora.config import from_dict
 from metalora.data import load_table
+from metalora.data.dataset import decode
 from metalora.group import Group
 from metalora.train.loop import Trainer
 from metalora.train.shared import compute_shared
@@ -89,3 +90,28 @@ def test_an_epoch_is_validated_before_its_checkpoint(tree):
     events = [event for event in reporter.order if event.split()[0] in ("validated", "checkpoint")]
     steps = [int(event.split()[1]) for event in events]
     assert events == [f"{kind} {step}" for step in sorted(set(steps)) for kind in ("validated", "checkpoint")]
+
+
+def test_a_training_alone_decodes_every_image_once_if_all_fit(make_trainer, tmp_path, monkeypatch):
+    counts = []
+
+    def counted(data, name):
+        counts[-1] += 1
+        return decode(data, name)
+
+    monkeypatch.setattr("metalora.data.dataset.decode", counted)
+    results = []
+    for gib in (0.0, 1e-6, 1.0):
+        counts.append(0)
+        folder = tmp_path / str(gib)
+        folder.mkdir()
+        trainer = make_trainer(folder=folder, data={"keep_images": gib})
+        trainer.fit()
+        report = (folder / f"checkpoint_{trainer.step:08d}" / "knn.json").read_text()
+        results.append((trainer.model.adapter_state(), report))
+    images = len(trainer.table)
+    assert counts[0] == counts[1] > 5 * images
+    assert counts[2] == images
+    assert results[0][1] == results[2][1]
+    for name, tensor in results[0][0].items():
+        assert torch.equal(tensor, results[2][0][name]), name
