@@ -32,7 +32,8 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     environment = {**importable(), **token, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     dashboard = free_port()
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    # The agent's port is fixed by default, and without it, if another Ray on this machine has it, no job is run.
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen(
         [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", *ports],
         env=environment,
