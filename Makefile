@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/metalora train
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
