@@ -8,8 +8,9 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(VENV)/bin/metalora train
 
+# Two processes; each takes a module at a time, in order: the long ones, of tests/integration, come first.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

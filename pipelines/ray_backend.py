@@ -5,8 +5,8 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ POLL_SECONDS = 0.3
 ERROR = "error.txt"
 RAY_STATE = "checkpoint_manager_snapshot.json"
 TRAIN_POLL_SECONDS = "0.2"
+
+Open = Callable[[ClusterConfig], AbstractContextManager[None]]
 
 
 class Hearer(Protocol):
@@ -112,6 +114,22 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def lasting_cluster() -> Iterator[Open]:
+    """Yield what takes the place of `cluster` for several in turn: the first starts or joins it, and it stays up.
+
+    It is stopped or left where this context ends. All must have the same settings.
+    """
+    with ExitStack() as stack:
+
+        def enter(settings: ClusterConfig) -> AbstractContextManager[None]:
+            if not ray.is_initialized():
+                stack.enter_context(cluster(settings))
+            return nullcontext()
+
+        yield enter
 
 
 def cluster_address(settings: ClusterConfig) -> str | None:

@@ -21,6 +21,7 @@ from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_mar
 from metalora.train.evaluation import KNN
 from pipelines.campaign import TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
 from pipelines.options import add_section, add_settings, given, make_parser, parse, resolve, settings_of
+from pipelines.ray_backend import Open, lasting_cluster
 from pipelines.spaces import Space
 from pipelines.train import name_run, output
 from pipelines.tune import best_point, run_campaign
@@ -91,9 +92,10 @@ def reproduce(table: TableConfig, config: Config, folder: Path, console: Console
     for name in table.formats:
         build_format(name, 1)
     found = []
-    for backbone in table.backbones:
-        settings = replace(config, backbone=replace(config.backbone, backbone=backbone))
-        found.append(_compare(table, settings, console))
+    with lasting_cluster() as open_cluster:
+        for backbone in table.backbones:
+            settings = replace(config, backbone=replace(config.backbone, backbone=backbone))
+            found.append(_compare(table, settings, open_cluster))
     folder.mkdir(parents=True, exist_ok=True)
     text = comparison_markdown(found, PICTURE)
     with atomic_file(folder / TABLE) as file:
@@ -106,7 +108,7 @@ def reproduce(table: TableConfig, config: Config, folder: Path, console: Console
     return found
 
 
-def _compare(table: TableConfig, config: Config, console: Console) -> Results:
+def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
     """Run the two campaigns of one backbone."""
     name = f"{config.tracking.run_name}-{config.backbone.backbone.rpartition('/')[2]}"
     rates = [float(f"{rate:.3g}") for rate in np.geomspace(table.lr_low, table.lr_high, table.tuning_trials)]
@@ -115,6 +117,7 @@ def _compare(table: TableConfig, config: Config, console: Console) -> Results:
         Space("table1", tuple({"format": kind, "lr": tune.choice(rates)} for kind in table.formats), {}, {}),
         table.tuning_seeds,
         config,
+        open_cluster,
     )
     objective = f"val/knn{max(config.evaluate.knn)}"
     trials = read_trials(tuning)
@@ -127,15 +130,17 @@ def _compare(table: TableConfig, config: Config, console: Console) -> Results:
             raise UserError(f"no trial of {kind} ended well ({errors}): see {tuning}")
         winners[kind] = point
     fresh = replace(config, train=replace(config.train, seed=config.train.seed + HIGHEST_SEED))
-    testing = _campaign(f"{name}-test", Space("table1", tuple(winners.values()), {}, {}), table.fresh_seeds, fresh)
+    space = Space("table1", tuple(winners.values()), {}, {})
+    testing = _campaign(f"{name}-test", space, table.fresh_seeds, fresh, open_cluster)
     return read_results(config.backbone.backbone, testing, rates, winners, trials, objective)
 
 
-def _campaign(name: str, space: Space, seeds: int, config: Config) -> Path:
+def _campaign(name: str, space: Space, seeds: int, config: Config, open_cluster: Open) -> Path:
     """Run a grid to its end, or what is left of it."""
     config = replace(config, tracking=replace(config.tracking, run_name=name))
     campaign = CampaignConfig(space=space.name, searcher="grid", seeds=seeds)
-    return run_campaign(Plan(campaign, config, space), resume=(output(config) / name).exists())
+    resume = (output(config) / name).exists()
+    return run_campaign(Plan(campaign, config, space), resume, open_cluster)
 
 
 def read_results(

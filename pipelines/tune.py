@@ -37,7 +37,7 @@ from pipelines.options import (
     resolve,
     settings_of,
 )
-from pipelines.ray_backend import cluster
+from pipelines.ray_backend import Open, cluster
 from pipelines.results import read_run_note, run_tags, upload_model, write_run_note
 from pipelines.search import Suggestion
 from pipelines.spaces import Point, Space, grid, load_space, sections_of
@@ -87,12 +87,13 @@ def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[st
             raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")
 
 
-def run_campaign(plan: Plan, resume: bool = False) -> Path:
+def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster) -> Path:
     """Run a campaign to its end, or go on with one.
 
     Args:
         plan: Its settings.
         resume: Go on with the campaign named ``tracking.run_name``.
+        open_cluster: Brings up the cluster when it is needed.
 
     Returns:
         The campaign's folder.
@@ -111,7 +112,7 @@ def run_campaign(plan: Plan, resume: bool = False) -> Path:
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
     if resume and points is not None and _is_complete(read_trials(folder), len(points) * plan.campaign.seeds):
         return folder
-    with cluster(config.cluster):
+    with open_cluster(config.cluster):
         runner = CampaignRunner(plan, folder, prepared, points, console)
         parent = _start_tracking(tracker, plan, folder)
         status = "FAILED"

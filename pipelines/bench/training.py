@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,14 @@ def run_command(
     """
     began = time.time()
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
-        )
+        with _interrupts_heeded():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+            )
         try:
             while process.poll() is None and not until():
                 time.sleep(0.02)
@@ -163,6 +169,16 @@ def run_command(
     if process.returncode and not stopped:
         raise UserError(f"'{' '.join(command[2:5])}' failed: {last_line(log.read_text(encoding='utf-8'))}")
     return began
+
+
+@contextmanager
+def _interrupts_heeded() -> Iterator[None]:
+    """Start no command deaf to interrupts: what a script starts in the background ignores them, and so would it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

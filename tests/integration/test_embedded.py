@@ -1,8 +1,15 @@
-"""The embedded backbone, and the README's Python."""
+"""What is embedded: the backbones, the README's Python, and ``metalora reproduce table1``, small.
 
+All in one module, which one process runs: its cache has the backbones once they are trained.
+"""
+
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.model_selection import cross_val_score
@@ -11,8 +18,17 @@ from sklearn.neighbors import KNeighborsClassifier
 import metalora
 from metalora.config import DataConfig
 from metalora.data import ImageDataset, load_table
+from metalora.data.embedded import embedded_file
+from tests.integration.helpers import metalora as command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SMALL = [
+    "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "green-on-green",
+    "--holdout-domains", "red-on-red",
+    "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-seeds", "2",
+    "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5", "--shuffled-seeds",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "least"), [("resnet20", 0.9), ("mixer_tiny", 0.8)])
@@ -44,3 +60,75 @@ def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     exec(code, names)
     assert isinstance(names["model"], metalora.MetaLoRAModel)
     assert Path("adapter/adapter.safetensors").is_file()
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A fifth of the embedded images, of every task and split."""
+    table = pq.read_table(embedded_file())
+    groups = table.select(["domain", "split"]).to_pandas().groupby(["domain", "split"])
+    pq.write_table(table.take(np.flatnonzero(groups.cumcount() % 5 == 0)), tmp_path / "few.parquet")
+    return tmp_path / "few.parquet"
+
+
+def test_the_table_on_both_backbones(tmp_path: Path, few: Path) -> None:
+    settings = ["table1", "--data", str(few), *SMALL]
+    done = command(tmp_path, "reproduce", *settings, "--run-name", "table")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = tmp_path / "runs" / "table"
+    assert (folder / "table1.png").stat().st_size > 10_000
+    text = (folder / "table1.md").read_text(encoding="utf-8")
+    parts = json.loads((folder / "table1.json").read_text())
+    assert [part["backbone"] for part in parts] == ["resnet20", "mixer_tiny"]
+    for part in parts:
+        assert f"### {part['backbone']}" in text
+        assert list(part["scores"]) == [
+            f"{group}: {measure}"
+            for group in ("trained tasks", "held-out tasks, seen gallery", "held-out tasks, own gallery")
+            for measure in ("k-NN 5", "linear")
+        ]
+        for scores in part["scores"].values():
+            assert {method: len(values) for method, values in scores.items()} == {"original": 2, "lora": 2, "tr": 2}
+            assert scores["original"][0] == scores["original"][1]
+        assert all(50_000 < part["parameters"][format] <= 60_000 + 1_290 for format in ("lora", "tr"))  # + the head
+        for format, tuning in part["tuning"].items():
+            curve = {float(rate): value for rate, value in tuning["curve"].items()}
+            assert set(curve) == {0.003, 0.01}
+            assert curve[tuning["lr"]] == max(curve.values()), format
+            mine = sorted((tmp_path / "runs").glob(f"table-{part['backbone']}-test/trials/*-{format}-*/knn.json"))
+            read = [json.loads(file.read_text())["adapted"]["overall"]["uniform"]["5"] for file in mine]
+            assert part["scores"]["trained tasks: k-NN 5"][format] == read
+        shuffled = part["controls"]["trained tasks: k-NN 5"]
+        assert list(shuffled) == ["tr, seeds shuffled"]  # static formats have no seeds
+        assert f"| tr, seeds shuffled |  | {100 * shuffled['tr, seeds shuffled'][0]:.1f} ±" in text
+    again = command(tmp_path, "reproduce", *settings, "--resume", "table")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (folder / "table1.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--formats", "lroa"], "unknown adapter format 'lroa', did you mean 'lora'"),
+        (["--lr", "0.1"], "lr is what the table varies"),
+        (["--fresh-seeds", "1"], "fresh_seeds = '1': input should be greater than or equal to 2"),
+        (["--lr-low", "1", "--lr-high", "0.1"], "lr_low 1 must be below lr_high 0.1"),
+        (["--holdout-domains", "gren-on-green"], "unknown domain 'gren-on-green', did you mean 'green-on-green'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[[list[str]], str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(["reproduce", "table1", *arguments])
+
+
+def test_bad_input_ends_the_process(tmp_path: Path) -> None:
+    done = command(tmp_path, "reproduce", "table1", "--lr", "0.1")
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("metalora: error: lr is what the table varies")
+    assert len(done.stderr.splitlines()) == 1

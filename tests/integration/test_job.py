@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,15 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     environment = {**importable(), **token, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     dashboard = free_port()
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    # By default the agent has a fixed port; where another Ray on this machine has taken it, no job is run. And in the
+    # default folder the address of this cluster would stay behind: Ray Train's helpers in others would wait for it.
+    folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    options = [
+        *(f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"),
+        *("--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder.name}"),
+    ]
     head = subprocess.Popen(
-        [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", *ports],
+        [*RAY, "start", "--head", "--block", *options],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -50,6 +57,7 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
     for left in psutil.wait_procs([psutil.Process(head.pid), *family], timeout=10)[1]:
         left.kill()
     head.wait()
+    folder.cleanup()
 
 
 def _listens(port: int) -> bool:

@@ -1,8 +1,11 @@
 """What the benchmarks make of what they have measured."""
 
 import io
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +18,7 @@ from metalora.group import Group
 from pipelines.bench import data, knn, scaling, trials
 from pipelines.bench.common import Timing, read_options
 from pipelines.bench.photos import write_photos
-from pipelines.bench.training import first_step, run_command, step_seconds, training_settings
+from pipelines.bench.training import STOP_SECONDS, first_step, run_command, step_seconds, training_settings
 
 
 def test_steps_are_timed_between_the_reports_of_an_epoch() -> None:
@@ -99,8 +102,16 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
         run_command([sys.executable, "-c", "raise SystemExit('it broke')"], tmp_path / "log.txt")
 
 
-def test_a_command_is_stopped_when_it_has_done_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_command_is_stopped_when_it_has_done_enough(tmp_path: Path, handler: Any) -> None:
+    """Interrupts are ignored, and children inherit that, in what a script starts in the background."""
     code = "import pathlib, time; pathlib.Path('log.txt.done').touch(); time.sleep(60)"
     done = tmp_path / "log.txt.done"
     command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {code}"]
-    assert run_command(command, tmp_path / "log.txt", until=done.exists) > 0
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        began = run_command(command, tmp_path / "log.txt", until=done.exists)
+        assert time.time() - began < STOP_SECONDS / 2
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
