@@ -1,4 +1,4 @@
-"""What caches save: a training epoch with cached extractor features, and the time to a training's first step."""
+"""What caches save: of a training epoch, by features and images that are kept, and of the time to the first step."""
 
 import statistics
 import tempfile
@@ -70,7 +70,9 @@ def start_seconds(config: Config, scratch: Path, repeats: int) -> dict[str, list
 
 
 def epoch_times(config: Config, repeats: int) -> tuple[dict[str, Timing], float]:
-    """Time epochs with ``cached`` and ``computed`` features, and the ``extractor`` alone on as many images.
+    """Time epochs with everything ``cached``, with features ``computed`` and with images ``decoded`` at each step.
+
+    And the ``extractor`` alone on as many images.
 
     Returns:
         The times, and the seconds that filling the cache took.
@@ -79,21 +81,23 @@ def epoch_times(config: Config, repeats: int) -> tuple[dict[str, Timing], float]
     table = load_table(config.data)
     networks = build_networks(config, print)
     config = replace(config, train=replace(config.train, epochs=repeats + 1))
-    trainers = {
-        name: _trainer(config, table, networks, device, cached)
-        for name, cached in (("cached", True), ("computed", False))
+    kinds = {
+        "cached": config,
+        "computed": replace(config, mapping=replace(config.mapping, cache_features=False)),
+        "decoded": replace(config, data=replace(config.data, keep_images=0.0)),
     }
+    trainers = {name: _trainer(settings, table, networks, device) for name, settings in kinds.items()}
     filling = timed({"prepare": trainers["cached"].evaluator.prepare}, 1, 0, device)["prepare"].median
-    trainers["computed"].evaluator.prepare()
+    for name in ("computed", "decoded"):
+        trainers[name].evaluator.prepare()
     calls: dict[str, Callable[[], Any]] = {name: _epochs(trainer) for name, trainer in trainers.items()}
     calls["extractor"] = _extractor_alone(trainers["computed"])
     return timed(calls, repeats, 1, device), filling
 
 
 def _trainer(
-    config: Config, table: ImageTable, networks: tuple[Backbone, Backbone | None], device: torch.device, cached: bool
+    config: Config, table: ImageTable, networks: tuple[Backbone, Backbone | None], device: torch.device
 ) -> Trainer:
-    config = replace(config, mapping=replace(config.mapping, cache_features=cached))
     model = build_model(config, *networks, table.labels).to(device)
     if model.extractor is None:
         raise UserError(f"format {config.adapter.format!r} has no generated seeds and no extractor: choose cp or tr")
@@ -124,10 +128,13 @@ def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
 
 
 def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], filling: float) -> Result:
-    cached, computed, extractor = (times[name].median for name in ("cached", "computed", "extractor"))
+    kinds = ("cached", "computed", "decoded", "extractor")
+    cached, computed, decoded, extractor = (times[name].median for name in kinds)
     rows = [
+        {"what": "epoch, images decoded s", "seconds": decoded, "ratio": computed / decoded,
+         "spread": times["decoded"].spread},
         {"what": "epoch, features computed s", "seconds": computed, "ratio": 1.0, "spread": times["computed"].spread},
-        {"what": "epoch, features cached s", "seconds": cached, "ratio": computed / cached,
+        {"what": "epoch, both cached s", "seconds": cached, "ratio": computed / cached,
          "spread": times["cached"].spread},
         {"what": "floor: computed without extractor s", "seconds": computed - extractor,
          "ratio": computed / (computed - extractor), "spread": times["extractor"].spread},
@@ -136,10 +143,10 @@ def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], 
          "spread": 0.0},
     ]  # fmt: skip
     measured = (
-        f"Seconds of a training epoch (loading included) of {config.backbone.backbone} with {config.adapter.format}, "
-        f"batch {config.data.batch_size}, with extractor features from the cache (cache_features) and computed at each "
-        "step; and from the command metalora train --workers 0 to its first step, with an empty METALORA_CACHE and a "
-        "filled one. Ratios are the slower / this."
+        f"Seconds of a training epoch of {config.backbone.backbone} with {config.adapter.format}, batch "
+        f"{config.data.batch_size}, with extractor features (cache_features) and preprocessed images (keep_images) at "
+        "hand, and with one of them made at each step; ratios are to features computed. And seconds from the command "
+        "metalora train --workers 0 to its first step, with an empty METALORA_CACHE and a filled one."
     )
     floor = "of a cached epoch: the computed one less the time of the extractor alone on as many images."
     saved = computed - cached
@@ -147,6 +154,7 @@ def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], 
         "filling the cache s": filling,
         "epochs until it pays": filling / saved if saved > 0 else None,
         "epoch ratio": computed / cached,
+        "images ratio": decoded / cached,
         "start ratio": starts["cold"] / starts["warm"],
     }
     return Result("cache", measured, floor, rows, facts)

@@ -10,7 +10,7 @@ from pipelines.bench import BENCHMARKS
 from tests.integration.helpers import metalora
 
 RATIOS = {
-    "cache": ["epoch ratio", "start ratio"],
+    "cache": ["epoch ratio", "images ratio", "start ratio"],
     "data": ["best images/s", "bare images/s"],
     "knn": [],
     "overhead": ["ratio"],
