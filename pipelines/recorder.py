@@ -100,7 +100,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Note why a trial failed."""
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no reason is known"
-        self.jobs.put(lambda: self._failed(trial.config["trial"].name, text))
+        self.jobs.put(lambda: self._failed(trial.config["trial"], text))
+
+    def on_experiment_end(self, trials: Iterable[Any], **info: Any) -> None:
+        """Note the trials that Tune gave up without telling, such as one that it could not start."""
+        for trial in trials:
+            if trial.status == tune.experiment.Trial.ERROR:
+                self.on_trial_error(0, trials, trial)
 
     def settle(self, record: TrialRecord) -> None:
         """End a trial of an earlier part that was through, but not recorded as that; leave others as they are."""
@@ -150,9 +156,12 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._carry()  # a trial that goes on from here does not report again what it reported before
         self._update(name, checkpoint=place)
 
-    def _failed(self, name: str, error: str) -> None:
-        if name in self.open:
-            self._close(name, "failed", error)
+    def _failed(self, trial: Suggestion, error: str) -> None:
+        if trial.name not in self.open:
+            if trial.name in self.records and self.records[trial.name].status != "running":
+                return  # it is noted already
+            self._start(trial)
+        self._close(trial.name, "failed", error)
 
     def _close(self, name: str, status: str, error: str | None) -> None:
         trial = self.open.pop(name)

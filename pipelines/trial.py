@@ -6,6 +6,7 @@ several workers is a driver of Ray Train; it takes no CPU, so that it cannot kee
 
 import gc
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,8 @@ from metalora.train.shared import compute_shared
 from pipelines.campaign import PARAMETERS, STEP_SECONDS, Plan
 from pipelines.ray_backend import checkpoint_failure, opened, run_on_ray
 from pipelines.search import Suggestion
+
+THREAD_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,9 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     """Run a trial: what Ray Tune calls. What a user can mend ends it, with a message, and no restart is tried."""
     for name in (None, "ray"):  # Ray announces each checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Read when the next trial takes this process over: Tune gives that one up if the thread of this one is not gone by
+    # then, and 2 s are not enough on a busy machine.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_SECONDS))
     trial: Suggestion = config["trial"]
     settings = materials.plan.trial_config(trial)
     reporter = TrialReporter(materials.board, trial.name, settings)

@@ -17,16 +17,41 @@ from pipelines.spaces import Space
 TRIAL = Suggestion.of(0, {"format": "lora"}, 0)
 
 
-def test_a_checkpoint_is_noted_after_what_was_reported_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A driver that dies right then goes on from the checkpoint, and the trial does not report that again."""
-    waiting: list[Any] = []
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What lies on the board."""
     monkeypatch.setattr("ray.get", lambda events: events)
+    return []
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, waiting: list[Any]) -> Recorder:
     board = SimpleNamespace(pull=SimpleNamespace(remote=lambda: [waiting.pop(0) for _ in range(len(waiting))]))
     display = SimpleNamespace(update=lambda records: None, say=print)
     plan = Plan(CampaignConfig(), from_dict({"tracking": {"tracking_uri": "none"}}), Space("lone", (), {}, {}))
-    recorder = Recorder(plan, tmp_path, None, board, display, [])  # type: ignore[arg-type]
+    return Recorder(plan, tmp_path, None, board, display, [])  # type: ignore[arg-type]
+
+
+def test_a_trial_that_tune_gave_up_before_it_began_is_recorded(recorder: Recorder, tmp_path: Path) -> None:
+    reason = tmp_path / "error.txt"
+    reason.write_text("it could not be started", encoding="utf-8")
+    lost = SimpleNamespace(config={"trial": TRIAL}, status="ERROR", error_file=str(reason))
+    told = SimpleNamespace(config={"trial": Suggestion.of(1, {"format": "lora"}, 0)}, status="ERROR", error_file=None)
+    through = SimpleNamespace(config={"trial": Suggestion.of(2, {"format": "lora"}, 0)}, status="TERMINATED")
+    with recorder:
+        recorder.on_trial_start(0, [], told)
+        recorder.on_trial_error(0, [], told)
+        recorder.on_experiment_end([lost, told, through])
+    assert [(record.trial.number, record.status, record.error) for record in read_trials(tmp_path)] == [
+        (0, "failed", "it could not be started"),
+        (1, "failed", "no reason is known"),
+    ]
+
+
+def test_a_checkpoint_is_noted_after_what_was_reported_before_it(
+    recorder: Recorder, tmp_path: Path, waiting: list[Any]
+) -> None:
+    """A driver that dies right then goes on from the checkpoint, and the trial does not report that again."""
     trial = SimpleNamespace(config={"trial": TRIAL})
     recorder.on_trial_start(0, [], trial)
     recorder.jobs.get_nowait()()
