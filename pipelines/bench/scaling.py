@@ -140,6 +140,7 @@ def synthetic_trainer(config: Config, steps: int, group: Group) -> Trainer:
     Extractor features are in the cache, as they are when images are trained on again and again.
     """
     device = group.device
+    config = replace(config, data=replace(config.data, keep_images=0.0))  # there are none
     table = synthetic_table(steps * config.data.batch_size)
     backbone, extractor = build_networks(config, print)
     model = build_model(config, backbone, extractor, table.labels).to(device)
