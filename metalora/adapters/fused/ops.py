@@ -82,22 +82,21 @@ def up_backward(
     Returns:
         (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, K); (N, K, K), or nothing in it.
     """
-    dz, dh, dup, dmix = _like_up_backward(dout, h, mix, up)
+    dz = _empty_image(dout, sum(up.shape))
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        dh, dup, of_mix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, ceiling)
-        return dz, dh, dup, dmix if of_mix is None else of_mix
-    image = dout if second is None else dout + second
-    dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
-    dg = dy @ up
-    torch.mm(dy.T, _mixed(h, mix), out=dup)
-    if mix is not None:
-        torch.bmm(_by_image(h, mix).transpose(1, 2), _by_image(dg, mix), out=dmix)
-        dg = _mixed(dg, mix.transpose(1, 2))
-    torch.cat([dy, dh.copy_(dg)], dim=1, out=pixel_rows(dz))
-    return dz, dh, dup, dmix
+        dh, dup, dmix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, ceiling)
+    else:
+        image = dout if second is None else dout + second
+        dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
+        dh, dup, dmix = dy @ up, dy.T @ _mixed(h, mix), None
+        if mix is not None:
+            dmix = _by_image(h, mix).transpose(1, 2) @ _by_image(dh, mix)
+            dh = _mixed(dh, mix.transpose(1, 2))
+        torch.cat([dy, dh], dim=1, out=pixel_rows(dz))
+    return dz, dh, dup, h.new_empty(0) if dmix is None else dmix
 
 
 @up_backward.register_fake
@@ -110,10 +109,6 @@ def _(
     up: Tensor,
     ceiling: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _like_up_backward(dout, h, mix, up)
-
-
-def _like_up_backward(dout: Tensor, h: Tensor, mix: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dmix = h.new_empty(0) if mix is None else torch.empty_like(mix)
     return _empty_image(dout, sum(up.shape)), torch.empty_like(h), torch.empty_like(up), dmix
 
