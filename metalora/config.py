@@ -249,7 +249,6 @@ class Config:
             name
             for name, met in (
                 ("accumulate > 1", self.train.accumulate > 1),
-                ("compile", self.train.compile),
                 ("activation_checkpointing", self.train.activation_checkpointing),
                 ("seed_granularity task", self.mapping.seed_granularity == "task"),
             )

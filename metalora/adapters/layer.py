@@ -34,7 +34,7 @@ class AdaptedLayer(nn.Module):
         rank: R.
         alpha: Scale, divided by the rank.
         slot: Where this model's seeds are.
-        seed_slice: This layer's part of ``slot.seeds``.
+        seed_slice: This layer's part of ``slot``'s seeds.
 
     Raises:
         UserError: `refusal` names a reason, or the rank does not fit the layer.
@@ -101,14 +101,15 @@ class AdaptedLayer(nn.Module):
             yield "gain", self.gain
 
     def mixing(self, rows: int) -> Tensor | None:
-        """Return the generated seeds as matrices, (rows, M, M): modulate(h, c) = h @ matrix; None for static formats.
+        """Return `Format.mixing` of this layer's seeds; None for a format without.
 
         Args:
             rows: The batch that this layer sees.
         """
-        if self.format.seed != "generated":
+        if self.format.seed == "none":
             return None
-        return self.format.matrix(_repeated(self._seed(), rows))
+        seed = self._seed()
+        return self.format.mixing(seed if self.gain is not None else _repeated(seed, rows))
 
     def delta_weight(self, seed: Tensor | None = None) -> Tensor:
         """Materialise the update through TensorLy, in W's shape (O, I / G, K...), scaled.
@@ -152,11 +153,7 @@ class AdaptedLayer(nn.Module):
         self._unmerged = None
 
     def _seed(self) -> Tensor:
-        if self.gain is not None:
-            return self.gain.unsqueeze(0)
-        if self.slot.seeds is None:
-            raise RuntimeError("no seed: call the model, not its backbone, so that its mapping net makes one")
-        return self.slot.seeds[:, self.seed_slice]
+        return self.slot.part(self.seed_slice) if self.gain is None else self.gain.unsqueeze(0)
 
     def _modulate(self, h: Tensor, c: Tensor) -> Tensor:
         # Groups, and the windows of a windowed transformer, make several rows of one sample, side by side.

@@ -106,8 +106,9 @@ class AdaptedNetwork(nn.Module):
         Without extractor features the seeds in the slot hold. With ``task`` (B,) the images of a task get their mean.
         """
         if self.mapping is not None and self.slot.enabled and condition is not None:
+            self.slot.fill(None)  # the last batch's, and with them its graph
             seeds = self.mapping(condition)
-            self.slot.seeds = seeds if task is None else mean_by_task(seeds, task)
+            self.slot.fill(seeds if task is None else mean_by_task(seeds, task))
         if self._fused and self.training and self.slot.enabled:
             return self._fused[0](x)
         return self.backbone(x)
@@ -405,8 +406,8 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     if format.seed == "generated":
         source = copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
         frozen = Extractor(source, spec.extractor_features, spec.extractor_layers)
-    slot = SeedSlot()
     slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
+    slot = SeedSlot(slices.values())
     layers = inject(backbone, format, spec.layers, slot, slices)
     replace(backbone, {m: SavedModule(m, slot) for m in map(backbone.get_submodule, spec.modules_to_save)})
     if frozen is not None:

@@ -269,7 +269,7 @@ class Evaluator:
             images = self.place(images, image_rows)
             condition = self.condition(images, image_rows) if slot.enabled and given is None else None
             if given is not None:
-                slot.seeds = given.get(image_rows).to(self.group.device)
+                slot.fill(given.get(image_rows).to(self.group.device))
             with self.autocast():
                 features = self.model.network(images, condition)
                 assert self.model.head is not None

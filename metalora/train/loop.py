@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class Trainer:
             size = self.model.backbone_identity["input_size"]
             self.model.network.fuse(size, self.evaluator.dtype or torch.float32)
         if self.settings.compile:
-            classifier.compile()
+            classifier = cast(nn.Module, torch.compile(classifier))
         if self.settings.cuda_graph and self.device.type == "cuda":
             self._capture(classifier)
         return self.group.wrap(classifier)

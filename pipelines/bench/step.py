@@ -3,9 +3,10 @@
 import argparse
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ NETWORKS = {
 }
 BASELINES = ("frozen", "floor", "full", "peft")
 METHODS = (*BASELINES, *(f"{format}+{kernel}" for format in FORMATS for kernel in ("plain", "fused")))
-MODES = ("eager", "compiled", "graph")
+GRAPH = "+graph"
+MODES = ("eager", f"eager{GRAPH}", "compiled", f"compiled{GRAPH}")
 SIZES = {
     "batch": Size("images of a step", 4, 256),
     "repeats": Size("timed steps of each method", 2, 10),
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A step is forward, cross-entropy, backward and AdamW, in bfloat16 autocast and channels_last on GPUs; the
     extractor's features are given. The floor is the frozen network's forward and the gradients of all activations
     from the stem's output on, which every adapter of all layers has to wait for. All methods of a network, rank and
-    mode run in one process and in turn. Modes: eager; compiled, by torch.compile; graph, the eager step replayed as one
+    mode run in one process and in turn. Modes: eager; compiled, by torch.compile; either with +graph: replayed as one
     CUDA graph, so that launches cost nothing.
 
     Raises:
@@ -86,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = options.models or (["resnet18_small"] if options.small else ["resnet50"])
     device = this_device()
     modes = options.modes or (
-        MODES[:1] if options.small else [mode for mode in MODES if device.type == "cuda" or mode != "graph"]
+        MODES[:1] if options.small else [mode for mode in MODES if device.type == "cuda" or GRAPH not in mode]
     )
-    if "graph" in modes and device.type != "cuda":
-        raise UserError("--modes graph: CUDA graphs need a GPU")
+    if any(GRAPH in mode for mode in modes) and device.type != "cuda":
+        raise UserError(f"--modes {' '.join(modes)}: CUDA graphs need a GPU")
     for kind, asked, known in (("model", models, NETWORKS), ("method", options.methods, METHODS)):
         for name in asked:
             if name not in known:
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for model in models:
         for rank in options.ranks:
-            found = [row for mode in modes for row in compare(NETWORKS[model], rank, mode, options, device)]
+            found = [row for rows in compare(NETWORKS[model], rank, modes, options, device) for row in rows]
             rows += [{**row, **_best_ratios(row, found)} for row in found]
     publish(
         Result(
@@ -121,14 +123,35 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(
-    network: Network, rank: int, mode: str, options: argparse.Namespace, device: torch.device
+    network: Network, rank: int, modes: Sequence[str], options: argparse.Namespace, device: torch.device
+) -> Iterator[list[dict[str, Any]]]:
+    """Time all methods, and yield the table's rows of a mode. What is built for a mode serves its graphs as well."""
+    for mode in (MODES[0], MODES[2]):
+        torch.compiler.reset()
+        if not {mode, mode + GRAPH} & set(modes):
+            continue
+        steps = {name: build(network, name, rank, mode, options.batch, device) for name in options.methods}
+        if mode in modes:
+            yield _time(network, rank, mode, steps, options, device)
+        if mode + GRAPH in modes:
+            pool = torch.cuda.graph_pool_handle()
+            captured = {name: replace(step, run=_Captured(step.run, pool)) for name, step in steps.items()}
+            yield _time(network, rank, mode + GRAPH, captured, options, device)
+
+
+def _time(
+    network: Network,
+    rank: int,
+    mode: str,
+    steps: Mapping[str, Step],
+    options: argparse.Namespace,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
-    """Time all methods, and return the table's rows."""
-    torch.compiler.reset()
-    steps = {name: build(network, name, rank, mode, options.batch, device) for name in options.methods}
     first = {name: _first_step(step.run, device) for name, step in steps.items()}
-    memory = {name: None if mode == "graph" else _peak(step.run, device) for name, step in steps.items()}
+    memory = {name: None if GRAPH in mode else _peak(step.run, device) for name, step in steps.items()}
     times = timed({name: step.run for name, step in steps.items()}, options.repeats, options.warmup, device)
+    told = ", ".join(f"{name} {1000 * times[name].median:.1f}" for name in steps)
+    print(f"{network.name}, rank {rank}, {mode}, ms: {told}", file=sys.stderr, flush=True)
     return [
         {
             "model": network.name,
@@ -171,7 +194,7 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
         network: The network.
         method: A name of `METHODS`.
         rank: Channels of an update.
-        mode: A name of `MODES`.
+        mode: ``eager`` or ``compiled``.
         batch: Images.
         device: Where to.
     """
@@ -231,7 +254,7 @@ def _step(
 
     with torch.no_grad(), autocast():
         head = nn.Linear(net(*(tensor[:2] for tensor in inputs)).shape[1], CLASSES, device=inputs[0].device)
-    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda, capturable=mode == "graph")
+    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda, capturable=cuda)
     if mode == "compiled":
         net.compile()
 
@@ -246,15 +269,20 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    run = forward if forward_only else train
-    return _Captured(run) if mode == "graph" else run
+    return forward if forward_only else train
 
 
 class _Captured:
-    """A step as one CUDA graph, captured at the first call."""
+    """A step as one CUDA graph, captured at the first call.
 
-    def __init__(self, step: Callable[[], None]) -> None:
+    Args:
+        step: Leaves nothing behind that a later step reads, but parameters and the optimizer's state.
+        pool: Where graphs that are never replayed at once share their memory.
+    """
+
+    def __init__(self, step: Callable[[], None], pool: Any) -> None:
         self.step = step
+        self.pool = pool
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -266,7 +294,7 @@ class _Captured:
                     self.step()
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=stream):
                 self.step()
         self.graph.replay()
 

@@ -219,7 +219,6 @@ def test_all_refusals_are_told_at_once():
     ("beside", "named"),
     [
         ({"train": {"accumulate": 2}}, "accumulate > 1"),
-        ({"train": {"compile": True}}, "compile"),
         ({"train": {"activation_checkpointing": True}}, "activation_checkpointing"),
         ({"mapping": {"seed_granularity": "task"}}, "seed_granularity task"),
     ],

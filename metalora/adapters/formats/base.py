@@ -48,8 +48,12 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def matrix(self, c: Tensor) -> Tensor:
-        """Return `modulate` as matrices, (B, M, M), of seeds (B, seed size): h (B, ..., M) becomes h @ matrix."""
+    def mixing(self, c: Tensor) -> Tensor:
+        """Return what `modulate` does with seeds, (B, seed size), to h, (B, ..., M), as a plain product.
+
+        Returns:
+            Scales, (B, M): h * scales; or matrices, (B, M, M): h @ matrices.
+        """
 
     @abstractmethod
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
@@ -86,9 +90,9 @@ class Diagonal(Format):
         shape = (c.shape[0], c.shape[1], *inner) if channel_dim == 1 else (c.shape[0], *inner, c.shape[1])
         return h * c.view(shape)
 
-    def matrix(self, c: Tensor) -> Tensor:
-        """Return diagonal matrices. See `Format.matrix`."""
-        return torch.diag_embed(c)
+    def mixing(self, c: Tensor) -> Tensor:
+        """Return the seeds: they are scales. See `Format.mixing`."""
+        return c
 
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
         """Sum the weighted outer products. See `Format.contract`."""

@@ -35,12 +35,13 @@ class Tr(Format):
             return torch.einsum("bqp,bpr...->bqr...", core, h.unflatten(1, (rank, rank))).flatten(1, 2)
         return torch.einsum("bqp,b...pr->b...qr", core, h.unflatten(-1, (rank, rank))).flatten(-2)
 
-    def matrix(self, c: Tensor) -> Tensor:
-        """Return the Kronecker products C^T x 1, (B, R R, R R). See `Format.matrix`."""
+    def mixing(self, c: Tensor) -> Tensor:
+        """Return the Kronecker products C^T x 1, (B, R R, R R). See `Format.mixing`."""
         rank = _side(c.shape[-1])
         core = c.unflatten(-1, (rank, rank)).transpose(1, 2)  # (B, r0, r2)
         unit = torch.eye(rank, dtype=c.dtype, device=c.device)
-        return torch.einsum("bpq,rs->bprqs", core, unit).flatten(3, 4).flatten(1, 2)
+        products: Tensor = core[:, :, None, :, None] * unit[:, None]
+        return products.flatten(3, 4).flatten(1, 2).contiguous()
 
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
         """Close the ring. See `Format.contract`."""

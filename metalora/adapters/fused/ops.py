@@ -9,65 +9,54 @@ z, out forward; dout, out, dz, dz, dx backward. The update adds one read of x, b
 are stacked on W, so that one convolution makes (y, h) and, backward, takes (dy, dh); everything else rides on passes
 that are made anyway.
 
-Shapes: N images, P pixels of all, O output channels, K update channels, I input channels.
+Shapes: N images, P pixels of all, O output channels, M update channels, K those padded, I input channels. Seeds
+("mix") are `Format.mixing`'s: scales, (N, M), or matrices, (N, M, M); N may be 1; None changes nothing.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-@torch.library.custom_op("metalora::up", mutates_args=())
 def up(
-    z: Tensor, mix: Tensor | None, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None
-) -> tuple[Tensor, Tensor]:
-    """Return out = act(y + up mix^T h + shift + residual), (N, O, H, W), and h apart from z, as rows, (P, K).
+    z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None,
+    ceiling: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return out = act(y + (scale * up) mix^T h + shift + residual), (N, O, H, W), and h apart from z, as rows, (P, K).
 
     Args:
         z: y and h side by side, (N, O + K, H, W).
-        mix: (N, K, K): g = h mix, for each image; None for the unit matrix.
-        up: (O, K).
+        mix: Seeds.
+        up: (O, M).
+        scale: (O,).
         shift: (O,).
         residual: (N, O, H, W), or None.
         ceiling: act(y) = min(max(y, 0), ceiling), for ReLU infinity; None: act(y) = y.
     """
-    out, h = _like_up(z, up)
+    channels, wide = up.shape
+    n, both, height, width = z.shape
+    out, h = _empty_image(z, channels), z.new_empty(n * height * width, both - channels)
     rows, added = pixel_rows(z), None if residual is None else pixel_rows(residual)
     if z.is_cuda:
         from metalora.adapters.fused import kernels
 
-        kernels.up(pixel_rows(out), h, rows, mix, up, shift, added, ceiling)
+        kernels.up(pixel_rows(out), h, rows, mix, up, scale, shift, added, ceiling)
         return out, h
-    y, h_of_z = rows.split(list(up.shape), dim=1)
-    y = torch.addmm(y, _mixed(h.copy_(h_of_z), mix), up.T).add_(shift)
+    y, h_of_z = rows.split([channels, both - channels], dim=1)
+    factor = _factor(up, scale, z.dtype)
+    y = torch.addmm(y, _mixed(h.copy_(h_of_z)[:, :wide], mix), factor.T).add_(shift)
     if added is not None:
         y.add_(added)
     pixel_rows(out).copy_(y if ceiling is None else y.clamp_(0, ceiling))
     return out, h
 
 
-@up.register_fake
-def _(
-    z: Tensor, mix: Tensor | None, up: Tensor, shift: Tensor, residual: Tensor | None, ceiling: float | None
-) -> tuple[Tensor, Tensor]:
-    return _like_up(z, up)
-
-
-def _like_up(z: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return _empty_image(z, up.shape[0]), z.new_empty(z.shape[0] * z.shape[2] * z.shape[3], up.shape[1])
-
-
-@torch.library.custom_op("metalora::up_backward", mutates_args=())
 def up_backward(
-    dout: Tensor,
-    second: Tensor | None,
-    out: Tensor | None,
-    h: Tensor,
-    mix: Tensor | None,
-    up: Tensor,
-    ceiling: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor,
+    scale: Tensor, ceiling: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of z, of h as part of it, of ``up`` and of ``mix``.
 
     Args:
@@ -76,48 +65,44 @@ def up_backward(
         out: What `up` returned, (N, O, H, W); it may be None if ceiling is.
         h: As `up` returned it.
         mix: As for `up`.
-        up: (O, K).
+        up: (O, M).
+        scale: (O,).
         ceiling: As for `up`.
 
     Returns:
-        (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, K); (N, K, K), or nothing in it.
+        (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, M); mix's shape, or None.
     """
-    dz = _empty_image(dout, sum(up.shape))
+    channels, wide = up.shape
+    dz = _empty_image(dout, channels + h.shape[1])
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        dh, dup, dmix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, ceiling)
+        dh, dfactor, dmix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, scale, ceiling)
     else:
         image = dout if second is None else dout + second
         dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
-        dh, dup, dmix = dy @ up, dy.T @ _mixed(h, mix), None
+        h = h[:, :wide]
+        dh, dfactor, dmix = dy @ _factor(up, scale, dy.dtype), dy.T @ _mixed(h, mix), None
         if mix is not None:
-            dmix = _by_image(h, mix).transpose(1, 2) @ _by_image(dh, mix)
-            dh = _mixed(dh, mix.transpose(1, 2))
+            by_image = h.view(len(mix), -1, wide), dh.view(len(mix), -1, wide)
+            dmix = (by_image[0] * by_image[1]).sum(1) if mix.dim() == 2 else by_image[0].transpose(1, 2) @ by_image[1]
+            dh = _mixed(dh, mix if mix.dim() == 2 else mix.transpose(1, 2))
+        dh = F.pad(dh, (0, dz.shape[1] - channels - wide))
         torch.cat([dy, dh], dim=1, out=pixel_rows(dz))
-    return dz, dh, dup, h.new_empty(0) if dmix is None else dmix
+    return dz, dh, scale[:, None] * dfactor, dmix
 
 
-@up_backward.register_fake
-def _(
-    dout: Tensor,
-    second: Tensor | None,
-    out: Tensor | None,
-    h: Tensor,
-    mix: Tensor | None,
-    up: Tensor,
-    ceiling: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dmix = h.new_empty(0) if mix is None else torch.empty_like(mix)
-    return _empty_image(dout, sum(up.shape)), torch.empty_like(h), torch.empty_like(up), dmix
+def _factor(up: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (scale[:, None] * up).to(dtype)
 
 
 def refusal(device: torch.device) -> str | None:
     """Return why the kernels do not run on a device, or None: they are built there, by Triton and a C compiler."""
     z = torch.ones(1, 32, 1, 1, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    ones = torch.ones(16, device=device)
     try:
-        up(z, None, z.new_ones(16, 16), torch.zeros(16, device=device), None, None)
+        up(z, None, torch.ones(16, 16, device=device), ones, ones, None, None)
     except Exception as error:  # no Triton, no compiler, a GPU too old: each has an error of its own
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
@@ -146,16 +131,17 @@ def as_image(rows: Tensor, like: Tensor) -> Tensor:
 
 
 class FusedConv2d(torch.autograd.Function):
-    """out = act(conv(x, weight) + up @ (mix^T conv(x, down)) + shift + residual), channels_last."""
+    """out = act(conv(x, W) + (scale * up) mix^T conv(x, down) + shift + residual), channels_last."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        stacked: Tensor,
         down: Tensor,
         mix: Tensor | None,
         up_: Tensor,
+        scale: Tensor,
         shift: Tensor,
         residual: Tensor | None,
         ceiling: float | None,
@@ -167,21 +153,22 @@ class FusedConv2d(torch.autograd.Function):
         Args:
             ctx: Autograd's.
             x: (N, I, H, W).
-            weight: The frozen weight, (O, I, k, k).
-            down: (K, I, k, k).
-            mix: (N, K, K): g = h mix, for each image; None for the unit matrix.
-            up_: (O, K).
+            stacked: The frozen weight W, ``down``, and zeros, one below the other, (O + K, I, k, k).
+            down: (M, I, k, k), for its gradient.
+            mix: Seeds.
+            up_: (O, M).
+            scale: (O,).
             shift: (O,).
             residual: (N, O, H', W'), or None.
             ceiling: As for `up`.
             geometry: Stride, padding and dilation.
             outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
         """
-        stacked = torch.cat([weight, down])
         z = torch.conv2d(x, stacked, None, *geometry)
-        out, h = up(z, mix, up_, shift, residual, ceiling)
-        ctx.save_for_backward(x, stacked, mix, up_, None if ceiling is None else out, h)
+        out, h = up(z, mix, up_, scale, shift, residual, ceiling)
+        ctx.save_for_backward(x, stacked, mix, up_, scale, None if ceiling is None else out, h)
         ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
+        ctx.down_dtype = down.dtype
         ctx.set_materialize_grads(False)
         return (out, out.view_as(out)) if outputs == 2 else out
 
@@ -190,23 +177,22 @@ class FusedConv2d(torch.autograd.Function):
         """Compute the gradients of x, down, mix, up and residual."""
         dout, second = [*(d for d in douts if d is not None), None][:2]
         assert dout is not None
-        x, stacked, mix, up_, out, h = ctx.saved_tensors
-        channels = up_.shape[0]
-        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_, ctx.ceiling)
+        x, stacked, mix, up_, scale, out, h = ctx.saved_tensors
+        channels, wide = up_.shape
+        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_, scale, ctx.ceiling)
         ddown = _conv_gradient(as_image(dh, dz), x, stacked[channels:], ctx.geometry, weight=True)
+        ddown = ddown[:wide].to(ctx.down_dtype)
         dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False) if ctx.needs_input_grad[0] else None
         dresidual = dz[:, :channels] if ctx.has_residual else None
-        return dx, None, ddown, None if mix is None else dmix, dup, None, dresidual, None, None, None
+        return dx, None, ddown, dmix, dup, None, None, dresidual, None, None, None
 
 
 def _mixed(h: Tensor, mix: Tensor | None) -> Tensor:
-    """Apply each image's matrix to its pixels' channels."""
-    return h if mix is None else torch.bmm(_by_image(h, mix), mix).view(h.shape)
-
-
-def _by_image(rows: Tensor, mix: Tensor) -> Tensor:
-    """View rows (P, K) by image, (N, P / N, K)."""
-    return rows.view(len(mix), -1, rows.shape[1])
+    """Apply each image's seed to its pixels' channels, rows (P, M)."""
+    if mix is None:
+        return h
+    by_image, mix = h.view(len(mix), -1, h.shape[1]), mix.to(h.dtype)
+    return (by_image * mix[:, None] if mix.dim() == 2 else by_image @ mix).flatten(0, 1)
 
 
 def _conv_gradient(dz: Tensor, x: Tensor, kernel: Tensor, geometry: Any, weight: bool) -> Tensor:

@@ -24,8 +24,8 @@ MOST_CHANNELS = 64  # of an update; more would not stay in a kernel's registers
 class FusedConv(nn.Module):
     """out = act(bn(adapted convolution(x)) + residual), by `FusedConv2d`.
 
-    The batch norm, bn(y) = a y + t with a = gamma / sqrt(var + eps), is frozen: a is folded into the frozen weight
-    and into Up, both in float64 before rounding to ``dtype``.
+    The batch norm, bn(y) = a y + t with a = gamma / sqrt(var + eps), is frozen: a is folded into the frozen weight,
+    in float64 before rounding to ``dtype``, and into Up. Below that weight lies a copy of Down, made anew each time.
 
     Args:
         layer: The adapted convolution.
@@ -36,7 +36,7 @@ class FusedConv(nn.Module):
         dtype: What is computed in.
     """
 
-    weight: Tensor
+    stacked: Tensor
     scale: Tensor
     shift: Tensor
 
@@ -53,26 +53,26 @@ class FusedConv(nn.Module):
         self.channels = layer.format.channels(layer.rank)
         self.geometry = (list(base.stride), list(base.padding), list(base.dilation))
         scale, shift = _affine(base, norm)
-        weight = (base.weight.detach().double() * scale[:, None, None, None]).to(dtype)
-        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last), persistent=False)
-        self.register_buffer("scale", scale.to(base.weight.dtype) * layer.scale, persistent=False)
-        self.register_buffer("shift", shift.to(torch.promote_types(dtype, torch.float32)), persistent=False)
+        frozen = (base.weight.detach().double() * scale[:, None, None, None]).to(dtype)
+        stacked = frozen.new_zeros(base.out_channels + padded(self.channels), *frozen.shape[1:])
+        stacked[: base.out_channels] = frozen
+        exact = torch.promote_types(dtype, torch.float32)
+        self.register_buffer("stacked", stacked.contiguous(memory_format=torch.channels_last), persistent=False)
+        self.register_buffer("scale", (scale * layer.scale).to(exact), persistent=False)
+        self.register_buffer("shift", shift.to(exact), persistent=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         """Map (N, I, H, W) to (N, O, H', W'), or to two of the same."""
-        layer, more = self.layer, padded(self.channels) - self.channels
-        down = F.pad(layer.down.weight, (0, 0, 0, 0, 0, 0, 0, more)) if more else layer.down.weight
-        up = layer.up.weight.flatten(1) * self.scale[:, None]
-        if layer.gain is not None:
-            up = up * layer.gain
-        mix = layer.mixing(x.shape[0])
-        image = x.to(self.dtype, memory_format=torch.channels_last)
+        layer, first = self.layer, self.layer.base.weight.shape[0]
+        with torch.no_grad():
+            self.stacked[first : first + self.channels].copy_(layer.down.weight)
         return FusedConv2d.apply(
-            image,
-            self.weight,
-            down.to(self.dtype, memory_format=torch.channels_last),
-            None if mix is None else F.pad(mix.to(self.dtype), (0, more, 0, more)),
-            F.pad(up.to(self.dtype), (0, more)),
+            x.to(self.dtype, memory_format=torch.channels_last),
+            self.stacked,
+            layer.down.weight,
+            layer.mixing(x.shape[0]),
+            layer.up.weight.flatten(1),
+            self.scale,
             self.shift,
             None if residual is None else residual.to(self.dtype, memory_format=torch.channels_last),
             self.ceiling,
@@ -167,7 +167,7 @@ def _fuse_at(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Modu
         end = follower
     users = list(end.users)
     outputs = 2 if len(users) == 2 else 1
-    name = f"fused_{str(node.target).replace('.', '_')}"
+    name = f"fused_{node.name}"  # not the layer's: what follows it may differ from call to call
     assert norm is None or isinstance(norm, nn.BatchNorm2d)
     graph.add_submodule(name, FusedConv(layer, norm, ceiling, outputs, dtype))
     with graph.graph.inserting_before(end):

@@ -21,12 +21,12 @@ Dense = Callable[[AdaptedLayer, str, Tensor | None], Tensor]
 
 def _adapted(base: nn.Module, format: str, rank: int = 2, alpha: float = 3.0, batch: int = 2) -> AdaptedLayer:
     """Adapt a layer; factors, gains and the seeds of ``batch`` samples are random. The slot holds two layers' seeds."""
-    kind = build_format(format, BRANCHES)
+    kind, rank = build_format(format, BRANCHES), min(rank, *fan(base))
     size = kind.seed_size(rank) if kind.seed == "generated" else 0
-    layer = AdaptedLayer(base.requires_grad_(False), kind, min(rank, *fan(base)), alpha, SeedSlot(), slice(3, 3 + size))
+    before, own, after = slice(0, 3), slice(3, 3 + size), slice(3 + size, 5 + size)
+    layer = AdaptedLayer(base.requires_grad_(False), kind, rank, alpha, SeedSlot([before, own, after]), own)
     if kind.seed == "generated":
-        layer.seed_slice = slice(3, 3 + kind.seed_size(layer.rank))
-        layer.slot.seeds = torch.randn(batch, layer.seed_slice.stop + 2, dtype=layer.weight.dtype)
+        layer.slot.fill(torch.randn(batch, after.stop, dtype=layer.weight.dtype))
     with torch.no_grad():
         for _, parameter in layer.adapter_parameters():
             parameter.normal_()

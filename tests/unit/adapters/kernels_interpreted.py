@@ -11,12 +11,12 @@ from metalora.adapters.fused import kernels, ops
 
 @pytest.mark.parametrize("ceiling", [None, math.inf, 1.5])
 @pytest.mark.parametrize("more", [True, False], ids=["sums", "alone"])
-@pytest.mark.parametrize("mixing", [True, False], ids=["mixed", "unmixed"])
+@pytest.mark.parametrize("mixing", [0, 1, 2], ids=["unmixed", "scales", "matrices"])
 @pytest.mark.parametrize(
-    ("images", "pixels", "channels", "wide"), [(2, 65, 48, 16), (1, 300, 320, 16), (3, 7, 600, 32)]
+    ("images", "pixels", "channels", "update"), [(2, 65, 48, 9), (1, 300, 320, 16), (3, 7, 600, 32)]
 )
 def test_kernels_are_what_they_say(
-    images: int, pixels: int, channels: int, wide: int, mixing: bool, more: bool, ceiling: float | None
+    images: int, pixels: int, channels: int, update: int, mixing: int, more: bool, ceiling: float | None
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -26,19 +26,19 @@ def test_kernels_are_what_they_say(
     def image(width: int) -> Tensor:
         return random(images, 1, pixels, width).permute(0, 3, 1, 2)
 
-    rows = ops.pixel_rows
+    rows, wide = ops.pixel_rows, ops.padded(update)
     z, residual, dout = image(channels + wide), image(channels), image(channels)
     second = image(channels + wide)[:, :channels]
-    up, shift, mix = random(channels, wide), random(channels), random(images, wide, wide) if mixing else None
-    out, h = ops.up(z, mix, up, shift, residual if more else None, ceiling)
+    up, scale, shift = random(channels, update), random(channels), random(channels)
+    mix = [None, random(images, 50)[:, 7 : 7 + update], random(images, update, update)][mixing]
+    out, h = ops.up(z, mix, up, scale, shift, residual if more else None, ceiling)
     met, met_h = torch.full_like(out, torch.nan), torch.full_like(h, torch.nan)
-    kernels.up(rows(met), met_h, rows(z), mix, up, shift, rows(residual) if more else None, ceiling)
+    kernels.up(rows(met), met_h, rows(z), mix, up, scale, shift, rows(residual) if more else None, ceiling)
     torch.testing.assert_close((met, met_h), (out, h))
 
-    wanted = ops.up_backward(dout, second if more else None, out, h, mix, up, ceiling)
-    dz = torch.full_like(wanted[0], torch.nan)
+    dz, dh, dup, dmix = ops.up_backward(dout, second if more else None, out, h, mix, up, scale, ceiling)
+    met = torch.full_like(dz, torch.nan)
     added = rows(second) if more else None
-    dh, dup, dmix = kernels.up_backward(rows(dz), rows(dout), added, rows(out), h, mix, up, ceiling)
-    torch.testing.assert_close((dz, dh, dup), wanted[:3])
-    if mixing:
-        torch.testing.assert_close(dmix, wanted[3])
+    found = kernels.up_backward(rows(met), rows(dout), added, rows(out), h, mix, up, scale, ceiling)
+    torch.testing.assert_close((met, found[0], scale[:, None] * found[1]), (dz, dh, dup))
+    torch.testing.assert_close(found[2], dmix)

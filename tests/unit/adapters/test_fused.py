@@ -111,6 +111,7 @@ def test_resnets_are_fused_whole(network: Callable[[], nn.Module], format: str) 
         lambda n, x: torch.sigmoid(n.norm(n.conv(x))) * n.norm(n.conv(x)),
         lambda n, x: n.norm(n.conv(x)) + n.conv.weight.mean((1, 2, 3), keepdim=True).transpose(0, 1),  # broadcast
         lambda n, x: n.act(n.norm(n.conv(x)) * 2),
+        lambda n, x: torch.sigmoid(n.conv(x)) * n.act(n.norm(n.conv(x))),  # one layer, two surroundings
         lambda n, x: n.capped(n.norm(n.conv(x)) * 1),
         lambda n, x: n.capped(n.norm(n.conv(x))),
     ],
@@ -180,12 +181,14 @@ def test_timms_norms_with_activations() -> None:
     assert sum(one.ceiling is None for one in fused) > 20  # hardswish stays what it is
 
 
-@pytest.mark.parametrize("format", ["multi_lora", "cp", "tr"])  # lora has no seed to make a matrix of
-def test_matrix_is_modulate(format: str) -> None:
+@pytest.mark.parametrize("format", ["multi_lora", "cp", "tr"])  # lora has no seed
+def test_mixing_is_modulate(format: str) -> None:
     kind, rank = build_format(format, 3), RANKS[format]
     h = torch.randn(4, 5, kind.channels(rank), dtype=torch.float64)
     c = torch.randn(4, kind.seed_size(rank), dtype=torch.float64)
-    torch.testing.assert_close(h @ kind.matrix(c), kind.modulate(h, c, -1))
+    mixing = kind.mixing(c)
+    product = h * mixing[:, None] if mixing.dim() == 2 else h @ mixing
+    torch.testing.assert_close(product, kind.modulate(h, c, -1))
 
 
 @pytest.mark.parametrize("format", ["multi_lora", "tr"])
@@ -218,7 +221,7 @@ def test_kernels_by_the_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "36 passed" in done.stdout
+    assert "54 passed" in done.stdout
 
 
 def test_why_the_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

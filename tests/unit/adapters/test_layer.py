@@ -89,9 +89,9 @@ def test_seeds_of_a_batch_are_those_of_its_samples(
     together, seeds = layer(x), layer.slot.seeds
     assert seeds is not None
     for i in range(3):
-        layer.slot.seeds = seeds[i : i + 1]
+        layer.slot.fill(seeds[i : i + 1])
         assert close(layer(x[i * windows : (i + 1) * windows]), together[i * windows : (i + 1) * windows])
-    layer.slot.seeds = seeds.flip(0)
+    layer.slot.fill(seeds.flip(0))
     assert not torch.allclose(layer(x), together)
 
 
@@ -115,7 +115,7 @@ def test_gradients(format: str, base: nn.Module, adapted: MakeLayer) -> None:
 
     def run(x: Tensor, *rest: Tensor) -> Tensor:
         if layer.slot.seeds is not None:
-            layer.slot.seeds = rest[-1]
+            layer.slot.fill(rest[-1])
         return functional_call(layer, dict(zip(names, rest, strict=False)), x)
 
     assert torch.autograd.gradcheck(run, inputs)
@@ -126,9 +126,10 @@ def test_gradients(format: str, base: nn.Module, adapted: MakeLayer) -> None:
 @formats
 @pytest.mark.parametrize("base", [nn.Linear(6, 7), nn.Conv2d(6, 6, 3, groups=3)], ids=["linear", "conv"])
 def test_fresh_layer_is_its_base(format: str, base: nn.Module) -> None:
-    kind, slot = build_format(format), SeedSlot()
-    slot.seeds = torch.randn(2, 4)
-    layer = AdaptedLayer(base, kind, 2, 5.0, slot, slice(0, 2 if format == "cp" else 4))
+    kind, seed = build_format(format), slice(0, 2 if format == "cp" else 4)
+    slot = SeedSlot([seed])
+    slot.fill(torch.randn(2, seed.stop))
+    layer = AdaptedLayer(base, kind, 2, 5.0, slot, seed)
     x = torch.randn((2, 6) if isinstance(base, nn.Linear) else (2, 6, 5, 5))
     assert torch.equal(layer(x), base(x))
     assert layer.down.weight.std() > 0.05
@@ -148,7 +149,7 @@ def test_cp_with_identity_seed_has_the_gradients_of_lora(adapted: MakeLayer) -> 
     cp, lora = adapted(base, "cp"), adapted(base, "lora")
     lora.down.weight.data.copy_(cp.down.weight)
     lora.up.weight.data.copy_(cp.up.weight)
-    cp.slot.seeds = torch.ones(2, 7)
+    cp.slot.fill(torch.ones(2, 7))
     x = torch.randn(2, 4, 5, 5)
     for layer in (cp, lora):
         layer(x).square().sum().backward()
@@ -203,7 +204,7 @@ def test_delta_weight_of_a_generated_format_needs_a_seed(format: str, adapted: M
     layer = adapted(nn.Linear(6, 7), format)
     with pytest.raises(UserError, match="depends on a seed"):
         layer.delta_weight()
-    layer.slot.seeds = None
+    layer.slot.fill(None)
     with pytest.raises(RuntimeError, match="no seed"):
         layer(torch.randn(2, 6))
 
@@ -213,7 +214,7 @@ def test_delta_weight_of_a_generated_format_needs_a_seed(format: str, adapted: M
 def test_seeds_take_the_type_of_the_backbone(format: str, dtype: torch.dtype, adapted: MakeLayer) -> None:
     layer = adapted(nn.Linear(6, 7).to(dtype), format)
     assert layer.slot.seeds is not None
-    layer.slot.seeds = layer.slot.seeds.float()
+    layer.slot.fill(layer.slot.seeds.float())
     assert layer(torch.randn(2, 6, dtype=dtype)).dtype == dtype
 
 

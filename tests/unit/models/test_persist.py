@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import metalora
 from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
+from metalora.models.persist import unwrap
 
 MakeModel = Callable[..., metalora.MetaLoRAModel]
 formats = pytest.mark.parametrize("format", sorted(FORMATS))
@@ -21,7 +22,7 @@ LABELS = ("cat", "dog", "größe")
 
 
 def train(model: nn.Module, images: Tensor) -> None:
-    inner = metalora.models.persist.unwrap(model)
+    inner = unwrap(model)
     optimizer = torch.optim.SGD(inner.trainable().values(), 0.01)
     model.train()
     for _ in range(2):

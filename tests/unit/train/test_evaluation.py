@@ -75,7 +75,7 @@ def test_given_seeds_are_what_the_layers_read(make_trainer):
     queries = table.holdout_rows("test")[:3]
     _, (features, _) = evaluator._features("test", queries, given)
     images = evaluator.place(torch.empty(3, 0), torch.from_numpy(queries))
-    trainer.model.network.slot.seeds = given.get(torch.from_numpy(queries))
+    trainer.model.network.slot.fill(given.get(torch.from_numpy(queries)))
     with torch.no_grad():
         assert torch.allclose(features, trainer.model.network(images), atol=1e-6)
 

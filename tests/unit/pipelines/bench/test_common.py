@@ -36,8 +36,8 @@ def test_sizes_are_small_full_or_given() -> None:
         (["scaling", "--small", "--rank", "0"], "adapter.rank = '0'"),
         (["overhead", "--small", "--images", "80"], "an epoch has 6 optimizer steps, 12 are wanted"),
         pytest.param(
-            ["step", "--small", "--modes", "graph"],
-            "--modes graph: CUDA graphs need a GPU",
+            ["step", "--small", "--modes", "eager+graph"],
+            "--modes eager+graph: CUDA graphs need a GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device takes graphs"),
         ),
         (["trials", "--space", "qiuck"], "unknown space 'qiuck', did you mean 'quick'"),
