@@ -1,6 +1,7 @@
 """What the benchmarks share: options, clocks, the machine's description, and the files they leave."""
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -119,7 +120,12 @@ def timed(
         device: Where they compute: on a GPU, CUDA events time them there; elsewhere the clock does.
     """
     clock = _gpu_seconds if device is not None and device.type == "cuda" else _seconds
-    rounds = [{name: clock(function) for name, function in callables.items()} for _ in range(warmup + repeats)]
+    gc.collect()
+    gc.disable()  # as timeit does: one callable's garbage would be another's time
+    try:
+        rounds = [{name: clock(function) for name, function in callables.items()} for _ in range(warmup + repeats)]
+    finally:
+        gc.enable()
     return {name: Timing(tuple(seconds[name] for seconds in rounds[warmup:])) for name in callables}
 
 

@@ -99,10 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "floor" not in options.methods:
         raise UserError("--methods must have floor: the other figures are ratios to it")
     rows = []
-    for model in models:
-        for rank in options.ranks:
-            found = [row for rows in compare(NETWORKS[model], rank, modes, options, device) for row in rows]
-            rows += [{**row, **_best_ratios(row, found)} for row in found]
+    with torch.cuda.stream(torch.cuda.Stream() if device.type == "cuda" else None):  # the default cannot be captured
+        for model in models:
+            for rank in options.ranks:
+                found = [row for part in compare(NETWORKS[model], rank, modes, options, device) for row in part]
+                rows += [{**row, **_best_ratios(row, found)} for row in found]
     publish(
         Result(
             "step",
@@ -273,7 +274,7 @@ def _step(
 
 
 class _Captured:
-    """A step as one CUDA graph, captured at the first call.
+    """A step as one CUDA graph, captured at the first call, on the current stream: not the default one.
 
     Args:
         step: Leaves nothing behind that a later step reads, but parameters and the optimizer's state.
@@ -287,14 +288,10 @@ class _Captured:
 
     def __call__(self) -> None:
         if self.graph is None:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # what is made once is made now: kernels, workspaces, the optimizer's state
-                for _ in range(3):
-                    self.step()
-            torch.cuda.current_stream().wait_stream(stream)
+            for _ in range(3):  # what is made once is made now: kernels, workspaces, the optimizer's state
+                self.step()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=stream):
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=torch.cuda.current_stream()):
                 self.step()
         self.graph.replay()
 

@@ -5,14 +5,16 @@ padded (16, 32, 64: `ops.padded`). All are rows of channels, as channels_last im
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op, wrap_triton
 
 # Measured on an H100 for a ResNet-50's shapes (pipelines/bench/LOG.md): small tiles, and many programs in flight.
-TILE, BACKWARD_ROWS, BACKWARD_COLS, BACKWARD_STAGES = 4096, 64, 64, 3
+TILE, BACKWARD_ROWS, BACKWARD_COLS = 4096, 64, 64
 
 
 @triton.jit
@@ -110,45 +112,70 @@ def _up_backward_kernel(
     tl.store(dz_ptr + pixel[:, None] * z_row + channels + k[None, :], dh, mask=here)
 
 
-def up(
-    out: Tensor, h: Tensor, z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor,
-    residual: Tensor | None, ceiling: float | None,
-) -> None:  # fmt: skip
-    """Write ``out``, (N P, O), and ``h``, (N P, K). See `metalora.adapters.fused.ops.up`; images are rows here."""
-    (images, pixels), (channels, wide) = _images(h, mix), up.shape
+def _launch_up(
+    z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None,
+    ceiling: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    channels, wide = up.shape
+    out, h = z.new_empty(len(z), channels), z.new_empty(len(z), z.shape[1] - channels)
+    images, pixels = _images(z, mix)
     cols = max(16, min(128, triton.next_power_of_2(channels)))
     rows = _rows(TILE // cols, pixels)
     grid = (images * triton.cdiv(pixels, rows) * triton.cdiv(channels, cols),)
-    _up_kernel[grid](
+    wrap_triton(_up_kernel)[grid](
         z, mix, up, scale, shift, residual, out, h, pixels, channels, wide, z.stride(0), _stride(mix), MIX=_kind(mix),
         HAS_RESIDUAL=residual is not None, RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows,
         COLS=cols, EXACT=z.dtype == torch.float64, num_warps=4,
     )  # fmt: skip
+    return out, h
+
+
+def _launch_up_backward(
+    dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor,
+    ceiling: float | None,
+) -> list[Tensor]:  # fmt: skip
+    channels, wide = up.shape
+    images, pixels = _images(h, mix)
+    rows, cols = _rows(BACKWARD_ROWS, pixels), max(16, min(BACKWARD_COLS, triton.next_power_of_2(channels)))
+    blocks = triton.cdiv(pixels, rows)
+    made = [dout.new_empty(len(h), channels + h.shape[1]), torch.empty_like(h)]
+    if mix is not None:
+        exact = torch.promote_types(mix.dtype, torch.float32)
+        made += [torch.empty_like(h), mix.new_empty(images, blocks, *mix.shape[1:], dtype=exact)]
+    dz, dh, g, parts = [*made, None, None][:4]
+    wrap_triton(_up_backward_kernel)[(images * blocks,)](
+        dout, second, out, h, mix, up, scale, dz, dh, g, parts, pixels, channels, wide, dout.stride(0),
+        0 if second is None else second.stride(0), channels + h.shape[1], _stride(mix), HAS_SECOND=second is not None,
+        MIX=_kind(mix), RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows, COLS=cols,
+        EXACT=dout.dtype == torch.float64, num_warps=4,
+        num_stages=3 if dout.element_size() == 2 else 1,  # wider elements would not fit beside each other
+    )  # fmt: skip
+    return made
+
+
+# Operations of their own for torch.compile, which looks into them for the kernels; called directly, they cost less.
+_up = triton_op("metalora::up", _launch_up, mutates_args={})
+_up_backward = triton_op("metalora::up_backward", _launch_up_backward, mutates_args={})
+
+
+def up(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return out, (N P, O), and h, (N P, K). See `metalora.adapters.fused.ops.up`; images are rows here."""
+    return (_up if torch.compiler.is_compiling() else _launch_up)(*arguments)
 
 
 def up_backward(
-    dz: Tensor, dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor,
-    scale: Tensor, ceiling: float | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Write ``dz``, (N P, O + K), and return the gradients of h, (N P, K), of B = scale * up, and of ``mix``.
+    dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Return the gradients of z, (N P, O + K), of h as part of it, (N P, K), of B = scale * up, and of ``mix``.
 
     See `metalora.adapters.fused.ops.up_backward`; images are rows here.
     """
-    (images, pixels), (channels, wide) = _images(h, mix), up.shape
-    rows, cols = _rows(BACKWARD_ROWS, pixels), max(16, min(BACKWARD_COLS, triton.next_power_of_2(channels)))
-    blocks = triton.cdiv(pixels, rows)
-    dh, g, parts = torch.empty_like(h), h, None
-    if mix is not None:
-        g, parts = torch.empty_like(h), mix.new_empty(images, blocks, *mix.shape[1:])
-    _up_backward_kernel[(images * blocks,)](
-        dout, second, out, h, mix, up, scale, dz, dh, g, parts, pixels, channels, wide, dout.stride(0),
-        0 if second is None else second.stride(0), dz.stride(0), _stride(mix), HAS_SECOND=second is not None,
-        MIX=_kind(mix), RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows,
-        COLS=cols, EXACT=dout.dtype == torch.float64, num_warps=4,
-        num_stages=BACKWARD_STAGES if dout.element_size() == 2 else 1,  # wider elements would not fit beside each other
-    )  # fmt: skip
+    launch = _up_backward if torch.compiler.is_compiling() else _launch_up_backward
+    dz, dh, *more = launch(dout, second, out, h, mix, up, *rest)
+    g, parts = more or (h, None)
+    channels, wide = up.shape
     # By the library: partial sums of the kernel's own cost more than one more read of dy (pipelines/bench/LOG.md).
-    return dh, (dz[:, :channels].T @ g)[:, :wide], None if parts is None else parts.sum(1)
+    return dz, dh, (dz[:, :channels].T @ g)[:, :wide], None if parts is None else parts.sum(1)
 
 
 def _rows(most: int, pixels: int) -> int:
@@ -170,7 +197,7 @@ def _finite(ceiling: float | None) -> float | None:
     return None if ceiling == math.inf else ceiling
 
 
-def _images(h: Tensor, mix: Tensor | None) -> tuple[int, int]:
+def _images(rows: Tensor, mix: Tensor | None) -> tuple[int, int]:
     """Return N and P; where no seed differs from image to image, all are one."""
     images = 1 if mix is None else len(mix)
-    return images, len(h) // images
+    return images, len(rows) // images

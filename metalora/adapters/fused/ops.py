@@ -35,22 +35,18 @@ def up(
         residual: (N, O, H, W), or None.
         ceiling: act(y) = min(max(y, 0), ceiling), for ReLU infinity; None: act(y) = y.
     """
-    channels, wide = up.shape
-    n, both, height, width = z.shape
-    out, h = _empty_image(z, channels), z.new_empty(n * height * width, both - channels)
     rows, added = pixel_rows(z), None if residual is None else pixel_rows(residual)
     if z.is_cuda:
         from metalora.adapters.fused import kernels
 
-        kernels.up(pixel_rows(out), h, rows, mix, up, scale, shift, added, ceiling)
-        return out, h
-    y, h_of_z = rows.split([channels, both - channels], dim=1)
-    factor = _factor(up, scale, z.dtype)
-    y = torch.addmm(y, _mixed(h.copy_(h_of_z)[:, :wide], mix), factor.T).add_(shift)
+        out, h = kernels.up(rows, mix, up, scale, shift, added, ceiling)
+        return as_image(out, z), h
+    channels, wide = up.shape
+    y, h = rows[:, :channels], rows[:, channels:].clone()
+    y = torch.addmm(y, _mixed(h[:, :wide], mix), _factor(up, scale, z.dtype).T).add_(shift)
     if added is not None:
         y.add_(added)
-    pixel_rows(out).copy_(y if ceiling is None else y.clamp_(0, ceiling))
-    return out, h
+    return as_image(y if ceiling is None else y.clamp_(0, ceiling), z), h
 
 
 def up_backward(
@@ -72,25 +68,23 @@ def up_backward(
     Returns:
         (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, M); mix's shape, or None.
     """
-    channels, wide = up.shape
-    dz = _empty_image(dout, channels + h.shape[1])
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        dh, dfactor, dmix = kernels.up_backward(pixel_rows(dz), pixel_rows(dout), more, act, h, mix, up, scale, ceiling)
-    else:
-        image = dout if second is None else dout + second
-        dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
-        h = h[:, :wide]
-        dh, dfactor, dmix = dy @ _factor(up, scale, dy.dtype), dy.T @ _mixed(h, mix), None
-        if mix is not None:
-            by_image = h.view(len(mix), -1, wide), dh.view(len(mix), -1, wide)
-            dmix = (by_image[0] * by_image[1]).sum(1) if mix.dim() == 2 else by_image[0].transpose(1, 2) @ by_image[1]
-            dh = _mixed(dh, mix if mix.dim() == 2 else mix.transpose(1, 2))
-        dh = F.pad(dh, (0, dz.shape[1] - channels - wide))
-        torch.cat([dy, dh], dim=1, out=pixel_rows(dz))
-    return dz, dh, scale[:, None] * dfactor, dmix
+        dz, dh, dfactor, dmix = kernels.up_backward(pixel_rows(dout), more, act, h, mix, up, scale, ceiling)
+        return as_image(dz, dout), dh, scale[:, None] * dfactor, dmix
+    image = dout if second is None else dout + second
+    dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
+    wide, padding = up.shape[1], h.shape[1] - up.shape[1]
+    h = h[:, :wide]
+    dh, dfactor, dmix = dy @ _factor(up, scale, dy.dtype), dy.T @ _mixed(h, mix), None
+    if mix is not None:
+        by_image = h.view(len(mix), -1, wide), dh.view(len(mix), -1, wide)
+        dmix = (by_image[0] * by_image[1]).sum(1) if mix.dim() == 2 else by_image[0].transpose(1, 2) @ by_image[1]
+        dh = _mixed(dh, mix if mix.dim() == 2 else mix.transpose(1, 2))
+    dh = F.pad(dh, (0, padding))
+    return as_image(torch.cat([dy, dh], dim=1), dout), dh, scale[:, None] * dfactor, dmix
 
 
 def _factor(up: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,12 +102,6 @@ def refusal(device: torch.device) -> str | None:
     return None
 
 
-def _empty_image(like: Tensor, channels: int) -> Tensor:
-    n, _, height, width = like.shape  # not a permuted view: what follows may work in place
-    size = n, channels, height, width
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
 def padded(channels: int) -> int:
     """Return the update channels K that a kernel takes for so many: the next power of two, from 16 on."""
     return max(16, 1 << (channels - 1).bit_length())
@@ -125,9 +113,10 @@ def pixel_rows(image: Tensor) -> Tensor:
 
 
 def as_image(rows: Tensor, like: Tensor) -> Tensor:
-    """View rows (N H W, C) as channels_last images, (N, C, H, W), of the size of others."""
+    """Return rows (N H W, C) as channels_last images, (N, C, H, W), of the size of others."""
     n, _, height, width = like.shape
-    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+    image = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+    return image.data  # no view, as far as autograd knows: what follows may work in place
 
 
 class FusedConv2d(torch.autograd.Function):
