@@ -74,14 +74,14 @@ class AdaptedNetwork(nn.Module):
         self.slot = slot
         self._fused: tuple[nn.Module, ...] = ()  # not registered: its parameters are the backbone's
 
-    def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype) -> int:
+    def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
         """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
 
         To be called when the network is on its device, in train mode.
 
         Args:
             input_size: (3, H, W) of an image.
-            dtype: What the fused convolutions compute in.
+            dtype: What the fused convolutions compute in; None: in the network's own.
 
         Returns:
             How many convolutions are fused.

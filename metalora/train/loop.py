@@ -131,7 +131,7 @@ class Trainer:
         if self._fused():
             classifier.train()
             size = self.model.backbone_identity["input_size"]
-            self.model.network.fuse(size, self.evaluator.dtype or torch.float32)
+            self.model.network.fuse(size, self.evaluator.dtype)
         if self.settings.compile:
             classifier = cast(nn.Module, torch.compile(classifier))
         if self.settings.cuda_graph and self.device.type == "cuda":

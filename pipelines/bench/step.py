@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
 from metalora.models.assemble import adapt
+from metalora.train.checkpointing import checkpoint_blocks
 from pipelines.bench.common import Result, Size, Timing, publish, read_options, this_device, timed
 
 CLASSES = 100
@@ -29,20 +30,22 @@ class Network:
     Attributes:
         name: Its name there.
         entry: The module after which adapted layers begin.
+        early: Pattern of what lies before the last stage.
         size: Side of its images.
     """
 
     name: str
     entry: str
+    early: str
     size: int = 224
 
 
 NETWORKS = {
-    "resnet50": Network("resnet50", "maxpool"),
-    "convnext_tiny": Network("convnext_tiny", "stem"),
-    "mixer_b16": Network("mixer_b16_224", "stem"),
-    "vit_b16": Network("vit_base_patch16_224", "patch_embed"),
-    "resnet18_small": Network("resnet18", "maxpool", 64),
+    "resnet50": Network("resnet50", "maxpool", r"re:layer[123]\..*"),
+    "convnext_tiny": Network("convnext_tiny", "stem", r"re:stages\.[012]\..*"),
+    "mixer_b16": Network("mixer_b16_224", "stem", r"re:blocks\.\d\..*"),
+    "vit_b16": Network("vit_base_patch16_224", "patch_embed", r"re:blocks\.\d\..*"),
+    "resnet18_small": Network("resnet18", "maxpool", r"re:layer[123]\..*", 64),
 }
 BASELINES = ("frozen", "floor", "full", "peft")
 METHODS = (*BASELINES, *(f"{format}+{kernel}" for format in FORMATS for kernel in ("plain", "fused")))
@@ -93,10 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if any(GRAPH in mode for mode in modes) and device.type != "cuda":
         raise UserError(f"--modes {' '.join(modes)}: CUDA graphs need a GPU")
-    for kind, asked, known in (("model", models, NETWORKS), ("method", options.methods, METHODS)):
-        for name in asked:
-            if name not in known:
-                raise UserError(f"unknown {kind} {name!r} (choices: {', '.join(known)})")
+    check_names(models, options.methods, METHODS)
     if "floor" not in options.methods:
         raise UserError("--methods must have floor: the other figures are ratios to it")
     rows = []
@@ -122,6 +122,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[16], metavar="R",
                         help="channels of an update: tr has rank sqrt(R), multi_lora R / 4 (default: 16)")  # fmt: skip
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default: all that the device has; --small: eager")
+
+
+def check_names(models: Sequence[str], methods: Sequence[str], known_methods: Sequence[str]) -> None:
+    """Refuse networks and methods that there are not.
+
+    Raises:
+        UserError: the name, and the choices.
+    """
+    for kind, asked, known in (("model", models, NETWORKS), ("method", methods, known_methods)):
+        for name in asked:
+            if name not in known:
+                raise UserError(f"unknown {kind} {name!r} (choices: {', '.join(known)})")
 
 
 def compare(
@@ -197,7 +209,8 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
 
     Args:
         network: The network.
-        method: A name of `METHODS`.
+        method: A name of `METHODS`; ``+checkpointed`` recomputes the activations of blocks, ``+late`` adapts the last
+            stage alone.
         rank: Channels of an update.
         mode: ``eager`` or ``compiled``.
         batch: Images.
@@ -209,15 +222,18 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
     images = torch.randn(batch, 3, network.size, network.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     net = timm.create_model(network.name, num_classes=0).eval()
-    format, _, kernel = method.partition("+")
+    format, *how = method.split("+")
     inputs: tuple[Tensor, ...] = (images,)
     size, fused = (3, network.size, network.size), 0
     if format in FORMATS:
-        model = adapt(net, format, _rank(format, rank), branches=BRANCHES, input_size=size)
+        early = [network.early] if "late" in how else []
+        model = adapt(net, format, _rank(format, rank), branches=BRANCHES, exclude_modules=early, input_size=size)
+        if "checkpointed" in how:
+            checkpoint_blocks(model.network.backbone)
         net = model.to(device).to(memory_format=torch.channels_last).network.train()
         trained = list(model.trainable().values())
-        if kernel == "fused":
-            fused = net.fuse(size, torch.bfloat16 if images.is_cuda else torch.float32)
+        if "fused" in how:
+            fused = net.fuse(size, torch.bfloat16 if images.is_cuda else None)
         if model.extractor is not None:
             inputs = images, torch.randn(batch, model.spec.condition_size, device=device)
     else:

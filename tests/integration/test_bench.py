@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.bench import BENCHMARKS
 from tests.integration.helpers import metalora
@@ -13,15 +14,23 @@ RATIOS = {
     "cache": ["epoch ratio", "images ratio", "start ratio"],
     "data": ["best images/s", "bare images/s"],
     "knn": [],
+    "memory": [],
     "overhead": ["ratio"],
     "scaling": ["weak efficiency", "strong efficiency"],
     "step": [],
     "trials": ["trials an hour", "pause s", "to floor"],
 }
+ON_GPUS = ["memory"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", sorted(RATIOS))
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=pytest.mark.skipif(what in ON_GPUS and not torch.cuda.is_available(), reason="no GPU"))
+        for what in sorted(RATIOS)
+    ],
+)
 def test_small(what: str, tmp_path: Path) -> None:
     done = metalora(tmp_path, "bench", what, "--small")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -35,6 +44,10 @@ def test_small(what: str, tmp_path: Path) -> None:
     if what == "knn":
         assert found["facts"]["agreement"] is True
         assert all(row["ratio to 4 calls"] > 0 for row in found["rows"])
+    if what == "memory":
+        rows = {row["method"]: row["largest batch"] for row in found["rows"]}
+        assert rows["lora+fused+late"] > rows["lora+fused"] > rows["lora+plain"]
+        assert rows["lora+plain+checkpointed"] > rows["lora+plain"]
     if what == "step":
         rows = {row["method"]: row for row in found["rows"]}
         assert rows["floor"]["x floor"] == rows["peft"]["x peft"] == 1

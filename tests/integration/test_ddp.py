@@ -1,6 +1,10 @@
-"""Two ranks with batch b are one rank with batch 2 b, in float64: losses and weights."""
+"""Two ranks with batch b are one rank with batch 2 b, in float64: losses and weights.
+
+However they compute: compiled, recomputing, by fused convolutions.
+"""
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -48,18 +52,21 @@ class Double:
         return self.preprocess(image).double()
 
 
-def train(rank: int, world: int, tree: str, folder: str, accumulate: int, objective: str) -> None:
-    """Train in float64 as one rank of ``world``."""
+Settings = dict[str, Any]
+
+
+def train(rank: int, world: int, tree: str, folder: str, format: str, settings: Settings) -> None:
+    """Train in float64 as one rank of ``world``, with settings of section ``train``."""
     if world > 1:
         dist.init_process_group("gloo", f"file://{folder}.store", rank=rank, world_size=world)
     config = from_dict(
         {
             "data": {"data": tree, "batch_size": 12},
             "backbone": {"weights": "none"},
-            "adapter": {"rank": 2},
+            "adapter": {"format": format, "rank": 2},
             "train": {
-                **{"epochs": 2, "checkpoint_every": 1, "accumulate": accumulate, "warmup_steps": 2},
-                **{"objective": objective, "episode_classes": 3, "episode_images": 2},
+                **{"epochs": 2, "checkpoint_every": 1, "warmup_steps": 2, "episode_classes": 3, "episode_images": 2},
+                **settings,
             },
             "evaluate": {"knn": [1], "validate_every": 0},
             "cluster": {"workers": 0},
@@ -82,25 +89,45 @@ def train(rank: int, world: int, tree: str, folder: str, accumulate: int, object
 
 
 @pytest.fixture(scope="module")
-def one_rank(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """Return what one rank comes to with an objective; it is trained once."""
+def one_rank(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Any]]:
+    """Return what one rank comes to with a format and an objective, computed plainly; it is trained once."""
 
     @cache
-    def result(objective: str) -> dict[str, Any]:
-        return _result(tree, tmp_path_factory.mktemp("one"), 1, 1, objective)
+    def result(format: str, objective: str) -> dict[str, Any]:
+        return _result(tree, tmp_path_factory.mktemp("one"), 1, format, {"objective": objective, "kernel": "plain"})
 
     return result
 
 
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "accumulate", "objective"),
-    [(2, 1, "classification"), (1, 3, "classification"), (2, 3, "classification"), (2, 1, "episodic")],
+    ("world", "format", "settings"),
+    [
+        (2, "tr", {}),
+        (1, "tr", {"accumulate": 3}),
+        (2, "tr", {"accumulate": 3}),
+        (2, "tr", {"objective": "episodic"}),
+        (2, "tr", {"kernel": "fused"}),
+        pytest.param(2, "lora", {"compile": True}, marks=compiler),
+        pytest.param(2, "multi_lora", {"compile": True, "kernel": "fused"}, marks=compiler),
+        pytest.param(1, "cp", {"compile": True, "activation_checkpointing": True}, marks=compiler),
+        pytest.param(2, "tr", {"compile": True, "kernel": "fused"}, marks=compiler),
+    ],
+    ids=str,
 )
-def test_ranks_and_accumulation_do_not_change_the_training(
-    one_rank: Callable[[str], dict[str, Any]], tree: Path, tmp_path: Path, world: int, accumulate: int, objective: str
+def test_how_a_training_is_computed_does_not_change_it(
+    one_rank: Callable[[str, str], dict[str, Any]],
+    tree: Path,
+    tmp_path: Path,
+    world: int,
+    format: str,
+    settings: Settings,
 ) -> None:
-    one, other = one_rank(objective), _result(tree, tmp_path, world, accumulate, objective)
+    one = one_rank(format, settings.get("objective", "classification"))
+    other = _result(tree, tmp_path, world, format, settings)
     assert len(one["losses"]) >= 8
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -108,8 +135,8 @@ def test_ranks_and_accumulation_do_not_change_the_training(
         np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def _result(tree: Path, folder: Path, world: int, accumulate: int, objective: str) -> dict[str, Any]:
-    arguments = (world, str(tree), str(folder), accumulate, objective)
+def _result(tree: Path, folder: Path, world: int, format: str, settings: Settings) -> dict[str, Any]:
+    arguments = (world, str(tree), str(folder), format, settings)
     if world == 1:
         train(0, *arguments)
     else:

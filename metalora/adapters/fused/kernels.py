@@ -119,9 +119,9 @@ def _launch_up(
     channels, wide = up.shape
     out, h = z.new_empty(len(z), channels), z.new_empty(len(z), z.shape[1] - channels)
     images, pixels = _images(z, mix)
-    cols = max(16, min(128, triton.next_power_of_2(channels)))
-    rows = _rows(TILE // cols, pixels)
-    grid = (images * triton.cdiv(pixels, rows) * triton.cdiv(channels, cols),)
+    cols = _tile(128, channels)
+    rows = _tile(TILE // cols, pixels)
+    grid = (images * _pieces(pixels, rows) * _pieces(channels, cols),)
     wrap_triton(_up_kernel)[grid](
         z, mix, up, scale, shift, residual, out, h, pixels, channels, wide, z.stride(0), _stride(mix), MIX=_kind(mix),
         HAS_RESIDUAL=residual is not None, RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows,
@@ -136,8 +136,8 @@ def _launch_up_backward(
 ) -> list[Tensor]:  # fmt: skip
     channels, wide = up.shape
     images, pixels = _images(h, mix)
-    rows, cols = _rows(BACKWARD_ROWS, pixels), max(16, min(BACKWARD_COLS, triton.next_power_of_2(channels)))
-    blocks = triton.cdiv(pixels, rows)
+    rows, cols = _tile(BACKWARD_ROWS, pixels), _tile(BACKWARD_COLS, channels)
+    blocks = _pieces(pixels, rows)
     made = [dout.new_empty(len(h), channels + h.shape[1]), torch.empty_like(h)]
     if mix is not None:
         exact = torch.promote_types(mix.dtype, torch.float32)
@@ -178,8 +178,13 @@ def up_backward(
     return dz, dh, (dz[:, :channels].T @ g)[:, :wide], None if parts is None else parts.sum(1)
 
 
-def _rows(most: int, pixels: int) -> int:
-    return max(16, min(most, int(triton.next_power_of_2(pixels))))
+def _tile(most: int, size: int) -> int:
+    """Return the side of a tile: a power of two from 16 on that need not be larger than what it covers."""
+    return max(16, min(most, 1 << (size - 1).bit_length()))
+
+
+def _pieces(size: int, tile: int) -> int:
+    return -(-size // tile)
 
 
 def _kind(mix: Tensor | None) -> int:

@@ -88,7 +88,9 @@ class _Tracer(fx.Tracer):
         return isinstance(m, AdaptedLayer) or not any(isinstance(inner, AdaptedLayer) for inner in m.modules())
 
 
-def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) -> tuple[fx.GraphModule | None, int]:
+def fuse(
+    network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype | None = None
+) -> tuple[fx.GraphModule | None, int]:
     """Return a copy of a network's forward with fused convolutions in it, and how many.
 
     It holds for the mode, training or not, that the network is in.
@@ -96,7 +98,7 @@ def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) ->
     Args:
         network: With adapted layers, which are switched off meanwhile.
         input_size: (3, H, W) of an image.
-        dtype: What the fused convolutions compute in.
+        dtype: What the fused convolutions compute in; None: in the network's own.
 
     Returns:
         None and 0 if the network's forward cannot be traced, or has nothing to fuse.
@@ -115,7 +117,7 @@ def fuse(network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype) ->
     _split_norms(graph)
     _drop_identities(graph)
     modules = dict(graph.named_modules())
-    fused = sum([_fuse_at(graph, node, modules, dtype) for node in list(graph.graph.nodes)])
+    fused = sum([_fuse_at(graph, node, modules, dtype or like.dtype) for node in list(graph.graph.nodes)])
     graph.graph.lint()
     graph.recompile()
     return (graph, fused) if fused else (None, 0)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from metalora.errors import UserError
 from metalora.group import Group
-from pipelines.bench import data, knn, scaling, trials
+from pipelines.bench import data, knn, memory, scaling, trials
 from pipelines.bench.common import Timing, read_options
 from pipelines.bench.photos import write_photos
 from pipelines.bench.training import STOP_SECONDS, first_step, run_command, step_seconds, training_settings
@@ -115,3 +115,19 @@ def test_a_command_is_stopped_when_it_has_done_enough(tmp_path: Path, handler: A
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 15, 16, 17, 100, 1600, 1700])
+@pytest.mark.parametrize("guess", [0, 5, 100, 1690, 4000])
+def test_largest_batch(limit: int, guess: int) -> None:
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= limit
+
+    assert memory.largest_batch(fits, guess, 16) == limit // 16 * 16
+    assert len(set(tried)) == len(tried) <= 16
+    assert min(tried) > 0
+    if limit == 1700 and guess == 1690:
+        assert tried == [1680, 1696, 1728, 1712]

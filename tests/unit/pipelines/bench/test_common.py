@@ -40,6 +40,13 @@ def test_sizes_are_small_full_or_given() -> None:
             "--modes eager+graph: CUDA graphs need a GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device takes graphs"),
         ),
+        (["step", "--methods", "lora"], "unknown method 'lora' (choices: frozen, floor"),
+        (["memory", "--methods", "lora"], "unknown method 'lora' (choices: floor, full"),
+        pytest.param(
+            ["memory", "--small"],
+            "memory is measured on a GPU, and there is none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has memory"),
+        ),
         (["trials", "--space", "qiuck"], "unknown space 'qiuck', did you mean 'quick'"),
         (["trials", "--small", "--trials", "1"], "a pause needs two trials"),
         (["data", "--data", "nowhere"], "data 'nowhere' does not exist"),

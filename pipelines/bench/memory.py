@@ -1,0 +1,110 @@
+"""``metalora bench memory``: the largest batch that a GPU trains on, by network and method."""
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from metalora.adapters.formats import FORMATS
+from metalora.errors import UserError
+from pipelines.bench.common import Result, Size, publish, read_options, this_device
+from pipelines.bench.step import NETWORKS, Network, build, check_names
+
+METHODS = (
+    *("floor", "full", "peft"),
+    *(f"{format}+{kernel}" for format in FORMATS for kernel in ("plain", "fused", "plain+checkpointed", "fused+late")),
+)
+SIZES = {
+    "rank": Size("channels of an update: tr has rank sqrt(R), multi_lora R / 4", 16, 16),
+    "batch": Size("images of the first step, whose memory tells where to look for the largest", 32, 64),
+    "granule": Size("images between two batches that are tried", 32, 16),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora bench memory``.
+
+    A step is that of ``bench step``, eager. The largest batch is the largest multiple of the granule with which two
+    steps ran, where one granule more ran out of memory.
+
+    Raises:
+        UserError: no GPU, or an unknown network or method.
+    """
+    options = read_options("memory", "Find the largest batch of a training step.", SIZES, arguments, _add_options)
+    models = options.models or (["resnet18_small"] if options.small else ["resnet50"])
+    check_names(models, options.methods, METHODS)
+    device = this_device()
+    if device.type != "cuda":
+        raise UserError("memory is measured on a GPU, and there is none")
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no batch fails for want of one piece
+    rows = [_row(NETWORKS[model], method, options, device) for model in models for method in options.methods]
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    publish(
+        Result(
+            "memory",
+            f"The largest batch of one eager training step on a GPU of {total:.1f} GiB, in steps of {options.granule} "
+            "images, and what an image more takes. checkpointed: the blocks' activations are recomputed; late: the "
+            "last stage alone is adapted, and no graph is kept of what lies before it.",
+            "gradients of all activations from the stem's output on, training nothing.",
+            rows,
+        ),
+        options,
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", help=f"networks, of {', '.join(NETWORKS)} (default: resnet50)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
+
+
+def _row(network: Network, method: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    def peak(batch: int) -> float | None:
+        """Return the GiB in use while two steps run, or None if there are not as many."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            step = build(network, method, options.rank, "eager", batch, device)
+            step.run()
+            step.run()
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            return None
+        return torch.cuda.max_memory_allocated() / 2**30
+
+    small, double = peak(options.batch), peak(2 * options.batch)
+    if small is None or double is None:
+        raise UserError(f"--batch {options.batch}: {method} does not fit twice as many images: start with fewer")
+    each = (double - small) / options.batch
+    torch.cuda.empty_cache()
+    guess = int(options.batch + (torch.cuda.mem_get_info()[0] / 2**30 - small) / each)
+    largest = largest_batch(lambda batch: peak(batch) is not None, guess, options.granule)
+    print(f"{network.name}, {method}: {largest} images", file=sys.stderr, flush=True)
+    return {"model": network.name, "method": method, "largest batch": largest, "MiB an image": 1024 * each}
+
+
+def largest_batch(fits: Callable[[int], bool], guess: int, granule: int) -> int:
+    """Return the largest multiple of a granule that fits, 0 if none does.
+
+    Args:
+        fits: Tells whether a batch does; if one does, all smaller ones do.
+        guess: Where to begin; the nearer, the fewer batches are tried.
+        granule: What lies between two batches.
+    """
+    good, bad, reach = 0, 0, 1  # in granules; 0: none known
+    trial = max(1, guess // granule)
+    while bad - good != 1:
+        if fits(trial * granule):
+            good = trial
+        else:
+            bad = trial
+        if not bad:
+            trial = good + reach
+        else:
+            trial = (good + bad) // 2 if good else max(1, bad - reach)
+        reach *= 2
+    return good * granule
