@@ -15,7 +15,7 @@ RATIOS = {
     "data": ["best images/s", "bare images/s"],
     "knn": [],
     "memory": [],
-    "overhead": ["ratio"],
+    "overhead": ["ratio", "fastest ratio"],
     "scaling": ["weak efficiency", "strong efficiency"],
     "step": [],
     "trials": ["trials an hour", "pause s", "to floor"],
