@@ -162,8 +162,10 @@ class TrainConfig:
     )
     activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the training step's forward")
-    cuda_graph: bool = Field(
-        default=False, description="replay the step's forward and backward as a CUDA graph: for small batches on GPUs"
+    cuda_graph: bool | None = Field(
+        default=None,
+        description="replay the step's forward and backward as CUDA graphs, so that a GPU does not wait for the CPU "
+        "(default: where convolutions are fused, unless another setting forbids it)",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every generator")
     checkpoint_every: int | None = Field(
@@ -245,20 +247,21 @@ class Config:
             raise ValueError(
                 "kernel fused does not go with activation_checkpointing: a block is recomputed as it was made"
             )
-        beside = [
-            name
-            for name, met in (
-                ("accumulate > 1", self.train.accumulate > 1),
-                ("activation_checkpointing", self.train.activation_checkpointing),
-                ("seed_granularity task", self.mapping.seed_granularity == "task"),
-            )
-            if met and self.train.cuda_graph
-        ]
-        if beside:
-            raise ValueError(f"cuda_graph does not go with {', '.join(beside)}")
+        if self.train.cuda_graph and self.graph_obstacles:
+            raise ValueError(f"cuda_graph does not go with {', '.join(self.graph_obstacles)}")
         both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
         if both:
             raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")
+
+    @property
+    def graph_obstacles(self) -> list[str]:
+        """The settings with which a step cannot be replayed as CUDA graphs."""
+        obstacles = {
+            "accumulate > 1": self.train.accumulate > 1,
+            "activation_checkpointing": self.train.activation_checkpointing,
+            "seed_granularity task": self.mapping.seed_granularity == "task",
+        }
+        return [name for name, met in obstacles.items() if met]
 
 
 SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}

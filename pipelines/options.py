@@ -67,7 +67,7 @@ def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
 def _form(name: str, kind: Any) -> dict[str, Any]:
     """Say how argparse reads a setting; the values themselves are checked by `Config`."""
     origin = get_origin(kind)
-    if kind is bool:
+    if kind in (bool, bool | None):
         return {"action": argparse.BooleanOptionalAction, "default": argparse.SUPPRESS}
     base: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": name.rpartition("_")[2].upper()}
     if origin is Literal:

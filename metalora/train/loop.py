@@ -128,13 +128,16 @@ class Trainer:
             checkpoint_blocks(self.model.network.backbone)
         if self.settings.channels_last and self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
+        fused = 0
         if self._fused():
             classifier.train()
-            size = self.model.backbone_identity["input_size"]
-            self.model.network.fuse(size, self.evaluator.dtype)
+            fused = self.model.network.fuse(self.model.backbone_identity["input_size"], self.evaluator.dtype)
         if self.settings.compile:
             classifier = cast(nn.Module, torch.compile(classifier))
-        if self.settings.cuda_graph and self.device.type == "cuda":
+        graphed = self.settings.cuda_graph
+        if graphed is None:  # what was fused could be traced, so its forward never waits for the GPU
+            graphed = fused > 0 and not self.config.graph_obstacles
+        if graphed and self.device.type == "cuda":
             self._capture(classifier)
         return self.group.wrap(classifier)
 
