@@ -163,6 +163,9 @@ class Trainer:
         classifier.train()
         with self.evaluator.autocast(cache=False):  # casts must be part of the graph
             torch.cuda.make_graphed_callables(classifier, tuple(samples))
+        # Gradients are accumulated on the capture's stream, for which autograd waits; torch warns of it since 2.10.
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     def fit(self, resume: Path | None = None) -> None:
         """Train to the end, evaluate on the test split, and hand the results to the reporter's last checkpoint.

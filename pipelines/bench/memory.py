@@ -62,26 +62,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _row(network: Network, method: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    step = build(network, method, options.rank, "eager", options.batch, device)
+
     def peak(batch: int) -> float | None:
         """Return the GiB in use while two steps run, or None if there are not as many."""
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         try:
-            step = build(network, method, options.rank, "eager", batch, device)
+            step.resize(batch)
+            torch.cuda.reset_peak_memory_stats()
             step.run()
             step.run()
             torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() / 2**30
         except torch.OutOfMemoryError:
             return None
-        return torch.cuda.max_memory_allocated() / 2**30
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     small, double = peak(options.batch), peak(2 * options.batch)
     if small is None or double is None:
         raise UserError(f"--batch {options.batch}: {method} does not fit twice as many images: start with fewer")
     each = (double - small) / options.batch
-    torch.cuda.empty_cache()
-    guess = int(options.batch + (torch.cuda.mem_get_info()[0] / 2**30 - small) / each)
+    room = (torch.cuda.mem_get_info()[0] + torch.cuda.memory_allocated()) / 2**30
+    guess = int(options.batch + (room - small) / each)
     largest = largest_batch(lambda batch: peak(batch) is not None, guess, options.granule)
     print(f"{network.name}, {method}: {largest} images", file=sys.stderr, flush=True)
     return {"model": network.name, "method": method, "largest batch": largest, "MiB an image": 1024 * each}

@@ -65,11 +65,13 @@ class Step:
 
     Attributes:
         run: Does one step.
+        resize: Draws another batch, of so many images.
         trained: Number of parameters that it trains, the head's left out.
         fused: Number of fused convolutions.
     """
 
     run: Callable[[], None]
+    resize: Callable[[int], None]
     trained: int
     fused: int = 0
 
@@ -219,12 +221,9 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
     import timm
 
     torch.manual_seed(0)
-    images = torch.randn(batch, 3, network.size, network.size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
     net = timm.create_model(network.name, num_classes=0).eval()
     format, *how = method.split("+")
-    inputs: tuple[Tensor, ...] = (images,)
-    size, fused = (3, network.size, network.size), 0
+    size, fused, condition_size = (3, network.size, network.size), 0, None
     if format in FORMATS:
         early = [network.early] if "late" in how else []
         model = adapt(net, format, _rank(format, rank), branches=BRANCHES, exclude_modules=early, input_size=size)
@@ -233,13 +232,19 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
         net = model.to(device).to(memory_format=torch.channels_last).network.train()
         trained = list(model.trainable().values())
         if "fused" in how:
-            fused = net.fuse(size, torch.bfloat16 if images.is_cuda else None)
+            fused = net.fuse(size, torch.bfloat16 if device.type == "cuda" else None)
         if model.extractor is not None:
-            inputs = images, torch.randn(batch, model.spec.condition_size, device=device)
+            condition_size = model.spec.condition_size
     else:
-        net, trained = _baseline(net, network, method, rank, images)
-    run = _step(net, trained, inputs, method == "frozen", mode)
-    return Step(run, sum(parameter.numel() for parameter in trained) if method != "floor" else 0, fused)
+        net, trained = _baseline(net, network, method, rank, device)
+
+    def draw(batch: int) -> tuple[Tensor, ...]:
+        """Return images and, where they are read, the extractor's features."""
+        images = torch.randn(batch, *size, device=device).contiguous(memory_format=torch.channels_last)
+        return (images,) if condition_size is None else (images, torch.randn(batch, condition_size, device=device))
+
+    run, resize = _step(net, trained, draw, batch, method == "frozen", mode)
+    return Step(run, resize, sum(parameter.numel() for parameter in trained) if method != "floor" else 0, fused)
 
 
 def _rank(format: str, channels: int) -> int:
@@ -248,7 +253,7 @@ def _rank(format: str, channels: int) -> int:
 
 
 def _baseline(
-    net: Any, network: Network, method: str, rank: int, images: Tensor
+    net: Any, network: Network, method: str, rank: int, device: torch.device
 ) -> tuple[nn.Module, list[nn.Parameter]]:
     net.requires_grad_(method == "full")
     if method == "peft":
@@ -256,28 +261,40 @@ def _baseline(
 
         names = list(adapt(net, "lora", 1, input_size=(3, network.size, network.size)).layers)
         net = peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), net)
-    net = net.to(images.device, memory_format=torch.channels_last)
+    net = net.to(device, memory_format=torch.channels_last)
     if method == "floor":  # a zero that is trained makes all that follows need gradients
-        zero = nn.Parameter(torch.zeros((), device=images.device))
+        zero = nn.Parameter(torch.zeros((), device=device))
         net.get_submodule(network.entry).register_forward_hook(lambda module, inputs, y: y + zero)
         return net, [zero]
     return net, [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 def _step(
-    net: nn.Module, trained: Sequence[nn.Parameter], inputs: tuple[Tensor, ...], forward_only: bool, mode: str
-) -> Callable[[], None]:
-    cuda = inputs[0].is_cuda
-    labels = torch.randint(CLASSES, (len(inputs[0]),), device=inputs[0].device)
+    net: nn.Module,
+    trained: Sequence[nn.Parameter],
+    draw: Callable[[int], tuple[Tensor, ...]],
+    batch: int,
+    forward_only: bool,
+    mode: str,
+) -> tuple[Callable[[], None], Callable[[int], None]]:
+    inputs, labels = draw(batch), torch.empty(0)
+    device = inputs[0].device
+    cuda = device.type == "cuda"
 
     def autocast() -> Any:
-        return torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda)
+        return torch.autocast(device.type, torch.bfloat16, enabled=cuda)
 
     with torch.no_grad(), autocast():
-        head = nn.Linear(net(*(tensor[:2] for tensor in inputs)).shape[1], CLASSES, device=inputs[0].device)
+        head = nn.Linear(net(*(tensor[:2] for tensor in inputs)).shape[1], CLASSES, device=device)
     optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, fused=cuda, capturable=cuda)
     if mode == "compiled":
         net.compile()
+
+    def resize(batch: int) -> None:
+        nonlocal inputs, labels
+        optimizer.zero_grad(set_to_none=True)
+        inputs = ()  # freed before the next are made
+        inputs, labels = draw(batch), torch.randint(CLASSES, (batch,), device=device)
 
     def forward() -> None:
         with torch.no_grad(), autocast():
@@ -290,7 +307,8 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return forward if forward_only else train
+    resize(batch)
+    return (forward if forward_only else train), resize
 
 
 class _Captured:

@@ -145,7 +145,7 @@ class FusedConv2d(torch.autograd.Function):
             stacked: The frozen weight W, ``down``, and zeros, one below the other, (O + K, I, k, k).
             down: (M, I, k, k), for its gradient.
             mix: Seeds.
-            up_: (O, M).
+            up_: (O, M, 1, 1).
             scale: (O,).
             shift: (O,).
             residual: (N, O, H', W'), or None.
@@ -154,10 +154,10 @@ class FusedConv2d(torch.autograd.Function):
             outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
         """
         z = torch.conv2d(x, stacked, None, *geometry)
-        out, h = up(z, mix, up_, scale, shift, residual, ceiling)
+        out, h = up(z, mix, up_.flatten(1), scale, shift, residual, ceiling)
         ctx.save_for_backward(x, stacked, mix, up_, scale, None if ceiling is None else out, h)
         ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
-        ctx.down_dtype = down.dtype
+        ctx.down = down.shape, down.stride(), down.dtype
         ctx.set_materialize_grads(False)
         return (out, out.view_as(out)) if outputs == 2 else out
 
@@ -167,12 +167,14 @@ class FusedConv2d(torch.autograd.Function):
         dout, second = [*(d for d in douts if d is not None), None][:2]
         assert dout is not None
         x, stacked, mix, up_, scale, out, h = ctx.saved_tensors
-        channels, wide = up_.shape
-        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_, scale, ctx.ceiling)
+        channels, wide = up_.shape[:2]
+        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_.flatten(1), scale, ctx.ceiling)
         ddown = _conv_gradient(as_image(dh, dz), x, stacked[channels:], ctx.geometry, weight=True)
-        ddown = ddown[:wide].to(ctx.down_dtype)
+        shape, stride, dtype = ctx.down
+        ddown = _laid_out(ddown[:wide].to(dtype), shape, stride)
         dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False) if ctx.needs_input_grad[0] else None
         dresidual = dz[:, :channels] if ctx.has_residual else None
+        dup = _laid_out(dup, up_.shape, up_.stride())
         return dx, None, ddown, dmix, dup, None, None, dresidual, None, None, None
 
 
@@ -182,6 +184,11 @@ def _mixed(h: Tensor, mix: Tensor | None) -> Tensor:
         return h
     by_image, mix = h.view(len(mix), -1, h.shape[1]), mix.to(h.dtype)
     return (by_image * mix[:, None] if mix.dim() == 2 else by_image @ mix).flatten(0, 1)
+
+
+def _laid_out(gradient: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """Give the gradient of a 1x1 kernel its parameter's strides: those of sides of 1 are free, but DDP compares all."""
+    return gradient.as_strided(shape, stride) if shape[2:] == (1, 1) else gradient
 
 
 def _conv_gradient(dz: Tensor, x: Tensor, kernel: Tensor, geometry: Any, weight: bool) -> Tensor:

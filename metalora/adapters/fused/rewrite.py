@@ -71,7 +71,7 @@ class FusedConv(nn.Module):
             self.stacked,
             layer.down.weight,
             layer.mixing(x.shape[0]),
-            layer.up.weight.flatten(1),
+            layer.up.weight,
             self.scale,
             self.shift,
             None if residual is None else residual.to(self.dtype, memory_format=torch.channels_last),

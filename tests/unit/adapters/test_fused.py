@@ -181,6 +181,21 @@ def test_timms_norms_with_activations() -> None:
     assert sum(one.ceiling is None for one in fused) > 20  # hardswish stays what it is
 
 
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_gradients_lie_in_memory_as_parameters_do(format: str) -> None:
+    """DDP warns of those that do not, and copies them."""
+    backbone = resnet18()
+    backbone.fc = nn.Identity()
+    model = model_of(backbone, format).to(memory_format=torch.channels_last)
+    model.network.fuse(SIZE, torch.float64)
+    condition = None if model.extractor is None else torch.randn(2, model.spec.condition_size, dtype=torch.float64)
+    y = model.network(torch.randn(2, *SIZE, dtype=torch.float64), condition)
+    trained = {name: p for name, p in model.trainable().items() if name.endswith(("up.weight", "down.weight"))}
+    gradients = torch.autograd.grad(y.sum(), trained.values())
+    for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+        assert gradient.stride() == parameter.stride(), name
+
+
 @pytest.mark.parametrize("format", ["multi_lora", "cp", "tr"])  # lora has no seed
 def test_mixing_is_modulate(format: str) -> None:
     kind, rank = build_format(format, 3), RANKS[format]
