@@ -211,23 +211,36 @@ class Result:
 
 
 def publish(result: Result, options: argparse.Namespace) -> None:
-    """Print a result as Markdown, and write it as JSON and Markdown with machine and command.
+    """Print a result as Markdown, and `write` it.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    print(markdown(result, machine(), options.command))
+    file = write(result, options)
+    print(f"written   {file}\n          {file.with_suffix('.md')}")
+
+
+def write(result: Result, options: argparse.Namespace) -> Path:
+    """Write a result, with machine and command, as JSON and, beside it, as Markdown.
+
+    Returns:
+        The JSON file.
 
     Raises:
         UserError: the files cannot be written.
     """
     about = machine()
-    text = markdown(result, about, options.command)
-    print(text)
     file = Path(options.output).expanduser()
     content = {"command": options.command, "small": options.small, "machine": about, **asdict(result)}
+    text = markdown(result, about, options.command)
     try:
         for path, written in ((file, json.dumps(content, indent=2) + "\n"), (file.with_suffix(".md"), text)):
             with atomic_file(path) as temporary:
                 temporary.write_text(written, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {str(file)!r} cannot be written: {error.strerror}") from None
-    print(f"written   {file}\n          {file.with_suffix('.md')}")
+    return file
 
 
 def markdown(result: Result, about: Mapping[str, Any], command: str) -> str:

@@ -4,14 +4,14 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
-from pipelines.bench.common import Result, Size, publish, read_options, this_device
+from pipelines.bench.common import Result, Size, publish, read_options, this_device, write
 from pipelines.bench.step import NETWORKS, Network, build, check_names
 
 METHODS = (
@@ -41,18 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type != "cuda":
         raise UserError("memory is measured on a GPU, and there is none")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no batch fails for want of one piece
-    rows = [_row(NETWORKS[model], method, options, device) for model in models for method in options.methods]
-    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    publish(
-        Result(
-            "memory",
-            f"The largest batch of one eager training step on a GPU of {total:.1f} GiB, in steps of {options.granule} "
-            "images, and what an image more takes. checkpointed: the blocks' activations are recomputed; late: the "
-            "last stage alone is adapted, and no graph is kept of what lies before it.",
-            "gradients of all activations from the stem's output on, training nothing.",
-            rows,
-        ),
-        options,
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        for method in options.methods:
+            rows.append(_row(NETWORKS[model], method, options, device))
+            write(_result(rows, options), options)  # should a later method fail
+    publish(_result(rows, options), options)
+
+
+def _result(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> Result:
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return Result(
+        "memory",
+        f"The largest batch of one eager training step on a GPU of {total:.1f} GiB, in steps of {options.granule} "
+        "images, and what an image more takes. checkpointed: the blocks' activations are recomputed; late: the "
+        "last stage alone is adapted, and no graph is kept of what lies before it.",
+        "gradients of all activations from the stem's output on, training nothing.",
+        rows,
     )
 
 
