@@ -124,7 +124,7 @@ class DataConfig:
     keep_images: float = Field(
         default=1.0,
         ge=0,
-        description="GiB of each worker's memory for preprocessed images: if all fit, they are decoded once, not each "
+        description="GiB of each worker's memory for the images' pixels: if all fit, they are decoded once, not each "
         "epoch",
     )
 

@@ -27,7 +27,7 @@ from pipelines.train import Prepared
 from pipelines.trial import Materials, run_trial, share
 
 DEFAULT_TRIALS = 16
-STORE_SHARE = 0.4  # of one node's object store, for preprocessed images
+STORE_SHARE = 0.4  # of one node's object store, for images
 STORAGE = "ray"
 ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint may come before the first validation
@@ -157,7 +157,7 @@ class CampaignRunner:
         )
 
     def _keep_images(self) -> tuple[bool, int]:
-        """Tell whether the preprocessed images fit into Ray's object store, and their bytes."""
+        """Tell whether the images fit into Ray's object store, and their bytes."""
         size = image_bytes(len(self.prepared.table), self.prepared.backbone.input_size)
         nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
         return self.plan.campaign.share_images and size <= STORE_SHARE * min(nodes), size

@@ -149,7 +149,7 @@ def share(plan: Plan, networks: Any, board: Any, keep_images: bool, kinds: list[
         plan: The campaign.
         networks: Backbone and extractor.
         board: Told the progress.
-        keep_images: Whether to keep the preprocessed images.
+        keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
     """
     backbone, extractor = networks

@@ -11,6 +11,7 @@ from torch import Tensor
 from metalora.group import Group
 
 FloatArray = npt.NDArray[np.float32]
+PixelArray = npt.NDArray[np.uint8]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -123,9 +124,9 @@ class Shared:
     Attributes:
         original: (N, D) features of the backbone without adapters.
         conditions: (N, F) extractor features, by ``extractor_features``.
-        images: (N, 3, H, W) preprocessed images; None: each training decodes them itself.
+        images: (N, 3, H, W) pixels; None: each training decodes them itself.
     """
 
     original: FloatArray
     conditions: Mapping[str, FloatArray]
-    images: FloatArray | None = None
+    images: PixelArray | None = None

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from metalora.errors import UserError
+from metalora.models.preprocessing import Preprocessing
 from metalora.models.resnet_cifar import ResNetCifar
 from metalora.registry import nearest
 
 _log = logging.getLogger(__name__)
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
-
-Preprocess = Callable[[Image.Image], Tensor]
 
 
 class Backbone(nn.Module):
@@ -37,7 +35,7 @@ class Backbone(nn.Module):
         input_size: (3, H, W) of what `preprocess` returns.
         stem: Full dotted name (``net.conv1``) of the first convolution or linear layer, which is not to
             be adapted; None where there is none.
-        preprocess: Picklable; a PIL image of any size and mode -> (3, H, W) float32.
+        preprocess: What its weights expect of images; picklable.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class Backbone(nn.Module):
         num_features: int,
         input_size: tuple[int, int, int],
         stem: str | None,
-        preprocess: Preprocess,
+        preprocess: Preprocessing,
     ) -> None:
         super().__init__()
         self.name = name
@@ -133,7 +131,7 @@ def build_backbone(
         num_features=num_features,
         input_size=parts.input_size,
         stem=f"net.{stem}" if stem else None,
-        preprocess=_ToRgb(parts.transform),
+        preprocess=parts.preprocess,
     ).eval()
 
 
@@ -156,18 +154,8 @@ class _Parts:
     net: nn.Module
     shapes: Mapping[str, torch.Size]  # of the whole network's tensors, the classifier's included
     input_size: tuple[int, int, int]
-    transform: Callable[[Image.Image], Tensor]
+    preprocess: Preprocessing
     stem: str | None = None
-
-
-class _ToRgb:
-    """Picklable: the library's transform after a conversion to RGB."""
-
-    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.transform = transform
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image.convert("RGB"))
 
 
 def _mixer_tiny() -> nn.Module:
@@ -197,18 +185,12 @@ def _embedded(model: str, weights: str, image_size: int | None, fetch: bool) -> 
     if only_side not in (None, side):
         raise UserError(f"backbone {model!r} takes images of {only_side}x{only_side} only, image_size is {side}")
     net = make()
-    transform = transforms.Compose(
-        [
-            transforms.Resize((side, side)),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        ]
-    )
-    return _Parts(net, _shapes(net), (3, side, side), transform)
+    crop = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
+    return _Parts(net, _shapes(net), (3, side, side), Preprocessing(crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def _torchvision(model: str, weights: str, image_size: int | None, fetch: bool) -> _Parts:
-    from torchvision import models
+    from torchvision import models, transforms
 
     classifiers = models.list_models(module=models)
     if model not in classifiers:
@@ -227,12 +209,16 @@ def _torchvision(model: str, weights: str, image_size: int | None, fetch: bool) 
     transform = known[chosen].transforms()
     (own_side,), (own_resize,) = transform.crop_size, transform.resize_size
     side = image_size or own_side
-    transform.crop_size, transform.resize_size = [side], [round(own_resize * side / own_side)]
+    resize = transforms.Resize(
+        [round(own_resize * side / own_side)], transform.interpolation, antialias=transform.antialias
+    )
+    crop = transforms.Compose([resize, transforms.CenterCrop([side]), transforms.PILToTensor()])
     fetched = known[chosen] if fetch and weights != "none" else None
     net = models.get_model(model, weights=fetched, **_torchvision_arguments(model, side))
     shapes = _shapes(net)
     _cut_torchvision(net)
-    return _Parts(net, shapes, (3, side, side), transform)
+    preprocess = Preprocessing(crop, tuple(transform.mean), tuple(transform.std))
+    return _Parts(net, shapes, (3, side, side), preprocess)
 
 
 def _torchvision_arguments(model: str, side: int) -> dict[str, Any]:
@@ -278,7 +264,9 @@ def _timm(model: str, weights: str, image_size: int | None, fetch: bool) -> _Par
         net=net,
         shapes=shapes,
         input_size=tuple(data["input_size"]),
-        transform=create_transform(**data, is_training=False),
+        preprocess=Preprocessing(
+            create_transform(**data, is_training=False, normalize=False), tuple(data["mean"]), tuple(data["std"])
+        ),
         stem=first if isinstance(first, str) or first is None else first[0],
     )
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from metalora.config import Config
@@ -19,13 +18,14 @@ from metalora.data.dataset import ImageDataset
 from metalora.data.loaders import evaluation_loader
 from metalora.data.table import SPLITS, ImageTable, IntArray
 from metalora.errors import UserError
-from metalora.evaluate.embed import Batch, ConditionCache, FloatArray, GivenSeeds, Shared, embed
+from metalora.evaluate.embed import Batch, ConditionCache, GivenSeeds, PixelArray, Shared, embed
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.persist import save
+from metalora.models.preprocessing import Preprocessing
 from metalora.train.reporter import Progress, Reporter, Write
 
 STANDARDIZE_SAMPLE = 4096
@@ -65,7 +65,7 @@ class Evaluator:
         config: Config,
         model: MetaLoRAModel,
         table: ImageTable,
-        preprocess: Callable[[Image.Image], Tensor],
+        preprocess: Preprocessing,
         group: Group,
         reporter: Reporter,
         loader_workers: int,
@@ -78,7 +78,7 @@ class Evaluator:
         self.group = group
         self.reporter = reporter
         self.loader_workers = loader_workers
-        self.images: FloatArray | None = None
+        self.images: PixelArray | None = None
         self.resident: Tensor | None = None
         self.shared = shared
         if shared is not None and shared.images is not None:
@@ -104,14 +104,14 @@ class Evaluator:
         share = [images for images, *_ in self._batches("decode images", np.arange(len(self.table)))]
         self._use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
 
-    def _use(self, images: FloatArray) -> None:
+    def _use(self, images: PixelArray) -> None:
         self.images = images
         self.resident = _resident(images, self.group.device)
         self.loader_workers = 0  # what is decoded needs no decoding processes
 
     def dataset(self, rows: IntArray) -> ImageDataset:
         """Return the images of some rows of the table."""
-        return ImageDataset(self.table, rows, self.preprocess if self.images is None else None)
+        return ImageDataset(self.table, rows, self.preprocess.pixels if self.images is None else None)
 
     def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
         """Compute in the configured precision; weights are cast once a step, or each time without ``cache``."""
@@ -119,12 +119,12 @@ class Evaluator:
         return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
 
     def place(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Bring the images (B, 3, H, W) of some rows (B,) to the device, in its memory format."""
+        """Bring the pixels (B, 3, H, W) of some rows (B,) to the device, in its memory format, and scale them."""
         if self.resident is not None:
             images = self.resident[rows.to(self.group.device, non_blocking=True)]
         elif self.images is not None:
             images = torch.from_numpy(self.images[rows.numpy()])
-        return self.in_layout(images.to(self.group.device, non_blocking=True))
+        return self.preprocess.scale(self.in_layout(images.to(self.group.device, non_blocking=True)))
 
     def in_layout(self, images: Tensor) -> Tensor:
         """Bring images that are on the device into its memory format."""
@@ -339,11 +339,11 @@ class Evaluator:
 
 
 def image_bytes(count: int, input_size: Sequence[int]) -> int:
-    """Return what so many preprocessed images (3, H, W) take, in float32."""
-    return 4 * count * math.prod(input_size)
+    """Return what the pixels of so many images (3, H, W) take."""
+    return count * math.prod(input_size)
 
 
-def _resident(images: FloatArray, device: torch.device) -> Tensor | None:
+def _resident(images: PixelArray, device: torch.device) -> Tensor | None:
     """Copy images to a GPU that has room enough for several trainings' copies, so that no batch is copied there."""
     if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
         return None

@@ -7,14 +7,13 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from metalora.adapters.fused import refusal
@@ -27,6 +26,7 @@ from metalora.errors import UserError
 from metalora.evaluate.embed import Batch, Shared
 from metalora.group import Group, synchronised
 from metalora.models.assemble import MetaLoRAModel
+from metalora.models.preprocessing import Preprocessing
 from metalora.train.checkpoint import (
     generator_states,
     read_state,
@@ -67,7 +67,7 @@ class Trainer:
         config: All settings.
         model: On the group's device, with a head.
         table: The data.
-        preprocess: The backbone's preprocessing of one image.
+        preprocess: The backbone's.
         group: The ranks.
         reporter: Listens.
         loader_workers: Decoding processes of this rank.
@@ -79,7 +79,7 @@ class Trainer:
         config: Config,
         model: MetaLoRAModel,
         table: ImageTable,
-        preprocess: Callable[[Image.Image], Tensor],
+        preprocess: Preprocessing,
         group: Group,
         reporter: Reporter,
         loader_workers: int = 0,

@@ -1,11 +1,10 @@
 """Computing once what many trainings share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from metalora.config import Config
@@ -13,6 +12,7 @@ from metalora.data.table import ImageTable
 from metalora.evaluate.embed import Shared
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
+from metalora.models.preprocessing import Preprocessing
 from metalora.train.evaluation import Evaluator
 from metalora.train.reporter import Reporter
 
@@ -21,7 +21,7 @@ def compute_shared(
     config: Config,
     models: Mapping[str, MetaLoRAModel],
     table: ImageTable,
-    preprocess: Callable[[Image.Image], Tensor],
+    preprocess: Preprocessing,
     group: Group,
     reporter: Reporter,
     loader_workers: int,
@@ -34,11 +34,11 @@ def compute_shared(
         models: One for each ``extractor_features`` asked for, on the group's device; any one gives the original
             features, as its adapters are off.
         table: The data.
-        preprocess: The backbone's preprocessing of one image.
+        preprocess: The backbone's.
         group: A group of one.
         reporter: Told the progress.
         loader_workers: Decoding processes.
-        keep_images: Whether to keep the preprocessed images.
+        keep_images: Whether to keep the images' pixels.
     """
     first = next(iter(models.values()))
     evaluator = Evaluator(config, first, table, preprocess, group, reporter, loader_workers)

@@ -6,7 +6,7 @@ from pipelines.cli import dispatch
 
 BENCHMARKS = {
     "cache": "a training epoch with cached extractor features, and the time to the first step",
-    "data": "decoding and preprocessing, by number of loader processes",
+    "data": "decoding, and cutting to size, by number of loader processes",
     "knn": "the k-NN search against scikit-learn's brute force",
     "memory": "the largest batch of a training step by network and method, on a GPU",
     "overhead": "the loop on Ray Train against the same loop without Ray",

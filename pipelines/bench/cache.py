@@ -144,7 +144,7 @@ def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], 
     ]  # fmt: skip
     measured = (
         f"Seconds of a training epoch of {config.backbone.backbone} with {config.adapter.format}, batch "
-        f"{config.data.batch_size}, with extractor features (cache_features) and preprocessed images (keep_images) at "
+        f"{config.data.batch_size}, with extractor features (cache_features) and decoded images (keep_images) at "
         "hand, and with one of them made at each step; ratios are to features computed. And seconds from the command "
         "metalora train --workers 0 to its first step, with an empty METALORA_CACHE and a filled one."
     )

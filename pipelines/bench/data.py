@@ -1,4 +1,4 @@
-"""Images a second that are decoded and preprocessed for training, by the number of loader processes."""
+"""Images a second that are decoded and cut to size for training, by the number of loader processes."""
 
 import io
 import os
@@ -53,11 +53,11 @@ def measure(
     if len(rows) < config.data.batch_size:
         raise UserError(f"batch_size {config.data.batch_size} is more than the {len(rows)} images of the train split")
     sampler = BatchSampler(table.domain[rows], config.data.batch_size, seed=0, sampling="natural")
-    dataset = ImageDataset(table, rows, backbone.preprocess)
+    dataset = ImageDataset(table, rows, backbone.preprocess.pixels)
     encoded = [table.read(int(rows[i])) for batch in sampler for i in batch]
     calls: dict[str, Callable[[], Any]] = {
         "bare": lambda: [_bare(data) for data in encoded],
-        "no loader": lambda: [backbone.preprocess(decode(data, "")) for data in encoded],
+        "no loader": lambda: [backbone.preprocess.pixels(decode(data, "")) for data in encoded],
     }
     # Processes stay from round to round, as they do from epoch to epoch.
     calls |= {str(n): _consume(train_loader(dataset, sampler, n)) for n in counts}
@@ -97,9 +97,9 @@ def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[in
     what = f"{images} train images of {Path(config.data.data).name}"
     network = f"{config.backbone.backbone} ({side} x {side})"
     measured = (
-        f"Images a second of {what}, decoded, preprocessed for {network} and collated in batches of "
+        f"Images a second of {what}, decoded, cut to size for {network} and collated in batches of "
         f"{config.data.batch_size}, by number of loader processes (0: in the trainer's own); "
-        '"no loader" only decodes and preprocesses.'
+        '"no loader" only decodes and cuts.'
     )
     floor = (
         'Pillow decoding the same bytes to RGB in one process, and nothing else ("bare"), times the processes that '

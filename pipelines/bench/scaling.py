@@ -146,11 +146,11 @@ def synthetic_trainer(config: Config, steps: int, group: Group) -> Trainer:
     model = build_model(config, backbone, extractor, table.labels).to(device)
     trainer = Trainer(config, model, table, backbone.preprocess, group, RateReporter())
     share = config.data.batch_size // group.world // config.train.accumulate
-    images = torch.randn(share, *backbone.input_size, device=device)
+    images = torch.randint(256, (share, *backbone.input_size), dtype=torch.uint8, device=device)
     rows = torch.arange(share)
     if model.extractor is not None:
         with torch.no_grad():
-            features = model.extractor(images).float().cpu()
+            features = model.extractor(backbone.preprocess.scale(images)).float().cpu()
         trainer.evaluator.cache = ConditionCache.of(rows, features, len(table))
     batch = images, torch.from_numpy(table.label[:share]), torch.from_numpy(table.domain[:share]), rows
     trainer.loader = OneBatch(batch, steps * config.train.accumulate)  # type: ignore[assignment]

@@ -20,6 +20,7 @@ from metalora.build import build_model, build_networks
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
+from metalora.models.preprocessing import Preprocessing
 from metalora.train.loop import Trainer
 
 
@@ -42,14 +43,11 @@ class Recorder:
             write(self.folder)
 
 
-class Double:
+class Double(Preprocessing):
     """Preprocessing in float64."""
 
-    def __init__(self, preprocess: Any) -> None:
-        self.preprocess = preprocess
-
-    def __call__(self, image: Any) -> torch.Tensor:
-        return self.preprocess(image).double()
+    def scale(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().scale(pixels).double()
 
 
 Settings = dict[str, Any]
@@ -76,7 +74,8 @@ def train(rank: int, world: int, tree: str, folder: str, format: str, settings: 
     backbone, extractor = build_networks(config, print)
     model = build_model(config, backbone, extractor, table.labels).double()
     recorder = Recorder(Path(folder))
-    Trainer(config, model, table, Double(backbone.preprocess), Group.current(torch.device("cpu")), recorder).fit()
+    preprocess = Double(**vars(backbone.preprocess))
+    Trainer(config, model, table, preprocess, Group.current(torch.device("cpu")), recorder).fit()
     if rank == 0:
         np.savez(Path(folder) / "result.npz", losses=recorder.losses,
                  **{name: tensor.numpy() for name, tensor in model.adapter_state().items()})  # fmt: skip

@@ -84,19 +84,22 @@ def test_resnet20_has_the_papers_size() -> None:
 
 
 def test_preprocessing_is_the_libraries_own() -> None:
+    from timm.data import create_transform, resolve_model_data_config
     from torchvision import models
 
     image = _image(size=(300, 280))
     backbone = build_backbone("torchvision/resnet18", "none")
     assert torch.equal(backbone.preprocess(image), models.ResNet18_Weights.DEFAULT.transforms()(image))
 
+    backbone = build_backbone("timm/tf_efficientnet_lite0", "none")
+    own = create_transform(**resolve_model_data_config(backbone.net), is_training=False)
+    assert torch.equal(backbone.preprocess(image), own(image))
+
     white = build_backbone("resnet20", "none").preprocess(Image.new("L", (28, 28), 255))
     assert torch.equal(white, torch.ones(3, 28, 28))
 
-    smaller = build_backbone("torchvision/resnet18", "none", 112).preprocess(image)
-    resized = torch.nn.functional.interpolate(
-        backbone.preprocess(image)[None], scale_factor=0.5, mode="bilinear", antialias=True
-    )
+    smaller, larger = (build_backbone("torchvision/resnet18", "none", side).preprocess(image) for side in (112, 224))
+    resized = torch.nn.functional.interpolate(larger[None], scale_factor=0.5, mode="bilinear", antialias=True)
     assert (smaller - resized[0]).abs().mean() < 0.05  # the same field of view
 
 

@@ -64,7 +64,7 @@ def train(tree, format, keep_images=None):
         assert (shared.images is not None) == keep_images
         arrays = [shared.original, *shared.conditions.values(), *([shared.images] if keep_images else [])]
         for array in arrays:
-            assert array.dtype == np.float32
+            assert array.dtype == (np.uint8 if array is shared.images else np.float32)
             array.flags.writeable = False  # as Ray's object store hands them out
     Trainer(config, model, table, backbone.preprocess, Group(DEVICE), reporter, 0, shared).fit()
     return reporter, shared
