@@ -192,16 +192,23 @@ def _open(file: Path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPUs")
 def test_what_is_compiled_is_found_again(folder: Path, tree: Path, tmp_path: Path) -> None:
-    def compiled() -> set[Path]:
-        return {path for path in (tmp_path / "compiled").rglob("*.so") if path.is_file()}
+    def compiled() -> dict[str, set[Path]]:
+        """Return the compiled libraries, and the whole graphs, which have an autograd function of ours in them."""
+        (version,) = (tmp_path / "compiled").iterdir()
+        return {
+            "libraries": {path for path in version.rglob("*.so") if path.is_file()},
+            "graphs": {path for path in (version / "aotautograd").rglob("*") if path.is_file()},
+        }
 
-    found = []
+    found, losses = [], []
     for name in ("first", "second"):
         done = command(
             folder, "train", "--data", str(tree), *SMALL, "--workers", "0", "--epochs", "1", "--compile",
-            "--run-name", f"compiled-{name}", METALORA_CACHE=str(tmp_path),
+            "--kernel", "fused", "--run-name", f"compiled-{name}", METALORA_CACHE=str(tmp_path),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(compiled())
-    assert found[0]
+        losses.append(series(folder / "runs" / f"compiled-{name}", "train/loss"))
+    assert all(found[0].values())
     assert found[1] == found[0]
+    assert losses[1] == losses[0]
