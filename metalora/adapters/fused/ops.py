@@ -157,7 +157,8 @@ class FusedConv2d(torch.autograd.Function):
         out, h = up(z, mix, up_.flatten(1), scale, shift, residual, ceiling)
         ctx.save_for_backward(x, stacked, mix, up_, scale, None if ceiling is None else out, h)
         ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
-        ctx.down = down.shape, down.stride(), down.dtype
+        # Strides are read here: if the backward pass asked for one, torch.compile would make all gradients contiguous.
+        ctx.down, ctx.up_stride = (down.shape, down.stride(), down.dtype), up_.stride()
         ctx.set_materialize_grads(False)
         return (out, out.view_as(out)) if outputs == 2 else out
 
@@ -174,7 +175,7 @@ class FusedConv2d(torch.autograd.Function):
         ddown = _laid_out(ddown[:wide].to(dtype), shape, stride)
         dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False) if ctx.needs_input_grad[0] else None
         dresidual = dz[:, :channels] if ctx.has_residual else None
-        dup = _laid_out(dup, up_.shape, up_.stride())
+        dup = _laid_out(dup, up_.shape, ctx.up_stride)
         return dx, None, ddown, dmix, dup, None, None, dresidual, None, None, None
 
 
