@@ -29,11 +29,12 @@ class Tr(Format):
 
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
         """Contract r0. See `Format.modulate`."""
-        rank = _side(c.shape[-1])
-        core = c.unflatten(-1, (rank, rank)).expand(h.shape[0], -1, -1)
         if channel_dim == 1:
+            rank = _side(c.shape[-1])
+            core = c.unflatten(-1, (rank, rank)).expand(h.shape[0], -1, -1)
             return torch.einsum("bqp,bpr...->bqr...", core, h.unflatten(1, (rank, rank))).flatten(1, 2)
-        return torch.einsum("bqp,b...pr->b...qr", core, h.unflatten(-1, (rank, rank))).flatten(-2)
+        # With r0 not leading, the contraction itself would permute h, and its gradient, before and after.
+        return (h.reshape(h.shape[0], -1, h.shape[-1]) @ self.mixing(c)).view(h.shape)
 
     def mixing(self, c: Tensor) -> Tensor:
         """Return the Kronecker products C^T x 1, (B, R R, R R). See `Format.mixing`."""
