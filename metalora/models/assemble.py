@@ -77,7 +77,8 @@ class AdaptedNetwork(nn.Module):
     def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
         """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
 
-        To be called when the network is on its device, in train mode.
+        To be called when the network is on its device, in train mode. Each forward is to be followed by its backward
+        before the next one, and gradients have no gradients. Merging ends it.
 
         Args:
             input_size: (3, H, W) of an image.
@@ -89,6 +90,10 @@ class AdaptedNetwork(nn.Module):
         graph, count = fuse(self.backbone, input_size, dtype)
         self._fused = () if graph is None else (graph,)
         return count
+
+    def unfuse(self) -> None:
+        """From now on, train as the layers are; the opposite of `fuse`."""
+        self._fused = ()
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
         """Set the mode; the frozen backbone's batch norms stay in eval mode."""
@@ -258,6 +263,7 @@ class MetaLoRAModel(nn.Module):
                 f"merging format {self.spec.format!r} needs one seed of {size} elements, "
                 f"e.g. model.seed(images).mean(0); got {met}"
             )
+        self.network.unfuse()  # what is fused does not ask whether layers are merged
         for layer in self.layers.values():
             layer.merge(seed)
 

@@ -1,11 +1,11 @@
 """Triton kernels of the fused adapted convolution: each reads and writes every activation once.
 
 Shapes: N images of P pixels (formats without seeds: one of all pixels), O output channels, M update channels, K those
-padded (16, 32, 64: `ops.padded`). All are rows of channels, as channels_last images are in memory.
+padded (16, 32, 64: `ops.padded`). Images are rows of channels, (N P, O), as channels_last ones are in memory.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -15,12 +15,13 @@ from torch.library import triton_op, wrap_triton
 
 # Measured on an H100 for a ResNet-50's shapes (pipelines/bench/LOG.md): small tiles, and many programs in flight.
 TILE, BACKWARD_ROWS, BACKWARD_COLS = 4096, 64, 64
+Rows = TypeVar("Rows", Tensor, Tensor | None)
 
 
 @triton.jit
-def _up_kernel(
+def _epilogue_kernel(
     z_ptr, mix_ptr, up_ptr, scale_ptr, shift_ptr, residual_ptr, out_ptr, h_ptr, pixels, channels, wide, z_row,
-    mix_image, MIX: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, CEILING: tl.constexpr,
+    residual_row, mix_image, MIX: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, CEILING: tl.constexpr,
     K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = tl.float64 if EXACT else tl.float32
@@ -48,18 +49,17 @@ def _up_kernel(
     y = tl.load(z + cols[None, :], mask=inside, other=0.0).to(acc)
     y += tl.dot(h, up, input_precision="ieee", out_dtype=acc)
     y += tl.load(shift_ptr + cols, mask=cols < channels, other=0.0).to(acc)[None, :]
-    target = pixel[:, None] * channels + cols[None, :]
     if HAS_RESIDUAL:
-        y += tl.load(residual_ptr + target, mask=inside, other=0.0).to(acc)
+        y += tl.load(residual_ptr + pixel[:, None] * residual_row + cols[None, :], mask=inside, other=0.0).to(acc)
     if RELU:  # not minimum and maximum: a NaN must stay one
         y = tl.where(y < 0, 0.0, y)
         if CEILING is not None:
             y = tl.where(y > CEILING, CEILING, y)
-    tl.store(out_ptr + target, y.to(h.dtype), mask=inside)
+    tl.store(out_ptr + pixel[:, None] * channels + cols[None, :], y.to(h.dtype), mask=inside)
 
 
 @triton.jit
-def _up_backward_kernel(
+def _epilogue_backward_kernel(
     dout_ptr, second_ptr, out_ptr, h_ptr, mix_ptr, up_ptr, scale_ptr, dz_ptr, dh_ptr, g_ptr, dmix_ptr, pixels,
     channels, wide, dout_row, second_row, z_row, mix_image, HAS_SECOND: tl.constexpr, MIX: tl.constexpr,
     RELU: tl.constexpr, CEILING: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -112,29 +112,31 @@ def _up_backward_kernel(
     tl.store(dz_ptr + pixel[:, None] * z_row + channels + k[None, :], dh, mask=here)
 
 
-def _launch_up(
+def _launch_epilogue(
     z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None,
     ceiling: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     channels, wide = up.shape
+    residual = _gapless(residual)
     out, h = z.new_empty(len(z), channels), z.new_empty(len(z), z.shape[1] - channels)
     images, pixels = _images(z, mix)
     cols = _tile(128, channels)
     rows = _tile(TILE // cols, pixels)
     grid = (images * _pieces(pixels, rows) * _pieces(channels, cols),)
-    wrap_triton(_up_kernel)[grid](
-        z, mix, up, scale, shift, residual, out, h, pixels, channels, wide, z.stride(0), _stride(mix), MIX=_kind(mix),
-        HAS_RESIDUAL=residual is not None, RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows,
-        COLS=cols, EXACT=z.dtype == torch.float64, num_warps=4,
+    wrap_triton(_epilogue_kernel)[grid](
+        z, mix, up, scale, shift, residual, out, h, pixels, channels, wide, z.stride(0),
+        _stride(residual), _stride(mix), MIX=_kind(mix), HAS_RESIDUAL=residual is not None, RELU=ceiling is not None,
+        CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows, COLS=cols, EXACT=z.dtype == torch.float64, num_warps=4,
     )  # fmt: skip
     return out, h
 
 
-def _launch_up_backward(
+def _launch_epilogue_backward(
     dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor,
     ceiling: float | None,
 ) -> list[Tensor]:  # fmt: skip
     channels, wide = up.shape
+    dout, second = _gapless(dout), _gapless(second)
     images, pixels = _images(h, mix)
     rows, cols = _tile(BACKWARD_ROWS, pixels), _tile(BACKWARD_COLS, channels)
     blocks = _pieces(pixels, rows)
@@ -143,9 +145,9 @@ def _launch_up_backward(
         exact = torch.promote_types(mix.dtype, torch.float32)
         made += [torch.empty_like(h), mix.new_empty(images, blocks, *mix.shape[1:], dtype=exact)]
     dz, dh, g, parts = [*made, None, None][:4]
-    wrap_triton(_up_backward_kernel)[(images * blocks,)](
+    wrap_triton(_epilogue_backward_kernel)[(images * blocks,)](
         dout, second, out, h, mix, up, scale, dz, dh, g, parts, pixels, channels, wide, dout.stride(0),
-        0 if second is None else second.stride(0), channels + h.shape[1], _stride(mix), HAS_SECOND=second is not None,
+        _stride(second), channels + h.shape[1], _stride(mix), HAS_SECOND=second is not None,
         MIX=_kind(mix), RELU=ceiling is not None, CEILING=_finite(ceiling), K=h.shape[1], ROWS=rows, COLS=cols,
         EXACT=dout.dtype == torch.float64, num_warps=4,
         num_stages=3 if dout.element_size() == 2 else 1,  # wider elements would not fit beside each other
@@ -154,23 +156,23 @@ def _launch_up_backward(
 
 
 # Operations of their own for torch.compile, which looks into them for the kernels; called directly, they cost less.
-_up = triton_op("metalora::up", _launch_up, mutates_args={})
-_up_backward = triton_op("metalora::up_backward", _launch_up_backward, mutates_args={})
+_epilogue = triton_op("metalora::epilogue", _launch_epilogue, mutates_args={})
+_epilogue_backward = triton_op("metalora::epilogue_backward", _launch_epilogue_backward, mutates_args={})
 
 
-def up(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return out, (N P, O), and h, (N P, K). See `metalora.adapters.fused.ops.up`; images are rows here."""
-    return (_up if torch.compiler.is_compiling() else _launch_up)(*arguments)
+def epilogue(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return out, (N P, O), and h, (N P, K). See `metalora.adapters.fused.ops.epilogue`; images are rows here."""
+    return (_epilogue if torch.compiler.is_compiling() else _launch_epilogue)(*arguments)
 
 
-def up_backward(
+def epilogue_backward(
     dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return the gradients of z, (N P, O + K), of h as part of it, (N P, K), of B = scale * up, and of ``mix``.
 
-    See `metalora.adapters.fused.ops.up_backward`; images are rows here.
+    See `metalora.adapters.fused.ops.epilogue_backward`; images are rows here.
     """
-    launch = _up_backward if torch.compiler.is_compiling() else _launch_up_backward
+    launch = _epilogue_backward if torch.compiler.is_compiling() else _launch_epilogue_backward
     dz, dh, *more = launch(dout, second, out, h, mix, up, *rest)
     g, parts = more or (h, None)
     channels, wide = up.shape
@@ -192,10 +194,15 @@ def _kind(mix: Tensor | None) -> int:
     return 0 if mix is None else mix.dim() - 1
 
 
-def _stride(mix: Tensor | None) -> int:
-    """Return how far the seeds of two images lie apart; those of one lie side by side."""
-    assert mix is None or mix.stride(-1) == 1
-    return 0 if mix is None else mix.stride(0)
+def _gapless(rows: Rows) -> Rows:
+    """Return rows whose channels lie side by side, as those of a slice of channels do, and of a spread sum do not."""
+    return rows if rows is None or rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _stride(tensor: Tensor | None) -> int:
+    """Return how far two rows, or the seeds of two images, lie apart; what is in them lies side by side."""
+    assert tensor is None or tensor.stride(-1) == 1
+    return 0 if tensor is None else tensor.stride(0)
 
 
 def _finite(ceiling: float | None) -> float | None:

@@ -9,7 +9,7 @@ z, out forward; dout, out, dz, dz, dx backward. The update adds one read of x, b
 are stacked on W, so that one convolution makes (y, h) and, backward, takes (dy, dh); everything else rides on passes
 that are made anyway.
 
-Shapes: N images, P pixels of all, O output channels, M update channels, K those padded, I input channels. Seeds
+Shapes: N images of P pixels, O output channels, M update channels, K those padded, I input channels. Seeds
 ("mix") are `Format.mixing`'s: scales, (N, M), or matrices, (N, M, M); N may be 1; None changes nothing.
 """
 
@@ -18,13 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def up(
+def epilogue(
     z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None,
     ceiling: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return out = act(y + (scale * up) mix^T h + shift + residual), (N, O, H, W), and h apart from z, as rows, (P, K).
+    """Return out = act(y + (scale * up) mix^T h + shift + residual), (N, O, H, W), and h apart, as rows, (N P, K).
 
     Args:
         z: y and h side by side, (N, O + K, H, W).
@@ -39,7 +40,7 @@ def up(
     if z.is_cuda:
         from metalora.adapters.fused import kernels
 
-        out, h = kernels.up(rows, mix, up, scale, shift, added, ceiling)
+        out, h = kernels.epilogue(rows, mix, up, scale, shift, added, ceiling)
         return as_image(out, z), h
     channels, wide = up.shape
     y, h = rows[:, :channels], rows[:, channels:].clone()
@@ -49,7 +50,7 @@ def up(
     return as_image(y if ceiling is None else y.clamp_(0, ceiling), z), h
 
 
-def up_backward(
+def epilogue_backward(
     dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor,
     scale: Tensor, ceiling: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
@@ -58,21 +59,21 @@ def up_backward(
     Args:
         dout: The gradient of out, (N, O, H, W).
         second: What is to be added to it, (N, O, H, W), or None.
-        out: What `up` returned, (N, O, H, W); it may be None if ceiling is.
-        h: As `up` returned it.
-        mix: As for `up`.
+        out: What `epilogue` returned, (N, O, H, W); it may be None if ceiling is.
+        h: As `epilogue` returned it.
+        mix: As for `epilogue`.
         up: (O, M).
         scale: (O,).
-        ceiling: As for `up`.
+        ceiling: As for `epilogue`.
 
     Returns:
-        (N, O + K, H, W); its last K channels again, as rows, (P, K); (O, M); mix's shape, or None.
+        (N, O + K, H, W); its last K channels again, as rows, (N P, K); (O, M); mix's shape, or None.
     """
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
 
         more, act = (None if image is None else pixel_rows(image) for image in (second, out))
-        dz, dh, dfactor, dmix = kernels.up_backward(pixel_rows(dout), more, act, h, mix, up, scale, ceiling)
+        dz, dh, dfactor, dmix = kernels.epilogue_backward(pixel_rows(dout), more, act, h, mix, up, scale, ceiling)
         return as_image(dz, dout), dh, scale[:, None] * dfactor, dmix
     image = dout if second is None else dout + second
     dy = pixel_rows(image if out is None or ceiling is None else image * ((out > 0) & (out < ceiling)))
@@ -96,7 +97,7 @@ def refusal(device: torch.device) -> str | None:
     z = torch.ones(1, 32, 1, 1, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     ones = torch.ones(16, device=device)
     try:
-        up(z, None, torch.ones(16, 16, device=device), ones, ones, None, None)
+        epilogue(z, None, torch.ones(16, 16, device=device), ones, ones, None, None)
     except Exception as error:  # no Triton, no compiler, a GPU too old: each has an error of its own
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
@@ -129,7 +130,7 @@ class FusedConv2d(torch.autograd.Function):
         stacked: Tensor,
         down: Tensor,
         mix: Tensor | None,
-        up_: Tensor,
+        up: Tensor,
         scale: Tensor,
         shift: Tensor,
         residual: Tensor | None,
@@ -145,42 +146,43 @@ class FusedConv2d(torch.autograd.Function):
             stacked: The frozen weight W, ``down``, and zeros, one below the other, (O + K, I, k, k).
             down: (M, I, k, k), for its gradient.
             mix: Seeds.
-            up_: (O, M, 1, 1).
+            up: (O, M, 1, 1).
             scale: (O,).
             shift: (O,).
             residual: (N, O, H', W'), or None.
-            ceiling: As for `up`.
+            ceiling: As for `epilogue`.
             geometry: Stride, padding and dilation.
             outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
         """
         z = torch.conv2d(x, stacked, None, *geometry)
-        out, h = up(z, mix, up_.flatten(1), scale, shift, residual, ceiling)
-        ctx.save_for_backward(x, stacked, mix, up_, scale, None if ceiling is None else out, h)
+        out, h = epilogue(z, mix, up.flatten(1), scale, shift, residual, ceiling)
+        ctx.save_for_backward(x, stacked, mix, up, scale, None if ceiling is None else out, h)
         ctx.geometry, ctx.ceiling, ctx.has_residual = geometry, ceiling, residual is not None
         # Strides are read here: if the backward pass asked for one, torch.compile would make all gradients contiguous.
-        ctx.down, ctx.up_stride = (down.shape, down.stride(), down.dtype), up_.stride()
+        ctx.down, ctx.up_stride = (down.shape, down.stride(), down.dtype), up.stride()
         ctx.set_materialize_grads(False)
         return (out, out.view_as(out)) if outputs == 2 else out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *douts: Tensor | None) -> Any:
         """Compute the gradients of x, down, mix, up and residual."""
         dout, second = [*(d for d in douts if d is not None), None][:2]
         assert dout is not None
-        x, stacked, mix, up_, scale, out, h = ctx.saved_tensors
-        channels, wide = up_.shape[:2]
-        dz, dh, dup, dmix = up_backward(dout, second, out, h, mix, up_.flatten(1), scale, ctx.ceiling)
+        x, stacked, mix, up, scale, out, h = ctx.saved_tensors
+        channels, wide = up.shape[:2]
+        dz, dh, dup, dmix = epilogue_backward(dout, second, out, h, mix, up.flatten(1), scale, ctx.ceiling)
         ddown = _conv_gradient(as_image(dh, dz), x, stacked[channels:], ctx.geometry, weight=True)
         shape, stride, dtype = ctx.down
         ddown = _laid_out(ddown[:wide].to(dtype), shape, stride)
         dx = _conv_gradient(dz, x, stacked, ctx.geometry, weight=False) if ctx.needs_input_grad[0] else None
         dresidual = dz[:, :channels] if ctx.has_residual else None
-        dup = _laid_out(dup, up_.shape, ctx.up_stride)
+        dup = _laid_out(dup, up.shape, ctx.up_stride)
         return dx, None, ddown, dmix, dup, None, None, dresidual, None, None, None
 
 
 def _mixed(h: Tensor, mix: Tensor | None) -> Tensor:
-    """Apply each image's seed to its pixels' channels, rows (P, M)."""
+    """Apply each image's seed to its pixels' channels, rows (N P, M)."""
     if mix is None:
         return h
     by_image, mix = h.view(len(mix), -1, h.shape[1]), mix.to(h.dtype)

@@ -3,11 +3,14 @@
 The modules of the network stay as they are, and the copy refers to them: it is one more way to run them.
 """
 
+import logging
 import math
 import operator
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -16,6 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from metalora.adapters.fused.ops import FusedConv2d, padded
 from metalora.adapters.layer import AdaptedLayer
 
+_log = logging.getLogger(__name__)
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MOST_CHANNELS = 64  # of an update; more would not stay in a kernel's registers
@@ -101,16 +105,22 @@ def fuse(
         dtype: What the fused convolutions compute in; None: in the network's own.
 
     Returns:
-        None and 0 if the network's forward cannot be traced, or has nothing to fuse.
+        None and 0 if there is nothing to fuse, or the network's forward is not what its trace would be: it cannot be
+        traced, draws random numbers in Python, or modules have hooks.
     """
     layers = [module for module in network.modules() if isinstance(module, AdaptedLayer)]
     like = layers[0].weight
     enabled, layers[0].slot.enabled = layers[0].slot.enabled, False
     try:
+        _refuse_hooks(network)
+        drawn = _generators()
         graph = fx.GraphModule(network, _Tracer().trace(network))
+        if drawn != _generators():
+            raise RuntimeError("random numbers decide what it does")
         with torch.no_grad():
             ShapeProp(graph).propagate(torch.zeros(2, *input_size, device=like.device, dtype=like.dtype))
-    except Exception:  # tracing runs the network's own code, which may do anything that a trace does not take
+    except Exception as error:  # tracing runs the network's own code, which may do anything that a trace does not take
+        _log.info("nothing is fused: the network's forward cannot be traced (%s)", error)
         return None, 0
     finally:
         layers[0].slot.enabled = enabled
@@ -121,6 +131,17 @@ def fuse(
     graph.graph.lint()
     graph.recompile()
     return (graph, fused) if fused else (None, 0)
+
+
+def _refuse_hooks(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise RuntimeError(f"{name or 'it'} has hooks")
+
+
+def _generators() -> tuple[Any, ...]:
+    """Return the states of the random number generators that Python code draws from."""
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
 
 
 def _split_norms(graph: fx.GraphModule) -> None:
@@ -188,7 +209,9 @@ def _fuse_at(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Modu
 
 def _fusible(layer: AdaptedLayer) -> bool:
     base = layer.base
-    plain = isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros"
+    if not isinstance(base, nn.Conv2d) or type(base).forward is not nn.Conv2d.forward:  # it may pad by itself
+        return False
+    plain = base.groups == 1 and base.padding_mode == "zeros"
     return plain and not isinstance(base.padding, str) and layer.format.channels(layer.rank) <= MOST_CHANNELS
 
 

@@ -36,17 +36,17 @@ def test_kernels_are_what_they_say(
         return random(images, 1, pixels, width).permute(0, 3, 1, 2)
 
     rows, wide = ops.pixel_rows, ops.padded(update)
-    z, residual, dout = image(channels + wide), image(channels), image(channels)
-    second = image(channels + wide)[:, :channels]
+    z, dout = image(channels + wide), image(channels) if more else image(1).expand(-1, channels, -1, -1)
+    residual, second = (image(channels + wide)[:, :channels] for _ in range(2))
     up, scale, shift = random(channels, update), random(channels), random(channels)
     mix = [None, random(images, 50)[:, 7 : 7 + update], random(images, update, update)][mixing]
-    out, h = ops.up(z, mix, up, scale, shift, residual if more else None, ceiling)
+    out, h = ops.epilogue(z, mix, up, scale, shift, residual if more else None, ceiling)
     added = rows(residual) if more else None
-    met, met_h = kernels.up(rows(z), mix, up, scale, shift, added, ceiling)
+    met, met_h = kernels.epilogue(rows(z), mix, up, scale, shift, added, ceiling)
     torch.testing.assert_close((met, met_h), (rows(out), h))
 
-    dz, dh, dup, dmix = ops.up_backward(dout, second if more else None, out, h, mix, up, scale, ceiling)
+    dz, dh, dup, dmix = ops.epilogue_backward(dout, second if more else None, out, h, mix, up, scale, ceiling)
     added = rows(second) if more else None
-    found = kernels.up_backward(rows(dout), added, rows(out), h, mix, up, scale, ceiling)
+    found = kernels.epilogue_backward(rows(dout), added, rows(out), h, mix, up, scale, ceiling)
     torch.testing.assert_close((found[0], found[1], scale[:, None] * found[2]), (rows(dz), dh, dup))
     torch.testing.assert_close(found[3], dmix)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -153,8 +154,12 @@ def test_what_is_not_fused() -> None:
 
     circular = model_of(Net(lambda n, x: n.norm(n.conv(x)), padding_mode="circular"), "lora")
     assert fuse(circular.network.backbone, SIZE, torch.float64) == (None, 0)
-    branching = model_of(Net(lambda n, x: n.conv(x) if x.sum() > 1e9 else n.conv(x) + 1), "lora")
-    assert fuse(branching.network.backbone, SIZE, torch.float64) == (None, 0)
+    for condition in (lambda x: x.sum() > 1e9, lambda x: torch.rand(()) > 0.5, lambda x: np.random.rand() > 0.5):
+        branching = model_of(Net(lambda n, x, met=condition: n.conv(x) if met(x) else n.conv(x) + 1), "lora")
+        assert fuse(branching.network.backbone, SIZE, torch.float64) == (None, 0)
+    hooked = model_of(Net(lambda n, x: n.norm(n.conv(x))), "lora")
+    hooked.network.backbone.norm.register_forward_hook(lambda module, inputs, y: 2 * y)
+    assert fuse(hooked.network.backbone, SIZE, torch.float64) == (None, 0)
     for rank, count in ((8, 1), (9, 0)):  # 64 channels, and 81
         wide = model_of(Net(lambda n, x: n.conv(x)), "tr", rank)
         assert fuse(wide.network.backbone, SIZE, torch.float64)[1] == count
@@ -175,9 +180,29 @@ def test_fused_only_while_training_with_adapters_on() -> None:
     assert not any("fused" in name for name in model.state_dict())
 
 
+def test_what_is_fused_ends_with_merging() -> None:
+    model = model_of(Net(lambda n, x: n.act(n.norm(n.conv(x)))), "lora")
+    x = torch.randn(2, *SIZE, dtype=torch.float64)
+    plain = model(x)
+    assert model.network.fuse(SIZE, torch.float64) == 1
+    model.merge()
+    torch.testing.assert_close(model(x), plain)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    model = model_of(Net(lambda n, x: n.act(n.norm(n.conv(x)))), "lora")
+    model.network.fuse(SIZE, torch.float64)
+    x = torch.randn(2, *SIZE, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 def test_timms_norms_with_activations() -> None:
     fused = assert_fused_as_plain(model_of(timm.create_model("tf_efficientnet_lite0", num_classes=0), "cp", 4), 32)
     assert sum(one.ceiling == 6 for one in fused) == 16  # the others end a block: in a sum, or in nothing
+    # its strided 3x3 convolutions pad by themselves
+    assert_fused_as_plain(model_of(timm.create_model("tf_efficientnetv2_b0", num_classes=0), "lora", 2), 72)
     silent = model_of(timm.create_model("mobilenetv3_small_050", num_classes=0), "lora", 2)
     fused = assert_fused_as_plain(silent, len(silent.layers))
     assert sum(one.ceiling is None for one in fused) > 20  # hardswish stays what it is
