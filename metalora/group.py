@@ -41,7 +41,7 @@ class Group:
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wrap a module whose parameters all take part in every forward in DDP.
 
-        Frozen buffers are the same everywhere and never change, so they are not broadcast.
+        Buffers are not broadcast: frozen ones never change, and a trainer averages those of trained modules.
         """
         if self.world == 1:
             return module

@@ -23,7 +23,7 @@ from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker, tracking_address
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN
-from metalora.train.loop import Trainer
+from metalora.train.loop import Trainer, build_sampler
 from pipelines.console import ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
 from pipelines.options import add_settings, make_parser, parse, read_earlier, resolve
@@ -134,10 +134,10 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
-    if config.data.batch_size > images:
-        raise UserError(f"batch_size {config.data.batch_size} is more than the {images} images of the train split")
     backbone, extractor = build_networks(config, say)
-    return Prepared(config, table, backbone, extractor, build_model(config, backbone, extractor, table.labels))
+    model = build_model(config, backbone, extractor, table.labels)
+    build_sampler(config, model, table, Group(torch.device("cpu"), world=max(1, config.cluster.workers)))
+    return Prepared(config, table, backbone, extractor, model)
 
 
 def name_run(config: Config, resume: bool, kind: str) -> tuple[Config, Path]:

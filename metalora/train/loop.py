@@ -21,7 +21,7 @@ from metalora.config import Config, to_dict
 from metalora.data.episodes import EpisodeSampler
 from metalora.data.loaders import train_loader
 from metalora.data.sampler import BatchSampler
-from metalora.data.table import ImageTable, IntArray
+from metalora.data.table import ImageTable
 from metalora.errors import UserError
 from metalora.evaluate.embed import Batch, Shared
 from metalora.group import Group, synchronised
@@ -101,12 +101,10 @@ class Trainer:
         seed_everything(self.settings.seed + group.rank)
 
         self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers, shared)
+        self.sampler = build_sampler(config, model, table, group)
         self.evaluator.keep_images(config.data.keep_images * 2**30)
         rows = table.rows("train")
-        self.sampler = build_sampler(config, table.label[rows], table.domain[rows], group)
         self.tasks = np.unique(table.domain[rows]).tolist()
-        if self._in_turn and (model.network.mapping is None or len(self.tasks) == 1):
-            raise UserError("episode_tasks = in_turn needs a format with generated seeds, and two tasks or more")
         self.loader = train_loader(self.evaluator.dataset(rows), self.sampler, self.evaluator.loader_workers)
         self.steps_per_epoch = self.sampler.steps
         self.total_steps = self.steps_per_epoch * self.settings.epochs
@@ -119,10 +117,6 @@ class Trainer:
         self.schedule = warmup_cosine(self.optimizer, self.settings.warmup_steps, self.total_steps)
         self.classifier = self._prepare(Classifier(model))
 
-    @property
-    def _in_turn(self) -> bool:
-        return self.settings.objective == "episodic" and self.settings.episode_tasks == "in_turn"
-
     def _prepare(self, classifier: nn.Module) -> nn.Module:
         if self.settings.activation_checkpointing:
             checkpoint_blocks(self.model.network.backbone)
@@ -132,37 +126,56 @@ class Trainer:
         if self._fused():
             classifier.train()
             fused = self.model.network.fuse(self.model.backbone_identity["input_size"], self.evaluator.dtype)
+            if not fused and self.settings.kernel == "fused":
+                raise UserError(
+                    "kernel fused: this network has nothing that can be fused; kernel auto trains it as it is"
+                )
         if self.settings.compile:
             classifier = cast(nn.Module, torch.compile(classifier))
         graphed = self.settings.cuda_graph
-        if graphed is None:  # what was fused could be traced, so its forward never waits for the GPU
-            graphed = fused > 0 and not self.config.graph_obstacles
-        if graphed and self.device.type == "cuda":
+        if graphed and self.device.type != "cuda":
+            raise UserError(f"cuda_graph needs a GPU, and this training has none (device: {self.device.type})")
+        if graphed is None:
+            graphed = fused > 0 and self.device.type == "cuda" and not self.config.graph_obstacles
+        if graphed:
             self._capture(classifier)
         return self.group.wrap(classifier)
 
     def _fused(self) -> bool:
         """Whether to train with fused convolutions; in bfloat16 on GPUs is where they are known to be faster."""
-        if self.settings.kernel != "auto":
-            return self.settings.kernel == "fused"
+        kernel = self.settings.kernel
         known = self.device.type == "cuda" and self.evaluator.dtype is torch.bfloat16
-        if not known or self.settings.activation_checkpointing:
+        if kernel == "plain" or (kernel == "auto" and (not known or self.settings.activation_checkpointing)):
             return False
         reason = refusal(self.device)
+        if reason and kernel == "fused":
+            raise UserError(f"kernel fused does not run here ({reason}); kernel plain does")
         if reason:
             _log.warning("training with kernel plain, as fused ones do not run here (%s)", reason)
         return reason is None
 
     def _capture(self, classifier: nn.Module) -> None:
-        """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward."""
+        """Let the classifier, while training, replay one CUDA graph of its forward and one of its backward.
+
+        Raises:
+            UserError: its forward or backward waits for the GPU, or does something else that a graph cannot hold.
+        """
         size = self.config.data.batch_size // self.group.world
         images = torch.zeros(size, *self.model.backbone_identity["input_size"], device=self.device)
         samples = [self.evaluator.in_layout(images)]
         if self.model.extractor is not None:
             samples.append(torch.zeros(size, self.model.spec.condition_size, device=self.device))
         classifier.train()
-        with self.evaluator.autocast(cache=False):  # casts must be part of the graph
-            torch.cuda.make_graphed_callables(classifier, tuple(samples))
+        before = {name: tensor.clone() for name, tensor in self.model.adapter_state().items()}
+        try:
+            with self.evaluator.autocast(cache=False):  # casts must be part of the graph
+                torch.cuda.make_graphed_callables(classifier, tuple(samples))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"this network cannot be a CUDA graph ({reason}): train with --no-cuda-graph") from error
+        self.model.load_adapter_state(before)  # batch norms that are trained have seen the samples
         # Gradients are accumulated on the capture's stream, for which autograd waits; torch warns of it since 2.10.
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -201,6 +214,8 @@ class Trainer:
             self._verify(leave=0 if ends else 1)
             if self.step % LOG_EVERY == 0 or ends or due:
                 self._log(epoch, clock.rate(done - first))
+            if ends or due:
+                self._agree()
             if ends and self._validation_due(epoch):
                 self.evaluator.validate(self.step)
             if due:
@@ -221,7 +236,7 @@ class Trainer:
                 losses = self._losses(images, labels, domains, rows)
                 (losses.mean() / self.settings.accumulate).backward()
             records.append((losses.detach(), domains))
-        if self._in_turn:
+        if leaves_out(self.config):
             self._leave_out(int(records[0][1][0]))
         norm = nn.utils.clip_grad_norm_(self.model.trainable().values(), self.settings.clip_norm or math.inf)
         self.optimizer.step()
@@ -271,6 +286,13 @@ class Trainer:
             where = "loss of task " + ", ".join(self.table.domains[d] for d in met) if met else "gradient"
             kept = f"step {self.kept_step}" if self.kept_step is not None else "none yet"
             raise UserError(f"the {where} is not finite at step {step}; last good checkpoint: {kept}")
+
+    def _agree(self) -> None:
+        """Average over the ranks what trained batch norms have measured, which DDP leaves to each."""
+        trained = self.model.trainable()
+        for name, buffer in self.model.adapter_state().items():
+            if name not in trained and buffer.is_floating_point():
+                buffer.copy_(self.group.mean(buffer))
 
     def _log(self, epoch: int, rate: float) -> None:
         loss = float(self.group.mean(self.loss_sum)) / self.loss_steps
@@ -338,9 +360,21 @@ class Trainer:
             seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
 
 
-def build_sampler(config: Config, label: IntArray, domain: IntArray, group: Group) -> BatchSampler:
-    """Return what a rank's micro-batches are drawn by, for train images of these labels (N,) and domains (N,)."""
-    settings = config.train
+def leaves_out(config: Config) -> bool:
+    """Tell whether each epoch leaves a task out."""
+    return config.train.objective == "episodic" and config.train.episode_tasks == "in_turn"
+
+
+def build_sampler(config: Config, model: MetaLoRAModel, table: ImageTable, group: Group) -> BatchSampler:
+    """Return what a rank's micro-batches are drawn by.
+
+    Raises:
+        UserError: the train images, or the model, are not such that these batches can be made of them.
+    """
+    settings, rows = config.train, table.rows("train")
+    label, domain = table.label[rows], table.domain[rows]
+    if leaves_out(config) and (model.network.mapping is None or len(np.unique(domain)) == 1):
+        raise UserError("episode_tasks = in_turn needs a format with generated seeds, and two tasks or more")
     if settings.objective == "classification":
         return BatchSampler(
             domain,
@@ -378,8 +412,9 @@ class Clock:
 
 
 def comparable(config: Config) -> dict[str, Any]:
-    """Return the settings that a resumed run must share with the run it goes on with, flat."""
-    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features"}
+    """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
+    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features", "keep_images"}
+    free |= {"kernel", "compile", "cuda_graph", "activation_checkpointing", "channels_last"}
     sections = ("backbone", "adapter", "mapping", "data", "train")
     plain = to_dict(config)
     return {

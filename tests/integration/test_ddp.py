@@ -53,15 +53,17 @@ class Double(Preprocessing):
 Settings = dict[str, Any]
 
 
-def train(rank: int, world: int, tree: str, folder: str, format: str, settings: Settings) -> None:
-    """Train in float64 as one rank of ``world``, with settings of section ``train``."""
+def train(
+    rank: int, world: int, tree: str, folder: str, format: str, settings: Settings, saved: tuple[str, ...] = ()
+) -> None:
+    """Train in float64 as one rank of ``world``, with settings of section ``train``, and modules trained in full."""
     if world > 1:
         dist.init_process_group("gloo", f"file://{folder}.store", rank=rank, world_size=world)
     config = from_dict(
         {
             "data": {"data": tree, "batch_size": 12},
             "backbone": {"weights": "none"},
-            "adapter": {"format": format, "rank": 2},
+            "adapter": {"format": format, "rank": 2, "modules_to_save": saved},
             "train": {
                 **{"epochs": 2, "checkpoint_every": 1, "warmup_steps": 2, "episode_classes": 3, "episode_images": 2},
                 **settings,
@@ -76,9 +78,9 @@ def train(rank: int, world: int, tree: str, folder: str, format: str, settings: 
     recorder = Recorder(Path(folder))
     preprocess = Double(**vars(backbone.preprocess))
     Trainer(config, model, table, preprocess, Group.current(torch.device("cpu")), recorder).fit()
-    if rank == 0:
-        np.savez(Path(folder) / "result.npz", losses=recorder.losses,
-                 **{name: tensor.numpy() for name, tensor in model.adapter_state().items()})  # fmt: skip
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    np.savez(Path(folder) / f"result{rank}.npz", losses=recorder.losses,
+             **{name: tensor.numpy() for name, tensor in model.adapter_state().items()})  # fmt: skip
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -134,10 +136,22 @@ def test_how_a_training_is_computed_does_not_change_it(
         np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def _result(tree: Path, folder: Path, world: int, format: str, settings: Settings) -> dict[str, Any]:
-    arguments = (world, str(tree), str(folder), format, settings)
+@pytest.mark.slow
+def test_ranks_agree_on_what_trained_batch_norms_have_measured(tree: Path, tmp_path: Path) -> None:
+    first = _result(tree, tmp_path, 2, "lora", {}, ("net.stages.2.2.bn2",))
+    other = dict(np.load(tmp_path / "result1.npz"))
+    measured = [name for name in first if name.endswith(("running_mean", "running_var"))]
+    assert len(measured) == 2
+    for name in first.keys() - {"losses"}:
+        np.testing.assert_array_equal(first[name], other[name], err_msg=name)
+
+
+def _result(
+    tree: Path, folder: Path, world: int, format: str, settings: Settings, saved: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    arguments = (world, str(tree), str(folder), format, settings, saved)
     if world == 1:
         train(0, *arguments)
     else:
         mp.spawn(train, args=arguments, nprocs=world)
-    return dict(np.load(folder / "result.npz"))
+    return dict(np.load(folder / "result0.npz"))

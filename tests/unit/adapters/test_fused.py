@@ -281,7 +281,7 @@ def test_why_the_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease set CC")
 
-    monkeypatch.setattr(ops, "up", fail)
+    monkeypatch.setattr(ops, "epilogue", fail)
     assert refusal(torch.device("cpu")) == "RuntimeError: Failed to find C compiler."
 
 

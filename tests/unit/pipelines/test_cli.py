@@ -65,7 +65,8 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--exclude-modules", "nosuch"), "exclude_modules: 'nosuch' matches no module"),
         (("--backbone", "resnet21"), "unknown backbone 'resnet21', did you mean 'resnet20'?"),
         (("--data", "nowhere"), "data 'nowhere' does not exist"),
-        (("--batch-size", "800"), "batch_size 800 is more than the 28 images of the train split"),
+        (("--batch-size", "800"), "batch_size 800 exceeds the 28 train images"),
+        (("--objective", "episodic", "--batch-size", "10"), "batch_size 10 must be a multiple of episode_classes x "),
         (("--knn", "29"), "knn 29 is more than the 28 images of the train split"),
         (("--knn", "0"), "evaluate.knn"),
         (

@@ -106,6 +106,60 @@ def test_auto_is_fused_in_bfloat16_on_gpus_where_the_kernels_run(make_trainer, m
     assert "kernel plain, as fused ones do not run here (RuntimeError: no C compiler)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": {"cuda_graph": True}}, r"cuda_graph needs a GPU, and this training has none \(device: cpu\)"),
+        ({"train": {"kernel": "fused"}, "adapter": {"rank": 9}}, "kernel fused: this network has nothing that can be"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_is_refused(make_trainer, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_trainer(**settings)
+
+
+def test_fused_kernels_that_do_not_run_are_refused(make_trainer, monkeypatch):
+    monkeypatch.setattr("metalora.train.loop.refusal", lambda device: "RuntimeError: no C compiler")
+    with pytest.raises(UserError, match=r"kernel fused does not run here \(RuntimeError: no C compiler\)"):
+        make_trainer(train={"kernel": "fused"})
+
+
+def test_a_capture_leaves_trained_norms_as_they_were_and_its_failure_is_told(make_trainer, monkeypatch):
+    """What torch does to capture: it runs forward and backward some times, in earnest."""
+    trainer = make_trainer(adapter={"format": "lora", "modules_to_save": ("net.stages.2.2.bn2",)})
+    before, captured = _state(trainer), []
+
+    def capture(module, samples):
+        for _ in range(3):
+            module(*samples)
+        captured.append(_state(trainer))
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    trainer._capture(trainer.classifier)
+    assert any(not torch.equal(captured[0][name], tensor) for name, tensor in before.items())
+    for name, tensor in _state(trainer).items():
+        assert torch.equal(tensor, before[name]), name
+
+    def fail(module, samples):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    with pytest.raises(UserError, match=r"not permitted when stream is capturing\): train with --no-cuda-graph"):
+        trainer._capture(trainer.classifier)
+
+
+def test_how_it_is_computed_may_change_when_a_training_is_resumed(make_trainer, tmp_path):
+    whole = make_trainer()
+    whole.fit()
+    folder = tmp_path / f"checkpoint_{whole.steps_per_epoch:08d}"
+    resumed = make_trainer(data={"keep_images": 0.0}, train={"activation_checkpointing": True})
+    resumed.fit(folder)
+    for name, tensor in _state(whole).items():
+        assert torch.allclose(_state(resumed)[name], tensor, atol=1e-5), name
+    with pytest.raises(UserError, match=r"cannot be resumed, its settings changed: train\.lr was 0\.003, is 0\.1"):
+        make_trainer(train={"lr": 0.1}).fit(folder)
+
+
 def test_the_first_step_is_timed(make_trainer):
     trainer = make_trainer()
     trainer.fit()
