@@ -109,7 +109,8 @@ class AdaptedLayer(nn.Module):
         if self.format.seed == "none":
             return None
         seed = self._seed()
-        return self.format.mixing(seed if self.gain is not None else _repeated(seed, rows))
+        times = 1 if self.gain is not None else _times(seed, rows)
+        return self.format.mixing(seed if times == 1 else seed.repeat_interleave(times, dim=0))
 
     def delta_weight(self, seed: Tensor | None = None) -> Tensor:
         """Materialise the update through TensorLy, in W's shape (O, I / G, K...), scaled.
@@ -160,8 +161,9 @@ class AdaptedLayer(nn.Module):
         if self.groups > 1:
             h = h.unflatten(1, (self.groups, -1)).flatten(0, 1)
         c = c.to(h.dtype)  # the mapping net stays in float32 whatever the backbone's type
-        if c.shape[0] != 1:
-            c = _repeated(c, h.shape[0])
+        times = _times(c, h.shape[0])
+        if self.channel_dim == 1 and c.shape[0] != 1 and times != 1:
+            c = c.repeat_interleave(times, dim=0)
         h = self.format.modulate(h, c, self.channel_dim)
         return h.unflatten(0, (-1, self.groups)).flatten(1, 2) if self.groups > 1 else h
 
@@ -176,11 +178,11 @@ class AdaptedLayer(nn.Module):
         return seed.reshape(-1)[self.seed_slice].to(weight.device, weight.dtype)
 
 
-def _repeated(c: Tensor, rows: int) -> Tensor:
-    """Repeat each seed for the rows of its sample."""
+def _times(c: Tensor, rows: int) -> int:
+    """Return how many rows are one sample's, which lie side by side."""
     if rows % c.shape[0]:
         raise RuntimeError(f"{c.shape[0]} seeds for {rows} rows: the batches do not fit")
-    return c if rows == c.shape[0] else c.repeat_interleave(rows // c.shape[0], dim=0)
+    return rows // c.shape[0]
 
 
 def fan(layer: nn.Module) -> tuple[int, int]:

@@ -40,7 +40,8 @@ class Format(ABC):
 
         Args:
             h: Down's output, (B, M, ...) if ``channel_dim`` is 1, (B, ..., M) if it is -1.
-            c: Seeds, (B, seed size), or (1, seed size) for one seed for all.
+            c: Seeds, (B, seed size), or (1, seed size) for one seed for all; if ``channel_dim`` is -1, (N, seed size)
+                for any N that divides B: each for B / N samples that lie side by side.
             channel_dim: 1 or -1.
 
         Returns:
@@ -86,9 +87,9 @@ class Diagonal(Format):
 
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
         """Scale each channel. See `Format.modulate`."""
-        inner = (1,) * (h.dim() - 2)
-        shape = (c.shape[0], c.shape[1], *inner) if channel_dim == 1 else (c.shape[0], *inner, c.shape[1])
-        return h * c.view(shape)
+        if channel_dim == 1:
+            return h * c.view(*c.shape, *(1,) * (h.dim() - 2))
+        return (h.reshape(c.shape[0], -1, c.shape[1]) * c[:, None]).view(h.shape)
 
     def mixing(self, c: Tensor) -> Tensor:
         """Return the seeds: they are scales. See `Format.mixing`."""

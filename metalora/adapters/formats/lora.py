@@ -1,7 +1,5 @@
 """LoRA (Hu et al., arXiv 2106.09685) and, on convolutions, Conv-LoRA (MetaLoRA eq. 5)."""
 
-from torch import Tensor
-
 from metalora.adapters.formats.base import FORMATS, Diagonal
 
 
@@ -12,10 +10,6 @@ class Lora(Diagonal):
     """
 
     seed = "none"
-
-    def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
-        """Return h: there is nothing to apply."""
-        return h
 
 
 FORMATS.register("lora", Lora)

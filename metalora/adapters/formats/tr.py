@@ -34,7 +34,7 @@ class Tr(Format):
             core = c.unflatten(-1, (rank, rank)).expand(h.shape[0], -1, -1)
             return torch.einsum("bqp,bpr...->bqr...", core, h.unflatten(1, (rank, rank))).flatten(1, 2)
         # With r0 not leading, the contraction itself would permute h, and its gradient, before and after.
-        return (h.reshape(h.shape[0], -1, h.shape[-1]) @ self.mixing(c)).view(h.shape)
+        return (h.reshape(c.shape[0], -1, h.shape[-1]) @ self.mixing(c)).view(h.shape)
 
     def mixing(self, c: Tensor) -> Tensor:
         """Return the Kronecker products C^T x 1, (B, R R, R R). See `Format.mixing`."""
