@@ -125,7 +125,7 @@ class DataConfig:
         default=1.0,
         ge=0,
         description="GiB of each worker's memory for the images' pixels: if all fit, they are decoded once, not each "
-        "epoch",
+        "epoch, and lie on the GPU if they take little of it",
     )
 
 
@@ -160,12 +160,15 @@ class TrainConfig:
         description="train adapted convolutions, and the batch norm, sum and ReLU behind them, as one operation "
         "(fused) or as several (plain); auto: fused in bfloat16 on GPUs",
     )
-    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass; nothing is fused then"
+    )
     compile: bool = Field(default=False, description="torch.compile the training step's forward")
     cuda_graph: bool | None = Field(
         default=None,
         description="replay the step's forward and backward as CUDA graphs, so that a GPU does not wait for the CPU "
-        "(default: where convolutions are fused, unless another setting forbids it)",
+        "(default: where convolutions are fused, but not with accumulate > 1, activation_checkpointing or "
+        "seed_granularity task)",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every generator")
     checkpoint_every: int | None = Field(
@@ -245,7 +248,8 @@ class Config:
             raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
         if self.train.kernel == "fused" and self.train.activation_checkpointing:
             raise ValueError(
-                "kernel fused does not go with activation_checkpointing: a block is recomputed as it was made"
+                "kernel fused does not go with activation_checkpointing: what is recomputed are the network's own "
+                "blocks, and a fused training does not run these"
             )
         if self.train.cuda_graph and self.graph_obstacles:
             raise ValueError(f"cuda_graph does not go with {', '.join(self.graph_obstacles)}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from metalora.errors import UserError
+
 
 def cache_path(kind: str) -> Path:
     """Return the cache folder of a kind, below ``$METALORA_CACHE`` or ``~/.cache/metalora``; it may not be there."""
@@ -15,9 +17,17 @@ def cache_path(kind: str) -> Path:
 
 
 def cache_dir(kind: str) -> Path:
-    """Return (and make) the cache folder of a kind."""
+    """Return (and make) the cache folder of a kind.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     folder = cache_path(kind)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.strerror}; METALORA_CACHE says where"
+        raise UserError(f"the cache folder {folder} cannot be made ({reason})") from None
     return folder
 
 

@@ -23,7 +23,7 @@ from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker, tracking_address
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN
-from metalora.train.loop import Trainer, build_sampler
+from metalora.train.loop import Trainer, build_sampler, read_resumable
 from pipelines.console import ProgressDisplay
 from pipelines.listener import Listener, LocalReporter, read_metrics
 from pipelines.options import add_settings, make_parser, parse, read_earlier, resolve
@@ -65,7 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(parser, arguments)
     config = resolve(options)
     if options.resume:
-        config = resolve(options, read_earlier(output(config) / options.resume, CONFIG, "run"))
+        earlier = read_earlier(output(config) / options.resume, CONFIG, "run")
+        named = {**(earlier.get("tracking") or {}), "run_name": options.resume}
+        config = resolve(options, {**earlier, "tracking": named})
+        if config.tracking.run_name != options.resume:
+            raise UserError(
+                f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {options.resume}"
+            )
     if options.print_config:
         print(to_yaml(config), end="")
         return
@@ -89,11 +95,15 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     config, folder = name_run(config, resume, config.adapter.format)
     tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
     prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
+    last = checkpoints.latest() if resume else None
+    if last is not None:
+        read_resumable(last, config, prepared.table)  # before the run's settings are written anew
     _start_tracking(tracker, config, folder)
     status = "FAILED"
     try:
         with ProgressDisplay(console) as display:
-            _fit(prepared, tracker, display, folder, resume)
+            _fit(prepared, tracker, display, checkpoints, last)
         report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
         _summarize(console, prepared, report, folder, tracker)
         status = "FINISHED"
@@ -176,11 +186,11 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
 
 
-def _fit(prepared: Prepared, tracker: Tracker, display: ProgressDisplay, folder: Path, resume: bool) -> None:
-    """Train, here or on Ray, and put the results into the run's folder."""
-    config = prepared.config
-    checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
-    last = checkpoints.latest() if resume else None
+def _fit(
+    prepared: Prepared, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder, last: Path | None
+) -> None:
+    """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
+    config, folder = prepared.config, checkpoints.folder
     if config.cluster.workers:
         from pipelines.ray_backend import cluster, run_on_ray
 

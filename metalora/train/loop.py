@@ -96,6 +96,7 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
         self.started = False
+        self.ways: dict[str, float] = {}  # what a training does to be faster, as metrics
         self.unverified: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = []
         self.kept_step: int | None = None
         seed_everything(self.settings.seed + group.rank)
@@ -139,6 +140,7 @@ class Trainer:
             graphed = fused > 0 and self.device.type == "cuda" and not self.config.graph_obstacles
         if graphed:
             self._capture(classifier)
+        self.ways = {"train/fused_convolutions": float(fused), "train/cuda_graph": float(graphed)}
         return self.group.wrap(classifier)
 
     def _fused(self) -> bool:
@@ -190,7 +192,7 @@ class Trainer:
             UserError: the loss is not finite, or the checkpoint belongs to another training.
         """
         if resume is not None:
-            state = self._read(resume)
+            state = read_resumable(resume, self.config, self.table)
             if has_results(resume):
                 return
         self.evaluator.prepare()
@@ -210,6 +212,7 @@ class Trainer:
             self._train_step(itertools.islice(batches, self.settings.accumulate))
             if not self.started:
                 self._report_start(clock)
+                clock.leave_out(done - first)
             ends, due = done == self.steps_per_epoch, self._checkpoint_due()
             self._verify(leave=0 if ends else 1)
             if self.step % LOG_EVERY == 0 or ends or due:
@@ -222,12 +225,13 @@ class Trainer:
                 self._keep()
 
     def _report_start(self, clock: "Clock") -> None:
-        """Report how long this part of the training has waited for its first step: for decoders and compilers."""
+        """Report how it is computed, and how long its first step took: it waits for decoders and compilers."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.started = True
         if self.group.first:
-            self.reporter.metrics(self.step, {"train/first_step_seconds": time.monotonic() - clock.started})
+            seconds = time.monotonic() - clock.started
+            self.reporter.metrics(self.step, {"train/first_step_seconds": seconds, **self.ways})
 
     def _train_step(self, batches: Iterable[Batch]) -> None:
         records = []
@@ -340,15 +344,6 @@ class Trainer:
             "data": self.table.fingerprint,
         }
 
-    def _read(self, folder: Path) -> dict[str, Any]:
-        state = read_state(folder)
-        changes = differences(state["settings"], comparable(self.config))
-        if state["data"] != self.table.fingerprint:
-            changes.append("the data are others")
-        if changes:
-            raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
-        return state
-
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_adapter_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -358,6 +353,21 @@ class Trainer:
             restore_generators(state["generators"][self.group.rank], self.device)
         else:  # another number of workers: no state to go on with, so a seed that no step before has used
             seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
+
+
+def read_resumable(folder: Path, config: Config, table: ImageTable) -> dict[str, Any]:
+    """Read a checkpoint's state, if a training with these settings and data can go on with it.
+
+    Raises:
+        UserError: it cannot; all that differs is named.
+    """
+    state = read_state(folder)
+    changes = differences(state["settings"], comparable(config))
+    if state["data"] != table.fingerprint:
+        changes.append("the data are others")
+    if changes:
+        raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
+    return state
 
 
 def leaves_out(config: Config) -> bool:
@@ -405,10 +415,16 @@ class Clock:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.started = time.monotonic()
+        self.left_out = (0, self.started)
+
+    def leave_out(self, steps: int) -> None:
+        """Count only what comes after these first steps, which waited for compilers."""
+        self.left_out = (steps, time.monotonic())
 
     def rate(self, steps: int) -> float:
-        """Return the mean rate after ``steps`` optimizer steps."""
-        return steps * self.batch_size / max(1e-9, time.monotonic() - self.started)
+        """Return the mean rate after ``steps`` optimizer steps; of the first ones if there are no others."""
+        without, since = self.left_out if steps > self.left_out[0] else (0, self.started)
+        return (steps - without) * self.batch_size / max(1e-9, time.monotonic() - since)
 
 
 def comparable(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the benchmarks share: options, clocks, the machine's description, and the files they leave."""
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -62,10 +63,11 @@ def read_options(
     parser = make_parser(f"metalora bench {what}", description)
     parser.usage = None
     parser.add_argument("--small", action="store_true", help="sizes for a CPU and for CI")
-    parser.add_argument("--output", metavar="FILE", default=f"runs/bench/{what}.json",
-                        help="where the figures go: JSON, and Markdown beside it (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE",
+                        help="where the figures go: JSON, and Markdown beside it "
+                             f"(default: runs/bench/{what}.json; --small: {what}-small.json there)")  # fmt: skip
     for name, size in sizes.items():
-        parser.add_argument(f"--{name}", type=_positive, metavar="N",
+        parser.add_argument(f"--{name}", type=positive, metavar="N",
                             help=f"{size.help} (default: {size.full:,}; --small: {size.small:,})")  # fmt: skip
     if sections:
         parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
@@ -78,14 +80,29 @@ def read_options(
         key = name.replace("-", "_")
         if getattr(options, key) is None:
             setattr(options, key, size.small if options.small else size.full)
+    output = options.output or f"runs/bench/{what}{'-small' if options.small else ''}.json"
+    options.output = str(_writable(Path(output).expanduser()))
     options.command = shlex.join(["metalora", "bench", what, *(arguments or [])])
     return options
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return the number that an option gives, if it is one to count with."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, got {text!r}")
     return int(text)
+
+
+def _writable(file: Path) -> Path:
+    """Refuse what the figures could not be written to, before anything is measured."""
+    if file.suffix == ".md":
+        raise UserError(f"--output {str(file)!r} is for the JSON: the Markdown file lies beside it")
+    if file.is_dir():
+        raise UserError(f"--output {str(file)!r} is a folder: a file is wanted")
+    there = next(parent for parent in file.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--output {str(file)!r} cannot be written: {there} takes no files")
+    return file
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,7 @@ def this_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """Describe the machine, the versions and the commit that figures were taken with."""
     return {
@@ -231,7 +249,7 @@ def write(result: Result, options: argparse.Namespace) -> Path:
         UserError: the files cannot be written.
     """
     about = machine()
-    file = Path(options.output).expanduser()
+    file = Path(options.output)
     content = {"command": options.command, "small": options.small, "machine": about, **asdict(result)}
     text = markdown(result, about, options.command)
     try:

@@ -17,7 +17,7 @@ from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
 from metalora.models.assemble import adapt
 from metalora.train.checkpointing import checkpoint_blocks
-from pipelines.bench.common import Result, Size, Timing, publish, read_options, this_device, timed, write
+from pipelines.bench.common import Result, Size, Timing, positive, publish, read_options, this_device, timed, write
 
 CLASSES = 100
 BRANCHES = 4
@@ -66,12 +66,14 @@ class Step:
     Attributes:
         run: Does one step.
         resize: Draws another batch, of so many images.
+        channels: Of an update; None if there is none.
         trained: Number of parameters that it trains, the head's left out.
         fused: Number of fused convolutions.
     """
 
     run: Callable[[], None]
     resize: Callable[[int], None]
+    channels: int | None
     trained: int
     fused: int = 0
 
@@ -99,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if any(GRAPH in mode for mode in modes) and device.type != "cuda":
         raise UserError(f"--modes {' '.join(modes)}: CUDA graphs need a GPU")
     check_names(models, options.methods, METHODS)
-    if "floor" not in options.methods:
-        raise UserError("--methods must have floor: the other figures are ratios to it")
+    options.methods = ["floor"] * ("floor" not in options.methods) + options.methods
     rows: list[dict[str, Any]] = []
     with torch.cuda.stream(torch.cuda.Stream() if device.type == "cuda" else None):  # the default cannot be captured
         for model in models:
@@ -124,9 +125,15 @@ def _result(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> R
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", help=f"networks, of {', '.join(NETWORKS)} (default: resnet50)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--ranks", nargs="+", type=int, default=[16], metavar="R",
-                        help="channels of an update: tr has rank sqrt(R), multi_lora R / 4 (default: 16)")  # fmt: skip
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        help=f"of {', '.join(METHODS)} (default: all); floor, to which the others are ratios, comes with them",
+    )
+    parser.add_argument("--ranks", nargs="+", type=positive, default=[16], metavar="R",
+                        help="channels of an update: tr has the nearest square, multi_lora the multiple of 4 below "
+                             "(default: 16)")  # fmt: skip
     parser.add_argument("--modes", nargs="+", choices=MODES, help="default: all that the device has; --small: eager")
 
 
@@ -186,6 +193,7 @@ def _time(
             **_ratios(times, name),
             "spread": times[name].spread,
             "peak GiB": memory[name],
+            "channels": step.channels,
             "trained": step.trained,
             "fused": step.fused,
             "first step s": first[name],
@@ -231,11 +239,14 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
             nn.init.uniform_(module.weight, 0.5, 1)
     format, *how = method.split("+")
     size, fused, condition_size = (3, network.size, network.size), 0, None
+    channels = rank if method == "peft" else None
     if format in FORMATS:
         early = [network.early] if "late" in how else []
         model = adapt(net, format, _rank(format, rank), branches=BRANCHES, exclude_modules=early, input_size=size)
         if "checkpointed" in how:
             checkpoint_blocks(model.network.backbone)
+        layer = next(iter(model.layers.values()))
+        channels = layer.format.channels(layer.rank)
         net = model.to(device).to(memory_format=torch.channels_last).network.train()
         trained = list(model.trainable().values())
         if "fused" in how:
@@ -251,7 +262,8 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
         return (images,) if condition_size is None else (images, torch.randn(batch, condition_size, device=device))
 
     run, resize = _step(net, trained, draw, batch, method == "frozen", mode)
-    return Step(run, resize, sum(parameter.numel() for parameter in trained) if method != "floor" else 0, fused)
+    counted = 0 if method == "floor" else sum(parameter.numel() for parameter in trained)
+    return Step(run, resize, channels, counted, fused)
 
 
 def _rank(format: str, channels: int) -> int:

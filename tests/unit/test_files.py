@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from metalora.errors import UserError
 from metalora.files import atomic_file, atomic_folder, cache_dir
 
 
@@ -95,3 +96,10 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
     assert cache_dir("weights") == tmp_path / "d" / "weights"
     monkeypatch.delenv("METALORA_CACHE")
     assert cache_dir("data") == tmp_path / ".cache" / "metalora" / "data"
+
+
+def test_a_cache_that_cannot_be_made_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file/weights cannot be made \(Not a directory; METALORA_CACHE says where\)"):
+        cache_dir("weights")

@@ -70,6 +70,10 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--knn", "29"), "knn 29 is more than the 28 images of the train split"),
         (("--knn", "0"), "evaluate.knn"),
         (
+            ("--objective", "episodic", "--episode-tasks", "in_turn", "--format", "lora"),
+            "episode_tasks = in_turn needs",
+        ),
+        (
             ("--workers", "4096", "--batch-size", "4096"),
             "4096 workers with 1 CPUs each need 4096 CPUs, this machine has",
         ),
@@ -136,6 +140,11 @@ def test_a_training_leaves_a_run_that_can_be_gone_on_with(settings, refused, cap
         "mine cannot be resumed, its settings changed: adapter.rank was 2, is 3"
     )
     assert json.loads((run / "knn.json").read_text())["format"] == "lora"
+    assert "rank: 3" not in (run / "config.yaml").read_text()  # what is refused changes nothing
+    main(["train", "--resume", "mine"])
+    assert refused(["train", "--resume", "mine", "--run-name", "other"]) == (
+        "--run-name other: a run that is resumed keeps its name, mine"
+    )
 
 
 def test_a_tracker_lost_at_the_end_does_not_hide_the_results(settings, capsys, monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ def test_sizes_are_small_full_or_given() -> None:
     assert (full.gallery, full.max_workers) == (1000, 8)
     assert (small.gallery, small.max_workers) == (7, 2)
     assert small.command == "metalora bench knn --small --gallery 7"
-    assert small.output == "runs/bench/knn.json"
+    assert small.output == "runs/bench/knn-small.json"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,16 @@ def test_results_are_written_with_machine_and_command(tmp_path: Path) -> None:
     assert f"`{options.command}`" in text
 
 
-def test_an_output_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/x.json", r"--output .* cannot be written: .*file takes no files"),
+        ("x.md", r"--output .* is for the JSON: the Markdown file lies beside it"),
+        ("folder", r"--output .* is a folder: a file is wanted"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").touch()
-    options = read_options("knn", "", SIZES, ["--output", str(tmp_path / "file" / "x.json")])
-    with pytest.raises(UserError, match=r"--output .* cannot be written"):
-        publish(Result("knn", "", "", []), options)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        read_options("knn", "", SIZES, ["--output", str(tmp_path / name)])
