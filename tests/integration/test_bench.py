@@ -34,7 +34,7 @@ ON_GPUS = ["memory"]
 def test_small(what: str, tmp_path: Path) -> None:
     done = metalora(tmp_path, "bench", what, "--small")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((tmp_path / "runs" / "bench" / f"{what}.json").read_text())
+    found: dict[str, Any] = json.loads((tmp_path / "runs" / "bench" / f"{what}-small.json").read_text())
     assert found["command"] == f"metalora bench {what} --small"
     assert found["machine"]["torch"]
     assert found["measured"]
@@ -55,7 +55,7 @@ def test_small(what: str, tmp_path: Path) -> None:
         # The same update by whatever kernel; PEFT's LoRA is ours.
         assert rows["lora+plain"]["trained"] == rows["lora+fused"]["trained"] == rows["peft"]["trained"]
         assert (rows["tr+plain"]["fused"], rows["tr+fused"]["fused"]) == (0, 19)
-    assert (tmp_path / "runs" / "bench" / f"{what}.md").read_text() in done.stdout
+    assert (tmp_path / "runs" / "bench" / f"{what}-small.md").read_text() in done.stdout
 
 
 def test_every_benchmark_is_run_here() -> None:
