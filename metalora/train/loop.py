@@ -212,7 +212,6 @@ class Trainer:
             self._train_step(itertools.islice(batches, self.settings.accumulate))
             if not self.started:
                 self._report_start(clock)
-                clock.leave_out(done - first)
             ends, due = done == self.steps_per_epoch, self._checkpoint_due()
             self._verify(leave=0 if ends else 1)
             if self.step % LOG_EVERY == 0 or ends or due:
@@ -415,16 +414,10 @@ class Clock:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.started = time.monotonic()
-        self.left_out = (0, self.started)
-
-    def leave_out(self, steps: int) -> None:
-        """Count only what comes after these first steps, which waited for compilers."""
-        self.left_out = (steps, time.monotonic())
 
     def rate(self, steps: int) -> float:
-        """Return the mean rate after ``steps`` optimizer steps; of the first ones if there are no others."""
-        without, since = self.left_out if steps > self.left_out[0] else (0, self.started)
-        return (steps - without) * self.batch_size / max(1e-9, time.monotonic() - since)
+        """Return the mean rate after ``steps`` optimizer steps."""
+        return steps * self.batch_size / max(1e-9, time.monotonic() - self.started)
 
 
 def comparable(config: Config) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from metalora.errors import UserError
-from metalora.train.loop import Clock
 
 EPISODIC = {"objective": "episodic", "episode_classes": 3, "episode_images": 2}
 WAYS = [
@@ -168,12 +167,3 @@ def test_the_first_step_is_timed_and_told_how(make_trainer):
     assert 0 < heard["train/first_step_seconds"] < 60
     assert heard["train/fused_convolutions"] == len([name for name in trainer.model.layers if "conv" in name])
     assert heard["train/cuda_graph"] == 0
-
-
-def test_the_rate_leaves_out_the_steps_that_waited_for_compilers(monkeypatch):
-    now = iter([0.0, 10.0, 11.0, 12.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(now))
-    clock = Clock(8)  # at 0
-    clock.leave_out(1)  # at 10
-    assert clock.rate(1) == 8 / 11  # nothing else to go by
-    assert clock.rate(3) == 2 * 8 / 2
