@@ -104,15 +104,21 @@ def test_trains_in_this_process(tree: Path, tmp_path: Path, extra: list[str]) ->
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(("precision", "near"), [("float32", 1e-3), ("bfloat16", 2e-2)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("extra", [[], ["--compile"]], ids=["eager", "compile"])
 @pytest.mark.parametrize("format", ["lora", "tr"])
-def test_cuda_graph_changes_no_loss(tree: Path, tmp_path: Path, format: str, extra: list[str]) -> None:
-    common = ["--workers", "0", "--epochs", "4", "--loader-workers", "0", "--precision", "float32", "--format", format]
+def test_cuda_graph_changes_no_loss(
+    tree: Path, tmp_path: Path, format: str, extra: list[str], precision: str, near: float
+) -> None:
+    common = ["--workers", "0", "--epochs", "4", "--loader-workers", "0", "--precision", precision, "--format", format]
     launched = train_small(tmp_path, tree, "launched", *common, *extra, "--no-cuda-graph")
     graph = train_small(tmp_path, tree, "graph", *common, *extra, "--cuda-graph")
     assert list(series(graph, "train/loss").values()) == pytest.approx(
-        list(series(launched, "train/loss").values()), rel=1e-3
+        list(series(launched, "train/loss").values()), rel=near
     )
+    for run, captured in ((launched, 0), (graph, 1)):
+        [fused], [replayed] = (series(run, f"train/{way}").values() for way in ("fused_convolutions", "cuda_graph"))
+        assert (fused > 0, replayed) == (precision == "bfloat16", captured)
 
 
 @pytest.mark.slow
