@@ -3,20 +3,29 @@
 A setting's name is unique over all sections, so that on the command line ``--rank 8`` is
 ``adapter.rank`` of the YAML file. Precedence, lowest first: defaults, ``--config`` file, command line.
 Only builders (`metalora.build`, `pipelines`) read these; the modules they build take plain arguments.
+A relative path becomes absolute when a config is made, so where the user stands: workers stand elsewhere.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
+from metalora.places import absolute_data, absolute_place, absolute_tracking, absolute_weights
+from metalora.redact import redact_settings
 from metalora.registry import nearest
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Place = Annotated[str, AfterValidator(absolute_place)]
+DataPlace = Annotated[str, AfterValidator(absolute_data)]
+WeightsPlace = Annotated[str, AfterValidator(absolute_weights)]
+TrackingPlace = Annotated[str, AfterValidator(absolute_tracking)]
+PLACES = (Place, DataPlace, WeightsPlace, TrackingPlace)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -64,7 +73,9 @@ class MappingConfig:
     extractor: str = Field(
         default="backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
     )
-    extractor_weights: str = Field(default="default", description="weights of another extractor, as for --weights")
+    extractor_weights: WeightsPlace = Field(
+        default="default", description="weights of another extractor, as for --weights"
+    )
     extractor_features: Literal["pooled", "stats", "both"] = Field(
         default="stats", description="pooled last features, channel statistics of early layers, or both"
     )
@@ -78,7 +89,7 @@ class BackboneConfig:
     backbone: str = Field(
         default="resnet20", description="resnet20, mixer_tiny, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224"
     )
-    weights: str = Field(
+    weights: WeightsPlace = Field(
         default="default",
         description="default (the library's pretrained weights; for resnet20 and mixer_tiny those trained on "
         "plain scans), a weights name of the library, none (random), or the path of a state dict "
@@ -93,7 +104,7 @@ class BackboneConfig:
 class DataConfig:
     """What is trained on, in which order."""
 
-    data: str = Field(
+    data: DataPlace = Field(
         default="embedded",
         description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
     )
@@ -207,8 +218,12 @@ class ClusterConfig:
         default=None,
         description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray",
     )
-    output: str = Field(default="runs", description="folder below which every run gets its own")
-    storage_path: str | None = Field(
+    output: Place = Field(
+        default="runs",
+        validate_default=True,
+        description="folder below which every run gets its own (default: runs)",
+    )
+    storage_path: Place | None = Field(
         default=None,
         description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)",
     )
@@ -218,7 +233,7 @@ class ClusterConfig:
 class TrackingConfig:
     """What MLflow is told."""
 
-    tracking_uri: str = Field(
+    tracking_uri: TrackingPlace = Field(
         default="default",
         description="MLflow tracking URI, or none (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
@@ -231,14 +246,14 @@ class TrackingConfig:
 class Config:
     """All sections. `Config()` is the embedded default."""
 
-    backbone: BackboneConfig = BackboneConfig()
-    adapter: AdapterConfig = AdapterConfig()
-    mapping: MappingConfig = MappingConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    mapping: MappingConfig = Field(default_factory=MappingConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         pieces = max(1, self.cluster.workers) * self.train.accumulate
@@ -276,6 +291,14 @@ def setting_sections() -> dict[str, str]:
     return {
         field.name: section for section, section_type in SECTIONS.items() for field in dataclasses.fields(section_type)
     }
+
+
+def place_settings() -> Iterator[tuple[str, str]]:
+    """Yield section and name of every setting that may be a path."""
+    for section, kind in SECTIONS.items():
+        for field in dataclasses.fields(kind):
+            if {field.type, *get_args(field.type)} & set(PLACES):
+                yield section, field.name
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -317,5 +340,5 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the config as the YAML text that ``--config`` reads."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """Return the config as the YAML text that ``--config`` reads, without the secrets of its URIs."""
+    return yaml.safe_dump(redact_settings(to_dict(config)), sort_keys=False)

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake becomes."""
+"""The one exception a user's mistake becomes, and errors in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,11 @@ class UserError(ValueError):
     The message is one line that names the thing, what was met and what is accepted. The command line
     prints it without a traceback and exits with status 2.
     """
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """Return what an error says as one line; its kind if it says nothing, or a mere key that was not found."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= longest else f"{text[:longest]}..."

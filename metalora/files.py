@@ -1,19 +1,23 @@
 """Atomic writes and the cache folder."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from metalora.errors import UserError
+from metalora.places import absolute
+
+ATTEMPTS = 20  # to put a folder in its place
 
 
 def cache_path(kind: str) -> Path:
     """Return the cache folder of a kind, below ``$METALORA_CACHE`` or ``~/.cache/metalora``; it may not be there."""
-    root = os.environ.get("METALORA_CACHE") or Path.home() / ".cache" / "metalora"
-    return Path(root).expanduser() / kind
+    asked = os.environ.get("METALORA_CACHE")
+    return (absolute(asked) if asked else _own_cache()) / kind
 
 
 def cache_dir(kind: str) -> Path:
@@ -29,6 +33,18 @@ def cache_dir(kind: str) -> Path:
         reason = f"{error.strerror}; METALORA_CACHE says where"
         raise UserError(f"the cache folder {folder} cannot be made ({reason})") from None
     return folder
+
+
+def _own_cache() -> Path:
+    """Return ``~/.cache/metalora``, or a folder among the temporary files where there is no home that can be written.
+
+    The user of a container may be a mere number, without a home.
+    """
+    with suppress(RuntimeError):
+        folder = Path.home() / ".cache" / "metalora"
+        if os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK):
+            return folder
+    return Path(tempfile.gettempdir()) / f"metalora-{os.getuid()}"
 
 
 @contextmanager
@@ -62,16 +78,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         temporary.chmod(0o755)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        _put(temporary, path, old)
     except BaseException:
-        if old.exists():
+        if old.exists() and not path.exists():
             old.replace(path)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(new: Path, path: Path, old: Path) -> None:
+    """Rename a folder to ``path``, and one that is there to ``old``, though others may be doing the same."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            path.replace(old)
+        try:
+            new.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another process was faster with a folder of its own
+    raise OSError(errno.EBUSY, f"{path} is written again and again by others")
 
 
 def _sync(file: Path) -> None:

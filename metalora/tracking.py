@@ -4,6 +4,7 @@ One process writes to a run: the one that drives the training. A server that goe
 training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -16,12 +17,20 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 from metalora.config import Config, to_dict
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
+from metalora.places import absolute_tracking, sqlite_file
+from metalora.redact import is_redacted, redact, redact_settings, redact_uri
 
 TIMEOUT_SECONDS = 5
 RETRY_SECONDS = 30.0
 METRICS_PER_CALL = 1000
+MIGRATION_SECONDS = 120  # that another process may take to make the tables of a new store
+LONGEST_METRIC = 250
+LONGEST_PARAM = 6000
+REFUSALS = (400, 404, 413, 422)  # statuses by which a server says that asking again is useless
 CHAMPION = "champion"
 
 Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
@@ -97,6 +106,7 @@ class MlflowTracker:
         self.run_name = run_name
         self.run_id = ""
         self.queue: list[Record] = []
+        self.refused: dict[str, str] = {}  # metric: why the server will never take it
         self.lost_at: float | None = None
 
     def start(
@@ -115,7 +125,7 @@ class MlflowTracker:
             self.queue = list(missed) if run_id is None else self._unsent(missed)
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
             raise UserError(
-                f"MLflow at {self.uri!r} cannot be used: {_reason(error)} "
+                f"MLflow at {redact_uri(self.uri)!r} cannot be used: {_reason(error)} "
                 "(tracking_uri names another, 'none' does without)"
             ) from None
         self._send()
@@ -178,6 +188,7 @@ class MlflowTracker:
 
         Raises:
             ConnectionError: the server is away, and something was not sent.
+            UserError: the run has ended, but the server refused metrics; they are in the run's ``metrics.jsonl``.
         """
         self._send()
         try:
@@ -185,29 +196,33 @@ class MlflowTracker:
                 raise ConnectionError(f"{len(self.queue)} records were not sent")
             self.client.set_terminated(self.run_id, status)
         except Exception as error:  # as in `start`
-            raise ConnectionError(f"MLflow at {self.uri!r} is away: {_reason(error)}") from None
+            raise ConnectionError(f"MLflow at {redact_uri(self.uri)!r} is away: {_reason(error)}") from None
+        if self.refused:
+            name, reason = next(iter(self.refused.items()))
+            raise UserError(
+                f"MLflow at {redact_uri(self.uri)!r} refused {len(self.refused)} metrics for good, the first {name!r}: "
+                f"{reason} (all are in metrics.jsonl)"
+            )
 
     def where(self) -> str:
         """Say how to open the run."""
-        if self.uri.startswith("http"):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {self.uri}   (experiment {self.experiment}, run {self.run_name})"
+        uri = redact_uri(self.uri)
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {uri}   (experiment {self.experiment}, run {self.run_name})"
 
     def _open(self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None) -> None:
-        from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it announces each table it creates
-        self.client = MlflowClient(tracking_uri=self.uri)
-        found = self.client.get_experiment_by_name(self.experiment)
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment)
+        self.client = _client(self.uri)
+        self.experiment_id = _experiment(self.client, self.experiment)
         if run_id is not None:
             self.run_id = self.client.get_run(run_id).info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
             return
         run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=self.run_name)
         self.run_id = run.info.run_id
-        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in params.items()])
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:LONGEST_PARAM]) for k, v in params.items()])
 
     def _unsent(self, missed: Iterable[Record]) -> list[Record]:
         """Return the records the run does not have; one metric's history tells for all that begin with it."""
@@ -223,19 +238,38 @@ class MlflowTracker:
         return unsent
 
     def _send(self) -> None:
-        from mlflow.entities import Metric
-
+        """Send what waits, as far as the server takes it; what it will never take is set aside."""
         while self.queue:
-            step, when, values = self.queue[0]
-            batch = [Metric(metric_name(name), value, round(when * 1000), step) for name, value in values.items()]
             try:
-                for start in range(0, len(batch), METRICS_PER_CALL):
-                    self.client.log_batch(self.run_id, metrics=batch[start : start + METRICS_PER_CALL])
+                self._send_record(self.queue[0])
             except Exception:  # whatever it was, the training must not end of it; `finish` tells
                 self.lost_at = time.monotonic()
                 return
             self.queue.pop(0)
         self.lost_at = None
+
+    def _send_record(self, record: Record) -> None:
+        from mlflow.entities import Metric
+
+        step, when, values = record
+        batch = [Metric(metric_name(name), value, round(when * 1000), step) for name, value in values.items()]
+        for start in range(0, len(batch), METRICS_PER_CALL):
+            part = batch[start : start + METRICS_PER_CALL]
+            try:
+                self.client.log_batch(self.run_id, metrics=part)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                for metric in part:  # all but those that the server minds
+                    self._send_alone(metric)
+
+    def _send_alone(self, metric: Any) -> None:
+        try:
+            self.client.log_batch(self.run_id, metrics=[metric])
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            self.refused.setdefault(metric.key, _reason(error))
 
 
 def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
@@ -263,15 +297,13 @@ def add_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> 
     Raises:
         UserError: the server does not answer, or does not know the run.
     """
-    from mlflow import MlflowClient
-
     _be_quick()
     try:
-        client = MlflowClient(tracking_uri=uri)
+        client = _client(uri)
         for path in paths:
             client.log_artifact(run_id, str(path), folder)
     except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
-        raise UserError(f"MLflow at {uri!r} did not take the files: {_reason(error)}") from None
+        raise UserError(f"MLflow at {redact_uri(uri)!r} did not take the files: {_reason(error)}") from None
 
 
 def download_model(model: str, uri: str, folder: Path) -> Path:
@@ -288,11 +320,13 @@ def download_model(model: str, uri: str, folder: Path) -> Path:
     import mlflow
 
     _be_quick()
-    mlflow.set_tracking_uri(tracking_address(uri))
+    uri = tracking_address(uri)
+    mlflow.set_tracking_uri(uri)
     try:
+        _client(uri)
         mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder))
     except Exception as error:  # as in `MlflowTracker.start`
-        raise UserError(f"model {model!r} cannot be had from MLflow at {uri!r}: {_reason(error)}") from None
+        raise UserError(f"model {model!r} cannot be had from MLflow at {redact_uri(uri)!r}: {_reason(error)}") from None
     found = next(folder.rglob("config.yaml"), None)
     if found is None:
         raise UserError(f"model {model!r} is none that metalora has logged: it has no config.yaml")
@@ -300,13 +334,74 @@ def download_model(model: str, uri: str, folder: Path) -> Path:
 
 
 def tracking_address(uri: str) -> str:
-    """Return the tracking URI that a setting means."""
-    return (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db") if uri == "default" else uri
+    """Return the tracking URI that a setting means, a file in it absolute.
+
+    Raises:
+        UserError: it was recorded without its password, and no variable has that.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri == "default":
+        return absolute_tracking(given or "sqlite:///mlflow.db")
+    if not is_redacted(uri):
+        return absolute_tracking(uri)
+    if given and redact_uri(given) == uri:
+        return given
+    if os.environ.get("MLFLOW_TRACKING_PASSWORD") or os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return re.sub(r"://[^/]*@", "://", uri)  # MLflow reads these itself
+    raise UserError(
+        f"tracking_uri {uri!r} was recorded without its password: set MLFLOW_TRACKING_URI to it as a whole, "
+        "or give --tracking-uri"
+    )
 
 
 def metric_name(name: str) -> str:
-    """Return the name with what MLflow does not take (a domain may be called ``a, b``) replaced by ``_``."""
-    return re.sub(r"[^\w\-. /]", "_", name) or "_"
+    """Return a metric's name as MLflow takes it: a domain may be called ``https://a.b``, or by 300 letters.
+
+    A name that MLflow takes stays. In any other the signs that it does not take become ``_``, the rest is cut off, and
+    a hash of the whole name follows, so that two names stay two, whatever else there is.
+    """
+    plain = re.sub(r"[^\w\-. /]", "_", name)
+    plain = "/".join(part if part.strip(". ") else "_" for part in plain.split("/"))
+    if plain == name and len(name) <= LONGEST_METRIC:
+        return name
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return f"{plain[: LONGEST_METRIC - len(digest) - 1]}-{digest}"
+
+
+def _client(uri: str) -> Any:
+    """Return MLflow's client of a store, whose tables are made if it is new, by one process at a time."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it announces each table it creates
+    file = sqlite_file(uri)
+    if file is None:
+        return MlflowClient(tracking_uri=uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = file.with_name(f".{file.name}.lock")
+    with FileLock(lock, timeout=MIGRATION_SECONDS):
+        client = MlflowClient(tracking_uri=uri)
+        lock.unlink(missing_ok=True)  # those who wait for it see that, and begin anew
+    return client
+
+
+def _experiment(client: Any, name: str) -> str:
+    """Return the id of an experiment, made if there is none of that name."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except Exception:
+            found = client.get_experiment_by_name(name)  # another process may have been faster
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a server has refused what was asked, whatever may be asked again."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and int(error.get_http_status_code()) in REFUSALS  # type: ignore[no-untyped-call]
 
 
 def _be_quick() -> None:
@@ -316,12 +411,11 @@ def _be_quick() -> None:
 
 
 def _reason(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first if len(first) <= 160 else f"{first[:160]}..."
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return redact(one_line(Exception(first), longest=160))
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return ``{"section.setting": value}``."""
-    return {
-        f"{section}.{name}": value for section, settings in to_dict(config).items() for name, value in settings.items()
-    }
+    """Return ``{"section.setting": value}``, without the secrets of URIs."""
+    plain = redact_settings(to_dict(config))
+    return {f"{section}.{name}": value for section, settings in plain.items() for name, value in settings.items()}

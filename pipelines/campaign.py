@@ -12,6 +12,8 @@ from pydantic.dataclasses import dataclass as checked
 from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from metalora.files import atomic_file
+from metalora.places import movable
+from metalora.redact import redact
 from metalora.train.loop import differences
 from pipelines.options import plain, read_yaml
 from pipelines.search import Suggestion
@@ -112,10 +114,11 @@ class Plan:
 
 def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must stay as it was, flat."""
-    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in BUDGET}
+    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in (*BUDGET, "space")}
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
     for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
-        flat |= {f"{section}.{name}": value for name, value in plan["config"][section].items()}
+        flat |= {f"{section}.{name}": movable(value) for name, value in plan["config"][section].items()}
+    del flat["data.data"]  # the fingerprint tells
     return flat
 
 
@@ -144,9 +147,14 @@ class TrialRecord:
     checkpoint: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write ``trial.json`` into the trial's folder."""
+        """Write ``trial.json`` into the trial's folder; a checkpoint below the campaign's is named from there."""
         values = asdict(self)
         values = {**values.pop("trial"), **values}
+        campaign = folder.parents[1].resolve()
+        if self.checkpoint is not None and Path(self.checkpoint).is_relative_to(campaign):
+            values["checkpoint"] = str(Path(self.checkpoint).relative_to(campaign))
+        if self.error is not None:
+            values["error"] = redact(self.error)
         with atomic_file(folder / TRIAL) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -161,6 +169,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     for file in folder.glob(f"{TRIALS}/*/{TRIAL}"):
         values = json.loads(file.read_text(encoding="utf-8"))
         trial = Suggestion(*(values.pop(setting.name) for setting in fields(Suggestion)))
+        checkpoint = values.get("checkpoint")
+        if checkpoint is not None and "://" not in checkpoint:
+            values["checkpoint"] = str(folder.resolve() / checkpoint)
         records.append(TrialRecord(trial, **values))
     return sorted(records, key=lambda record: record.trial.number)
 

@@ -50,11 +50,11 @@ class CampaignDisplay:
         if self.console.is_terminal:
             self.live.stop()
         if self.records:
-            self.console.print(self.summary(), highlight=False, soft_wrap=True)
+            self.console.print(self.summary(), soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Tell the user."""
-        self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        self.console.print(text, style="yellow", soft_wrap=True)
 
     def begin(self, records: Mapping[str, TrialRecord]) -> None:
         """Take the trials of an earlier part of the campaign."""
@@ -77,7 +77,7 @@ class CampaignDisplay:
             return
         for name, record in self.records.items():
             if record.status != "running" and (name not in before or before[name].status == "running"):
-                self.console.print(f"{name}: {record.status}{self._reached(record)}", highlight=False, soft_wrap=True)
+                self.console.print(f"{name}: {record.status}{self._reached(record)}", soft_wrap=True)
         self._line(self.summary())
 
     def summary(self) -> str:
@@ -149,4 +149,4 @@ class CampaignDisplay:
         now = time.monotonic()
         if now - self.printed > LINE_SECONDS:
             self.printed = now
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)

@@ -148,7 +148,7 @@ class CampaignRunner:
         )
         what = ", ".join(["original features", *(f"extractor features ({kind})" for kind in kinds), seen])
         display.console.print(
-            f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}", highlight=False,
+            f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}",
             soft_wrap=True,
         )  # fmt: skip
         checkpoints = {r.trial.name: r.checkpoint for r in before if r.checkpoint is not None}

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from metalora.errors import UserError
+from metalora.redact import redact
 from metalora.registry import nearest
 
 COMMANDS = {
@@ -35,7 +36,7 @@ def run(command: Callable[[], None]) -> None:
     try:
         command()
     except UserError as error:
-        print(f"metalora: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metalora: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("metalora: interrupted", file=sys.stderr)

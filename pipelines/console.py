@@ -1,14 +1,65 @@
 """What a person sees in the terminal while a training runs."""
 
 import math
+import os
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from metalora.redact import redact
 from metalora.train.reporter import Progress as State
 
 LINE_SECONDS = 10.0
+
+
+class Output:
+    """A text stream that loses no training: what it cannot show it shows otherwise, or not at all.
+
+    Characters that its encoding lacks are written as escapes, secrets as ``***``. If it breaks (a pipe whose reader has
+    gone, a full disk, a terminal that was closed), it stays silent from then on.
+
+    Args:
+        stream: Where to write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.broken = False
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        if not self.broken:
+            encoding = self.stream.encoding or "utf-8"
+            plain = redact(text).encode(encoding, "backslashreplace").decode(encoding)
+            self._try(lambda: self.stream.write(plain))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        if not self.broken:
+            self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (OSError, ValueError):  # ValueError: it is closed
+            self.broken = True
+            with suppress(OSError, ValueError):  # else Python itself fails on what is left to flush
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def terminal() -> Console:
+    """Make the console that a command writes to: texts are shown as they are, for names from data are no markup."""
+    output: Any = Output(sys.stdout)
+    return Console(file=output, markup=False, emoji=False, highlight=False)
 
 
 class ProgressDisplay:
@@ -24,8 +75,8 @@ class ProgressDisplay:
         self.printed = -math.inf
         self.began: dict[str, tuple[float, int]] = {}  # phase: when, at which step
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"),
-            console=console, transient=True,
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[facts]}", markup=False), console=console, transient=True,
         )  # fmt: skip
         self.task = self.bar.add_task("starting", total=None, facts="")
 
@@ -50,7 +101,7 @@ class ProgressDisplay:
             self.bar.update(self.task, description=_title(state), total=state.total, completed=state.step, facts=facts)
         elif now - self.printed > LINE_SECONDS or (state.epoch and state.step == state.total):
             self.printed = now
-            self.console.print(f"{_title(state)}  {facts}", highlight=False)
+            self.console.print(f"{_title(state)}  {facts}", soft_wrap=True)
 
     def _left(self, state: State, now: float) -> str:
         began, first = self.began[state.phase]

@@ -21,9 +21,9 @@ from metalora.report.tables import accuracy_table
 from metalora.tracking import download_model
 from metalora.train.evaluation import ADAPTER, KNN, Evaluator
 from metalora.train.reporter import Progress, Write
-from pipelines.console import ProgressDisplay
-from pipelines.options import add_settings, make_parser, parse, read_yaml, resolve
-from pipelines.results import CONFIG
+from pipelines.console import ProgressDisplay, terminal
+from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.results import find_run, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
     add_settings(parser)
     options = parse(parser, arguments)
-    console = Console()
+    console = terminal()
     with tempfile.TemporaryDirectory() as scratch:
         folder = _fetch(options.model, resolve(options), Path(scratch))
-        config = resolve(options, read_yaml(folder / CONFIG))
+        config = resolve(options, read_settings(folder))
         report = evaluate(config, folder, console)
     if options.report:
         Path(options.report).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -66,7 +66,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
     brought = {part: folder / f"{part}.safetensors" for part in ("backbone", "extractor")}
     backbone, extractor = build_networks(
         config,
-        lambda text: console.print(text, highlight=False, soft_wrap=True),
+        lambda text: console.print(text, soft_wrap=True),
         {part: file for part, file in brought.items() if file.is_file()},
     )
     model = load(backbone, folder / ADAPTER, extractor)
@@ -84,7 +84,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         evaluator.test(0)(Path(scratch))
         report: dict[str, Any] = json.loads((Path(scratch) / KNN).read_text(encoding="utf-8"))
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
-    console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}", highlight=False)
+    console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}")
     return report
 
 
@@ -113,13 +113,10 @@ def _fetch(model: str, config: Config, scratch: Path) -> Path:
     """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
     if model.startswith(("models:/", "runs:/")):
         return download_model(model, config.tracking.tracking_uri, scratch)
-    folders = [Path(model).expanduser(), Path(config.cluster.output).expanduser() / model]
-    for folder in folders:
-        if (folder / CONFIG).is_file() and (folder / ADAPTER).is_dir():
-            return folder
-    raise UserError(
-        f"no trained model {model!r}: wanted the folder or name of a finished run, models:/NAME@ALIAS or runs:/ID/model"
-    )
+    folder = find_run(model, Path(config.cluster.output), kind="trained model")
+    if not (folder / ADAPTER).is_dir():
+        raise UserError(f"run {model!r} is not finished: {folder} has no folder {ADAPTER!r}")
+    return folder
 
 
 if __name__ == "__main__":

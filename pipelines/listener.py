@@ -67,7 +67,7 @@ class Listener:
 
     def say(self, text: str) -> None:
         """Tell the user."""
-        self.display.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        self.display.console.print(text, style="yellow", soft_wrap=True)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics."""

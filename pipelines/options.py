@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
@@ -151,18 +150,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_earlier(folder: Path, file: str, kind: str) -> dict[str, Any]:
-    """Read the YAML file that a run or campaign of an earlier command keeps its settings in.
-
-    Raises:
-        UserError: there is none; those beside it are named.
-    """
-    if not (folder / file).is_file():
-        names = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{file}"))) or "none"
-        raise UserError(f"no {kind} {folder.name!r} in {folder.parent} to resume (there: {names})")
-    return read_yaml(folder / file)
-
-
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Return what the command line gives for the settings of a dataclass.
 
@@ -179,6 +166,6 @@ def _value(name: str, form: Any, value: Any) -> Any:
         if any(not pattern for pattern, _, _ in pairs):
             raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(value)!r}")
         return {pattern: number for pattern, _, number in pairs}
-    if isinstance(form, UnionType) and type(None) in get_args(form) and value in ("none", "null"):
+    if type(None) in get_args(form) and value in ("none", "null"):
         return None
     return value

@@ -20,6 +20,7 @@ from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.backbones import Backbone
+from metalora.redact import redact
 from metalora.train.checkpoint import PREFIX
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
@@ -318,5 +319,6 @@ def _reason(error: Exception, file: Path) -> str:
     """Return the line that says why the workers failed; the whole story goes into a file."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
-    file.write_text("\n\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items()), encoding="utf-8")
+    story = "\n\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items())
+    file.write_text(redact(story), encoding="utf-8")
     return f"the training failed: {lines[-1].strip() if lines else type(error).__name__} (in full: {file})"

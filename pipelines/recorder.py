@@ -16,6 +16,7 @@ from ray import tune
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
+from metalora.redact import redact
 from metalora.tracking import NullTracker, Tracker, build_tracker
 from metalora.train.evaluation import has_results
 from pipelines.campaign import PARAMETERS, STEP_SECONDS, TRIALS, Plan, TrialRecord, last_line
@@ -128,7 +129,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if checkpoint:
             with opened(checkpoint) as results:
                 if has_results(results):
-                    copy_results(results, self.open[name].folder)
+                    copy_results(results, self.open[name].folder, self.display.say)
                     self._close(name, "finished", None)
                     return
         self._close(name, "stopped", None)
@@ -267,8 +268,8 @@ class OpenTrial:
                 upload_results(self.tracker, self.folder)
             self.tracker.tag("metalora.status", status)
             if error:
-                (self.folder / "error.txt").write_text(error, encoding="utf-8")
-                self.tracker.tag("metalora.error", last_line(error))
+                (self.folder / "error.txt").write_text(redact(error), encoding="utf-8")
+                self.tracker.tag("metalora.error", redact(last_line(error)))
                 self.tracker.artifact(self.folder / "error.txt")
             self.tracker.finish(STATUS[status])
         except Exception as problem:  # the folder has everything; a tracker that is away must not end the campaign

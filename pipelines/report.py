@@ -9,14 +9,13 @@ from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from metalora.errors import UserError
 from metalora.evaluate.significance import compare, sentence
 from metalora.files import atomic_folder
-from metalora.registry import nearest
+from metalora.places import absolute
 from metalora.report.campaign import Campaign, Trial, is_accuracy, metric_label
 from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
 from metalora.report.campaign_tables import (
@@ -30,9 +29,10 @@ from metalora.report.campaign_tables import (
 )
 from metalora.report.importance import MIN_POINTS, importances
 from metalora.report.parallel_plot import plot_parallel
+from pipelines.console import terminal
 from pipelines.listener import read_metrics
 from pipelines.options import make_parser, read_yaml
-from pipelines.results import CONFIG, METRICS
+from pipelines.results import CONFIG, METRICS, find_run
 
 CAMPAIGN, TRIAL = "campaign.yaml", "trial.json"  # `pipelines.campaign` has them too, but imports Ray
 TOLD = ("space", "searcher", "scheduler", "seeds")
@@ -50,20 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--campaign", metavar="NAME", required=True, help="the campaign's name")
     parser.add_argument("--output-folder", metavar="DIR", default="runs", help="where it is (default: runs)")
     options = parser.parse_args(arguments)
-    output = Path(options.output_folder).expanduser()
-    if not (output / options.campaign / CAMPAIGN).is_file():
-        names = sorted(path.parent.name for path in output.glob(f"*/{CAMPAIGN}"))
-        there = ", ".join(names) or "none"
-        raise UserError(
-            f"no campaign {options.campaign!r} in {output}{nearest(options.campaign, names)} (there: {there})"
-        )
-    folder = output / options.campaign
+    folder = find_run(options.campaign, absolute(options.output_folder), CAMPAIGN, "campaign")
     campaign = read_campaign(folder)
     report = _write(campaign, folder / "report")
-    console = Console()
+    console = terminal()
     console.print(leaderboard_table(campaign))
-    console.print(f"{standing(campaign)}\n{best(campaign).replace('**', '')}", highlight=False)
-    console.print(f"report    {report / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"{standing(campaign)}\n{best(campaign).replace('**', '')}")
+    console.print(f"report    {report / 'report.md'}", soft_wrap=True)
 
 
 def write_report(folder: Path) -> Path:

@@ -19,11 +19,13 @@ from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
 from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
 from metalora.train.evaluation import KNN
-from pipelines.campaign import TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
+from pipelines.campaign import CAMPAIGN, TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
+from pipelines.claim import named_run
+from pipelines.console import terminal
 from pipelines.options import add_section, add_settings, given, make_parser, parse, resolve, settings_of
 from pipelines.ray_backend import Open, lasting_cluster
+from pipelines.results import only_shows
 from pipelines.spaces import Space
-from pipelines.train import name_run, output
 from pipelines.tune import best_point, run_campaign
 
 TABLE, PICTURE, SCORES = "table1.md", "table1.png", "table1.json"
@@ -73,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.resume:
         options.run_name = options.resume
     config = resolve(options, {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}})
-    config, folder = name_run(config, bool(options.resume), "table1")
-    reproduce(table, config, folder, Console())
+    with named_run(config, bool(options.resume), "table1") as (config, folder):
+        reproduce(table, config, folder, terminal())
 
 
 def reproduce(table: TableConfig, config: Config, folder: Path, console: Console) -> list[Results]:
@@ -96,15 +98,15 @@ def reproduce(table: TableConfig, config: Config, folder: Path, console: Console
         for backbone in table.backbones:
             settings = replace(config, backbone=replace(config.backbone, backbone=backbone))
             found.append(_compare(table, settings, open_cluster))
-    folder.mkdir(parents=True, exist_ok=True)
     text = comparison_markdown(found, PICTURE)
     with atomic_file(folder / TABLE) as file:
         file.write_text(text, encoding="utf-8")
     with atomic_file(folder / SCORES) as file:
         file.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n", encoding="utf-8")
-    plot_comparison(found, folder / PICTURE)
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"written   {folder / TABLE}, {PICTURE}, {SCORES}", highlight=False, soft_wrap=True)
+    with only_shows("the picture", console.print):
+        plot_comparison(found, folder / PICTURE)
+    console.print(text, soft_wrap=True)
+    console.print(f"written   {folder / TABLE}, {PICTURE}, {SCORES}", soft_wrap=True)
     return found
 
 
@@ -139,7 +141,7 @@ def _campaign(name: str, space: Space, seeds: int, config: Config, open_cluster:
     """Run a grid to its end, or what is left of it."""
     config = replace(config, tracking=replace(config.tracking, run_name=name))
     campaign = CampaignConfig(space=space.name, searcher="grid", seeds=seeds)
-    resume = (output(config) / name).exists()
+    resume = (Path(config.cluster.output) / name / CAMPAIGN).is_file()
     return run_campaign(Plan(campaign, config, space), resume, open_cluster)
 
 

@@ -5,16 +5,24 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from metalora.adapters.formats import build_format
-from metalora.config import Config
+from metalora.config import Config, place_settings
+from metalora.errors import UserError, one_line
 from metalora.evaluate.seeds import read_seeds
+from metalora.files import atomic_file
 from metalora.models.backbones import Backbone
+from metalora.places import absolute, moved
+from metalora.redact import redact_uri
+from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
+from pipelines.options import read_yaml
 
 CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 
@@ -31,7 +39,7 @@ def run_params(config: Config) -> dict[str, Any]:
 
 def run_tags(kind: str, command: str) -> dict[str, str]:
     """Return the tags that every run of a kind (train, campaign, trial) carries."""
-    tags = {"metalora.kind": kind, "mlflow.source.name": f"metalora {command}", "mlflow.user": getpass.getuser()}
+    tags = {"metalora.kind": kind, "mlflow.source.name": f"metalora {command}", "mlflow.user": _user()}
     commit = _git_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
@@ -41,28 +49,100 @@ def run_tags(kind: str, command: str) -> dict[str, str]:
 
 
 def write_run_note(folder: Path, run_id: str | None, tracking_uri: str) -> None:
-    """Note which tracked run a folder is."""
-    note = {"run_id": run_id, "tracking_uri": tracking_uri}
-    (folder / RUN).write_text(json.dumps(note) + "\n", encoding="utf-8")
+    """Note which tracked run a folder is, and where it is, so that `read_settings` knows when it was moved."""
+    note = {"run_id": run_id, "tracking_uri": redact_uri(tracking_uri), "folder": str(folder)}
+    with atomic_file(folder / RUN) as file:
+        file.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
-def read_run_note(folder: Path, tracking_uri: str) -> str | None:
-    """Return the id of the tracked run that a folder is, if it is one of that store."""
-    if not (folder / RUN).is_file():
-        return None
-    note: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    return note.get("run_id") if note.get("tracking_uri") == tracking_uri else None
+def read_run_note(folder: Path) -> tuple[str | None, str]:
+    """Return the id of the tracked run that a folder is, and its tracking URI, empty if it is not tracked."""
+    note = _note(folder)
+    uri = moved(str(note.get("tracking_uri") or ""), Path(note.get("folder") or folder), folder)
+    return note.get("run_id"), uri
 
 
-def copy_results(results: Path, folder: Path) -> None:
-    """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds."""
+def tracked_id(folder: Path, tracking_uri: str) -> str | None:
+    """Return the id of the run of a store that a folder is, if it is one."""
+    run_id, uri = read_run_note(folder)
+    return run_id if uri == redact_uri(tracking_uri) else None
+
+
+def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> Path:
+    """Return the folder of an earlier run or campaign.
+
+    Args:
+        name: Its name, or the path of its folder.
+        output: Folder of all runs.
+        file: The file that makes a folder one.
+        kind: What it is, for error messages.
+
+    Raises:
+        UserError: there is none; those that are in ``output`` are named.
+    """
+    for folder in (output / name, absolute(name)):
+        if (folder / file).is_file():
+            return Path(os.path.normpath(folder))
+    names = sorted(path.parent.name for path in output.glob(f"*/{file}")) if output.is_dir() else []
+    raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
+
+
+def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
+    """Read the settings of an earlier run or campaign; what they name is looked for where it lies to the folder now.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    content = read_yaml(folder / file)
+    old = Path(_note(folder).get("folder") or folder)
+    sections = content if file == CONFIG else content.get("config") or {}
+    for section, name in place_settings():
+        value = (sections.get(section) or {}).get(name)
+        if isinstance(value, str):
+            sections[section][name] = moved(value, old, folder)
+    return content
+
+
+def continued(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings with the place and the name that its folder has now."""
+    changed = {"cluster": {"output": str(folder.parent)}, "tracking": {"run_name": folder.name}}
+    return {**settings, **{section: {**(settings.get(section) or {}), **new} for section, new in changed.items()}}
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """Return what `write_run_note` wrote; nothing if that cannot be read."""
+    try:
+        note = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def copy_results(results: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds.
+
+    Args:
+        results: The checkpoint.
+        folder: The run's folder.
+        say: Told if the picture cannot be drawn.
+    """
     shutil.copytree(results / ADAPTER, folder / ADAPTER, dirs_exist_ok=True)
     shutil.copy(results / KNN, folder / KNN)
     if (results / SEEDS).is_file():
         (folder / SEEDS).parent.mkdir(exist_ok=True)
         shutil.copy(results / SEEDS, folder / SEEDS)
         seeds = read_seeds(folder / SEEDS)
-        plot_tsne(seeds.vectors, seeds.domains, seeds.labels, (folder / SEEDS).with_name("tsne.png"))
+        with only_shows("the picture of the seeds", say):
+            plot_tsne(seeds.vectors, seeds.domains, seeds.labels, (folder / SEEDS).with_name("tsne.png"))
+
+
+@contextmanager
+def only_shows(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Let a block fail that draws or tabulates results: they are there, and a picture must not take them with it."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{what} could not be made: {one_line(error)}")
 
 
 def upload_results(tracker: Tracker, folder: Path) -> None:
@@ -79,6 +159,13 @@ def upload_model(
     files = {"adapter": folder / ADAPTER, "config": folder / CONFIG}
     networks = {"backbone": backbone, "extractor": extractor}
     tracker.model(files, {part: network for part, network in networks.items() if network is not None}, name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number and no name
+        return str(os.getuid())
 
 
 def _git_commit() -> str | None:

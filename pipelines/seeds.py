@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from metalora.errors import UserError
 from metalora.evaluate.seeds import SeedAnalysis, Separation, analyse, read_seeds, seed_sentence
 from metalora.files import atomic_file
-from metalora.registry import nearest
+from metalora.places import absolute
 from metalora.report.plots import plot_tsne
 from metalora.report.seed_plots import plot_pca
-from metalora.tracking import add_artifacts
+from metalora.tracking import add_artifacts, tracking_address
 from metalora.train.evaluation import KNN, SEEDS
+from pipelines.console import terminal
 from pipelines.options import make_parser
-from pipelines.results import CONFIG, RUN
+from pipelines.results import find_run, read_run_note
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,19 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's name, or the folder of a run or of a campaign's trial")
     parser.add_argument("--output", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
     options = parser.parse_args(arguments)
-    console = Console()
-    folder = find_run(options.run, Path(options.output).expanduser())
+    console = terminal()
+    folder = find_seeds(options.run, absolute(options.output))
     analysis, files = analyse_run(folder)
     console.print(separation_table(analysis))
-    console.print(seed_sentence(analysis), highlight=False)
-    console.print("written   " + "\n          ".join(map(str, files)), highlight=False, soft_wrap=True)
+    console.print(seed_sentence(analysis))
+    console.print("written   " + "\n          ".join(map(str, files)), soft_wrap=True)
     try:
         _track(folder, files)
     except UserError as error:  # the files are there; a tracker that is away must not hide that
-        console.print(f"tracking: {error}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"tracking: {error}", style="yellow", soft_wrap=True)
 
 
-def find_run(run: str, output: Path) -> Path:
+def find_seeds(run: str, output: Path) -> Path:
     """Return the folder of a finished run with seeds.
 
     Args:
@@ -55,10 +55,7 @@ def find_run(run: str, output: Path) -> Path:
     Raises:
         UserError: no such run (those there are named), one that is not finished, or one whose format has no seeds.
     """
-    folder = next((path for path in (output / run, Path(run).expanduser()) if (path / CONFIG).is_file()), None)
-    if folder is None:
-        names = sorted(path.parent.name for path in output.glob(f"*/{CONFIG}"))
-        raise UserError(f"no run {run!r}{nearest(run, names)} (in {output}: {', '.join(names) or 'none'})")
+    folder = find_run(run, output)
     if not (folder / KNN).is_file():
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(f"run {run!r} is not finished: it has no {KNN} (there: {there})")
@@ -125,6 +122,6 @@ def _plain(analysis: SeedAnalysis) -> dict[str, Any]:
 
 def _track(folder: Path, files: Sequence[Path]) -> None:
     """Add the files to the MLflow run that the folder's ``run.json`` names, if it names one."""
-    note = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-    if note.get("run_id"):
-        add_artifacts(note["tracking_uri"], note["run_id"], files, (folder / SEEDS).parent.name)
+    run_id, uri = read_run_note(folder)
+    if run_id:
+        add_artifacts(tracking_address(uri), run_id, files, (folder / SEEDS).parent.name)

@@ -2,9 +2,8 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,31 @@ from metalora.build import build_model, build_networks
 from metalora.config import Config, to_yaml
 from metalora.data import ImageTable, load_table
 from metalora.data.loaders import count_loader_workers
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
+from metalora.files import atomic_file
 from metalora.group import Group
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
 from metalora.report.tables import accuracy_table
-from metalora.tracking import Tracker, build_tracker, tracking_address
+from metalora.tracking import Tracker, build_tracker
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.evaluation import ADAPTER, KNN
 from metalora.train.loop import Trainer, build_sampler, read_resumable
-from pipelines.console import ProgressDisplay
+from pipelines.claim import named_run
+from pipelines.console import ProgressDisplay, terminal
 from pipelines.listener import Listener, LocalReporter, read_metrics
-from pipelines.options import add_settings, make_parser, parse, read_earlier, resolve
+from pipelines.options import add_settings, make_parser, parse, resolve
 from pipelines.results import (
     CONFIG,
     METRICS,
+    continued,
     copy_results,
-    read_run_note,
+    find_run,
+    only_shows,
+    read_settings,
     run_params,
     run_tags,
+    tracked_id,
     upload_model,
     upload_results,
     write_run_note,
@@ -65,15 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(parser, arguments)
     config = resolve(options)
     if options.resume:
-        earlier = read_earlier(output(config) / options.resume, CONFIG, "run")
-        named = {**(earlier.get("tracking") or {}), "run_name": options.resume}
-        config = resolve(options, {**earlier, "tracking": named})
-        if config.tracking.run_name != options.resume:
+        folder = find_run(options.resume, Path(config.cluster.output))
+        config = resolve(options, continued(folder, read_settings(folder)))
+        if config.tracking.run_name != folder.name:
             raise UserError(
-                f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {options.resume}"
+                f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {folder.name}"
             )
     if options.print_config:
-        print(to_yaml(config), end="")
+        terminal().print(to_yaml(config), end="", soft_wrap=True)
         return
     train(config, resume=options.resume is not None)
 
@@ -91,36 +95,47 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: what the user can mend; what was written so far stays.
     """
-    console = Console()
-    config, folder = name_run(config, resume, config.adapter.format)
-    tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
-    prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
-    checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
-    last = checkpoints.latest() if resume else None
-    if last is not None:
-        read_resumable(last, config, prepared.table)  # before the run's settings are written anew
-    _start_tracking(tracker, config, folder)
-    status = "FAILED"
-    try:
-        with ProgressDisplay(console) as display:
-            _fit(prepared, tracker, display, checkpoints, last)
-        report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
-        _summarize(console, prepared, report, folder, tracker)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
+    console = terminal()
+    with named_run(config, resume, config.adapter.format) as (config, folder):
+        tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
+        prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
+        checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
+        last = checkpoints.latest() if resume else None
+        if last is not None:
+            read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
+        _start_tracking(tracker, config, folder)
+        status = "FAILED"
         try:
-            if status == "FINISHED":
-                upload_results(tracker, folder)
-                if config.tracking.log_model:
-                    upload_model(tracker, folder, prepared.backbone, prepared.extractor)
-            tracker.finish(status)
-        except Exception as error:  # the run's folder has everything; a tracker that is away must not hide that
-            reason = " ".join(str(error).split())
-            console.print(f"tracking: {reason}; 'metalora train --resume {folder.name}' sends it again", style="yellow")
+            with ProgressDisplay(console) as display:
+                _fit(prepared, tracker, display, checkpoints, last)
+            status = "FINISHED"
+            report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
+            with only_shows("the summary", console.print):
+                _summarize(console, prepared, report, folder, tracker)
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            _finish(tracker, prepared, folder, status, console)
     return report
+
+
+def _finish(tracker: Tracker, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
+    """End the tracked run, with the results if there are any; the run's folder has them whatever fails here."""
+    try:
+        if status == "FINISHED":
+            upload_results(tracker, folder)
+            if prepared.config.tracking.log_model:
+                upload_model(tracker, folder, prepared.backbone, prepared.extractor)
+        tracker.finish(status)
+    except Exception as error:
+        tell_untracked(error, f"train --resume {folder.name}", console)
+
+
+def tell_untracked(error: Exception, command: str, console: Console) -> None:
+    """Tell that the tracker has not everything, and which command sends the rest, unless it was refused for good."""
+    again = "" if isinstance(error, UserError) else f"; 'metalora {command}' sends it again"
+    console.print(f"tracking: {one_line(error)}{again}", style="yellow", soft_wrap=True)
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
@@ -150,36 +165,14 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     return Prepared(config, table, backbone, extractor, model)
 
 
-def name_run(config: Config, resume: bool, kind: str) -> tuple[Config, Path]:
-    """Give a run its name and the tracker's address, and return its folder, not made yet.
-
-    Raises:
-        UserError: no plain folder name, or the name is taken.
-    """
-    made_up = f"{kind}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    name = config.tracking.run_name or made_up
-    if Path(name).name != name or name.startswith("."):
-        raise UserError(f"run_name {name!r} must be a plain folder name")
-    folder = output(config) / name
-    if folder.exists() and not resume:
-        raise UserError(f"run {name!r} exists in {folder.parent}: choose another --run-name, or --resume {name}")
-    uri = tracking_address(config.tracking.tracking_uri)
-    return replace(config, tracking=replace(config.tracking, run_name=name, tracking_uri=uri)), folder
-
-
-def output(config: Config) -> Path:
-    """Return the folder of all runs."""
-    return Path(config.cluster.output).expanduser()
-
-
 def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
-    """Start or continue the tracked run; only then make the run's folder."""
-    run_id = read_run_note(folder, config.tracking.tracking_uri)
+    """Start or continue the tracked run; only then write into the run's folder."""
+    run_id = tracked_id(folder, config.tracking.tracking_uri)
     tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
     run_id = tracker.start(run_params(config), tags, run_id, read_metrics(folder / METRICS))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        with atomic_file(folder / CONFIG) as file:
+            file.write_text(to_yaml(config), encoding="utf-8")
         write_run_note(folder, run_id, config.tracking.tracking_uri)
     except OSError as error:
         tracker.finish("FAILED")
@@ -199,7 +192,7 @@ def _fit(
             cluster(config.cluster),
             run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results,
         ):
-            copy_results(results, folder)
+            copy_results(results, folder, listener.say)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
@@ -215,7 +208,7 @@ def _fit(
     trainer.fit(last)
     finished = checkpoints.latest()
     assert finished is not None, "the trainer ends with a checkpoint"
-    copy_results(finished, folder)
+    copy_results(finished, folder, reporter.say)
 
 
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
@@ -227,7 +220,6 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
         f"run       {folder}\n"
         f"MLflow    {tracker.where()}\n"
         "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -1,7 +1,6 @@
 """``metalora tune``: a campaign of trials over a search space."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from rich.console import Console
 
 from metalora.build import build_model
 from metalora.errors import UserError
+from metalora.files import atomic_file
+from metalora.redact import redact_settings
 from metalora.registry import nearest
 from metalora.tracking import CHAMPION, Tracker, build_tracker, flatten
 from pipelines.campaign import (
@@ -26,6 +27,8 @@ from pipelines.campaign import (
     read_trials,
 )
 from pipelines.campaign_runner import CampaignRunner
+from pipelines.claim import named_run
+from pipelines.console import terminal
 from pipelines.options import (
     add_section,
     add_settings,
@@ -33,15 +36,22 @@ from pipelines.options import (
     given,
     make_parser,
     parse,
-    read_earlier,
     resolve,
     settings_of,
 )
 from pipelines.ray_backend import Open, cluster
-from pipelines.results import read_run_note, run_tags, upload_model, write_run_note
+from pipelines.results import (
+    continued,
+    find_run,
+    read_settings,
+    run_tags,
+    tracked_id,
+    upload_model,
+    write_run_note,
+)
 from pipelines.search import Suggestion
 from pipelines.spaces import Point, Space, grid, load_space, sections_of
-from pipelines.train import Prepared, name_run, output, prepare
+from pipelines.train import Prepared, prepare, tell_untracked
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,12 +82,13 @@ def _new_plan(options: argparse.Namespace) -> Plan:
 
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
-    before = read_earlier(output(resolve(options)) / options.resume, CAMPAIGN, "campaign")
+    folder = find_run(options.resume, Path(resolve(options).cluster.output), CAMPAIGN, "campaign")
+    before = read_settings(folder, CAMPAIGN)
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
-    return Plan(settings, resolve(options, before["config"]), space)
+    return Plan(settings, resolve(options, continued(folder, before["config"])), space)
 
 
 def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:
@@ -101,17 +112,21 @@ def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster)
     Raises:
         UserError: what the user can mend; trials that were run stay.
     """
-    console = Console(file=sys.stdout)  # this one, whatever becomes of sys.stdout
-    config, folder = name_run(plan.config, resume, Path(plan.space.name).stem)
-    plan = replace(plan, config=config)
+    with named_run(plan.config, resume, Path(plan.space.name).stem) as (config, folder):
+        _run(replace(plan, config=config), folder, resume, open_cluster, terminal())
+    return folder
+
+
+def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Console) -> None:
+    config = plan.config
     tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
-    prepared = prepare(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
     plan = _complete(plan, prepared)
     if resume:
         plan.check_same(folder)
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
     if resume and points is not None and _is_complete(read_trials(folder), len(points) * plan.campaign.seeds):
-        return folder
+        return
     with open_cluster(config.cluster):
         runner = CampaignRunner(plan, folder, prepared, points, console)
         parent = _start_tracking(tracker, plan, folder)
@@ -124,7 +139,6 @@ def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster)
             raise
         finally:
             _finish(tracker, plan, prepared, folder, status, console)
-    return folder
 
 
 def _complete(plan: Plan, prepared: Prepared) -> Plan:
@@ -176,7 +190,7 @@ def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
         raise UserError(f"no point of space {plan.space.name!r} fits the backbone; {reasons[0]}")
     if reasons:
         console.print(f"{len(reasons)} points do not fit the backbone and are left out, the first: {reasons[0]}",
-                      style="yellow", highlight=False, soft_wrap=True)  # fmt: skip
+                      style="yellow", soft_wrap=True)  # fmt: skip
     return fitting
 
 
@@ -186,16 +200,16 @@ def _is_complete(records: Sequence[TrialRecord], total: int) -> bool:
 
 
 def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
-    """Begin or continue the campaign's tracked run, the parent of its trials'; only then make its folder."""
+    """Begin or continue the campaign's tracked run, the parent of its trials'; only then write into its folder."""
     config = plan.config
-    run_id = read_run_note(folder, config.tracking.tracking_uri)
+    run_id = tracked_id(folder, config.tracking.tracking_uri)
     described = plan.as_dict()
     params = {f"campaign.{name}": value for name, value in described["campaign"].items()}
     params |= {f"space.{i}": value for i, value in enumerate(described["space"])}
     run_id = tracker.start({**params, **flatten(config)}, run_tags("campaign", "tune"), run_id, [])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CAMPAIGN).write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+        with atomic_file(folder / CAMPAIGN) as file:
+            file.write_text(yaml.safe_dump(redact_settings(described), sort_keys=False), encoding="utf-8")
         write_run_note(folder, run_id, config.tracking.tracking_uri)
     except OSError as error:
         tracker.finish("FAILED")
@@ -215,10 +229,8 @@ def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, stat
         try:
             step()
         except Exception as error:
-            reason = " ".join(str(error).split())
-            console.print(f"tracking: {reason}; 'metalora tune --resume {folder.name}' sends it again",
-                          style="yellow", soft_wrap=True)  # fmt: skip
-    console.print(f"MLflow    {tracker.where()}", highlight=False, soft_wrap=True)
+            tell_untracked(error, f"tune --resume {folder.name}", console)
+    console.print(f"MLflow    {tracker.where()}", soft_wrap=True)
 
 
 def _report(tracker: Tracker, folder: Path, console: Console) -> None:
@@ -226,7 +238,7 @@ def _report(tracker: Tracker, folder: Path, console: Console) -> None:
 
     report = write_report(folder)
     tracker.artifact(report)
-    console.print(f"report    {report / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"report    {report / 'report.md'}", soft_wrap=True)
 
 
 def best_point(records: Sequence[TrialRecord], objective: str) -> Point | None:
@@ -255,7 +267,7 @@ def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord,
     tracking = plan.config.tracking
     folder = campaign / TRIALS / best.trial.name
     point = " ".join(f"{name}={value}" for name, value in best.trial.point.items())
-    console.print(f"best      {folder}  ({point})", highlight=False, soft_wrap=True)
+    console.print(f"best      {folder}  ({point})", soft_wrap=True)
     if not tracking.log_model or best.run_id is None or tracking.tracking_uri == "none":
         return
     tracker = build_tracker(tracking.tracking_uri, tracking.experiment, best.trial.name)
@@ -263,7 +275,7 @@ def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord,
     upload_model(tracker, folder, prepared.backbone, prepared.extractor, campaign.name)
     tracker.finish("FINISHED")
     name = f"models:/{campaign.name}@{CHAMPION}"
-    console.print(f"champion  {name}   (metalora evaluate --model {name})", highlight=False, soft_wrap=True)
+    console.print(f"champion  {name}   (metalora evaluate --model {name})", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from metalora.evaluate.embed import Batch, Shared
 from metalora.group import Group, synchronised
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.preprocessing import Preprocessing
+from metalora.places import movable
 from metalora.train.checkpoint import (
     generator_states,
     read_state,
@@ -192,7 +193,7 @@ class Trainer:
             UserError: the loss is not finite, or the checkpoint belongs to another training.
         """
         if resume is not None:
-            state = read_resumable(resume, self.config, self.table)
+            state = read_resumable(resume, self.config, self.table, self.model)
             if has_results(resume):
                 return
         self.evaluator.prepare()
@@ -341,6 +342,7 @@ class Trainer:
             "generators": generators,
             "settings": comparable(self.config),
             "data": self.table.fingerprint,
+            "networks": networks(self.model),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -354,16 +356,19 @@ class Trainer:
             seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
 
 
-def read_resumable(folder: Path, config: Config, table: ImageTable) -> dict[str, Any]:
+def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaLoRAModel) -> dict[str, Any]:
     """Read a checkpoint's state, if a training with these settings and data can go on with it.
 
     Raises:
         UserError: it cannot; all that differs is named.
     """
     state = read_state(folder)
-    changes = differences(state["settings"], comparable(config))
+    now = comparable(config)
+    changes = differences({name: movable(value) for name, value in state["settings"].items() if name in now}, now)
     if state["data"] != table.fingerprint:
         changes.append("the data are others")
+    if state.get("networks", networks(model)) != networks(model):
+        changes.append("the tensors of backbone or extractor are others")
     if changes:
         raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
     return state
@@ -424,11 +429,20 @@ def comparable(config: Config) -> dict[str, Any]:
     """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
     free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features", "keep_images"}
     free |= {"kernel", "compile", "cuda_graph", "activation_checkpointing", "channels_last"}
+    free |= {"data"}  # the fingerprint tells
     sections = ("backbone", "adapter", "mapping", "data", "train")
     plain = to_dict(config)
     return {
-        f"{section}.{name}": value for section in sections for name, value in plain[section].items() if name not in free
+        f"{section}.{name}": movable(value)
+        for section in sections
+        for name, value in plain[section].items()
+        if name not in free
     }
+
+
+def networks(model: MetaLoRAModel) -> list[str | None]:
+    """Return the hashes of backbone and extractor, None for an extractor that is the backbone itself."""
+    return [model.backbone_identity["hash"], model.extractor_identity and model.extractor_identity["hash"]]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -28,13 +28,15 @@ ALLOWED = {
 GROUND = {  # unit: the ground it may stand on
     "errors": [],
     "version": [],
-    "files": ["errors"],
+    "files": ["errors", "places"],
+    "places": ["redact"],
+    "redact": [],
     "registry": ["errors"],
-    "config": ["errors", "registry"],
+    "config": ["errors", "registry", "places", "redact"],
     "report": ["config", "errors", "files"],
-    "tracking": ["config", "errors"],
+    "tracking": ["config", "errors", "files", "places", "redact"],
 }
-ANY_GROUND = ["config", "registry", "errors", "files", "version"]
+ANY_GROUND = ["config", "registry", "errors", "files", "places", "redact", "version"]
 OUTSIDE = {
     "mlflow": {"tracking", "mlflow_model"},
     "ray": set(),

@@ -54,7 +54,7 @@ def resolved(parser: argparse.ArgumentParser, tmp_path: Path) -> Resolve:
         ("train.clip_norm", "3", 3.0, ["--clip-norm", "null"], None),
         ("mapping.seed_scope", "shared", "shared", ["--seed-scope", "layer"], "layer"),
         ("tracking.tracking_uri", "none", "none", ["--tracking-uri", "none"], "none"),
-        ("backbone.weights", "none", "none", ["--weights", "w.pt"], "w.pt"),
+        ("backbone.weights", "none", "none", ["--weights", "w.pt"], str(Path("w.pt").absolute())),
         ("tracking.run_name", "café", "café", ["--run-name", "x"], "x"),
     ],
 )

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from metalora.errors import UserError
 from metalora.evaluate.seeds import write_seeds
-from pipelines.seeds import find_run, main
+from pipelines.seeds import find_seeds, main
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +53,20 @@ def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_run_is_a_name_a_path_or_a_trial(tmp_path: Path) -> None:
     trial = make_run(tmp_path / "elsewhere" / "campaign" / "trials" / "000-tr")
-    assert find_run(str(trial), tmp_path / "runs") == trial
-    assert find_run("campaign/trials/000-tr", tmp_path / "elsewhere") == trial
+    assert find_seeds(str(trial), tmp_path / "runs") == trial
+    assert find_seeds("campaign/trials/000-tr", tmp_path / "elsewhere") == trial
 
 
 def test_what_has_no_seeds_is_refused_in_a_line(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     make_run(runs / "fixed", "lora")
     make_run(runs / "begun", finished=False)
-    with pytest.raises(UserError, match=r"no run 'fixd', did you mean 'fixed'\? \(in .*: begun, fixed\)"):
-        find_run("fixd", runs)
+    with pytest.raises(UserError, match=r"no run 'fixd' in .*, did you mean 'fixed'\? \(there: begun, fixed\)"):
+        find_seeds("fixd", runs)
     with pytest.raises(UserError, match=r"'begun' is not finished: it has no knn.json \(there: config.yaml\)"):
-        find_run("begun", runs)
+        find_seeds("begun", runs)
     with pytest.raises(UserError, match="'fixed' has no seeds: its format 'lora' generates none"):
-        find_run("fixed", runs)
+        find_seeds("fixed", runs)
     with pytest.raises(UserError, match="unrecognized arguments: --wrong"):
         main(["fixed", "--wrong"])
 

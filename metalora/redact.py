@@ -1,0 +1,61 @@
+"""Keeping passwords and tokens out of everything that others see: terminal, logs, MLflow, files of a run."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+HIDDEN = "***"
+SHORTEST = 8  # a shorter value of a variable would be found by chance in ordinary text
+
+# user:password@ of a URI. The password ends at the last @, for it may hold any sign; a port ends at a slash.
+_USERINFO = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)(?P<user>[^\s:/?#@]*):(?P<password>(?!\d+/)\S*)@", re.IGNORECASE
+)
+_TOKEN = re.compile(r"(?P<scheme>\bhttps?://)[^\s:/?#@]+@", re.IGNORECASE)
+_WORDS = r"passw(?:or)?d|pwd|secret|token|credential|signature|api_?key|access_?key|account_?key|private_?key"
+_QUERY = re.compile(rf"(?P<name>[?&;][^\s=&;]*?(?:{_WORDS}|\bsig)[^\s=&;]*=)[^\s&;#'\"]+", re.IGNORECASE)
+_VARIABLE = re.compile(_WORDS, re.IGNORECASE)
+
+
+def redact_uri(text: str) -> str:
+    """Return a text with ``***`` for the passwords and tokens in its URIs."""
+    text = _USERINFO.sub(rf"\g<scheme>\g<user>:{HIDDEN}@", text)
+    text = _TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text)
+    return _QUERY.sub(rf"\g<name>{HIDDEN}", text)
+
+
+def redact(text: str) -> str:
+    """Return a text that a person will read without the secrets of its URIs and without those of the environment."""
+    for secret in sorted(set(_known()), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return redact_uri(text)
+
+
+def redact_settings(value: Any) -> Any:
+    """Return settings (texts, numbers, and mappings and lists of them) without the secrets of their URIs."""
+    if isinstance(value, str):
+        return redact_uri(value)
+    if isinstance(value, dict):
+        return {key: redact_settings(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_settings(one) for one in value]
+    return value
+
+
+def is_redacted(text: str) -> bool:
+    """Tell whether a URI has lost its secret to `redact_uri`."""
+    return "://" in text and (f"{HIDDEN}@" in text or f"={HIDDEN}" in text)
+
+
+def _known() -> Iterator[str]:
+    """Yield the secrets of the environment: variables that are called so, and passwords in variables that are URIs."""
+    for name, value in os.environ.items():
+        if _VARIABLE.search(name) and not value.startswith(("/", "~")):  # not the path of a file that holds one
+            found = [value]
+        elif "://" in value:
+            found = [password for match in _USERINFO.finditer(value) for password in (match[3], unquote(match[3]))]
+        else:
+            continue
+        yield from (one for one in found if len(one) >= SHORTEST)
