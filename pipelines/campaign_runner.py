@@ -18,7 +18,7 @@ from pipelines.board import new_board
 from pipelines.campaign import TRIALS, Plan, TrialRecord, direction, read_trials
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import read_metrics
-from pipelines.ray_backend import gpus_per_worker
+from pipelines.ray_cluster import gpus_per_worker
 from pipelines.recorder import Recorder
 from pipelines.results import METRICS
 from pipelines.search import CampaignSearch, ListSource, OptunaSource, Source

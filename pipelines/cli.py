@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from metalora.errors import UserError
 from metalora.redact import redact
 from metalora.registry import nearest
+from pipelines.temporary import short_temporary_folder
 
 COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line and status 2, an interrupt status 130."""
     try:
-        command()
+        with short_temporary_folder():
+            command()
     except UserError as error:
         print(f"metalora: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,20 +1,19 @@
-"""Training on Ray Train: the cluster, and what the workers do."""
+"""Training on Ray Train: the driver's end, and what the workers do."""
 
 import json
 import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-import torch
 
 from metalora.build import build_model
-from metalora.config import ClusterConfig, Config, from_dict, to_dict
+from metalora.config import Config, from_dict, to_dict
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
@@ -25,13 +24,12 @@ from metalora.train.checkpoint import PREFIX
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
 from pipelines.board import new_board
+from pipelines.ray_cluster import gpus_per_worker
 
 POLL_SECONDS = 0.3
 ERROR = "error.txt"
 RAY_STATE = "checkpoint_manager_snapshot.json"
 TRAIN_POLL_SECONDS = "0.2"
-
-Open = Callable[[ClusterConfig], AbstractContextManager[None]]
 
 
 class Hearer(Protocol):
@@ -93,78 +91,6 @@ def checkpoint_failure(step: int) -> Iterator[None]:
         raise UserError(f"the checkpoint of step {step} could not be written: {reason}") from None
 
 
-@contextmanager
-def cluster(settings: ClusterConfig) -> Iterator[None]:
-    """Start Ray on this machine, or join a cluster; stop or leave it at the end.
-
-    Raises:
-        UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
-    """
-    address = cluster_address(settings)
-    if address is None:
-        # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    try:
-        # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no Ray cluster can be joined at {address!r}: {reason}") from None
-    try:
-        check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address}")
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def lasting_cluster() -> Iterator[Open]:
-    """Yield what takes the place of `cluster` for several in turn: the first starts or joins it, and it stays up.
-
-    It is stopped or left where this context ends. All must have the same settings.
-    """
-    with ExitStack() as stack:
-
-        def enter(settings: ClusterConfig) -> AbstractContextManager[None]:
-            if not ray.is_initialized():
-                stack.enter_context(cluster(settings))
-            return nullcontext()
-
-        yield enter
-
-
-def cluster_address(settings: ClusterConfig) -> str | None:
-    """Return the address of the cluster to join, or None for a Ray of one's own."""
-    return settings.ray_address or os.environ.get("RAY_ADDRESS")
-
-
-def this_machine() -> dict[str, float]:
-    """Return what a local Ray would have."""
-    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-
-
-def check_resources(settings: ClusterConfig, resources: Mapping[str, float], where: str) -> None:
-    """Refuse workers that will never be placed, before anyone waits for them.
-
-    Raises:
-        UserError: too few CPUs or GPUs.
-    """
-    for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker or 0)):
-        needed, there = settings.workers * each, resources.get(kind, 0)
-        if needed > there:
-            raise UserError(
-                f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, "
-                f"{where} has {there:g}: lower --workers or --{kind.lower()}s-per-worker"
-            )
-
-
-def gpus_per_worker(settings: ClusterConfig) -> float:
-    """Return the GPUs each worker gets: as set, or one if the cluster has enough."""
-    if settings.gpus_per_worker is not None:
-        return settings.gpus_per_worker
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0
-
-
 def run_on_ray(
     config: Config,
     backbone: Backbone,
@@ -205,7 +131,7 @@ def run_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", TRAIN_POLL_SECONDS)
     board = new_board()
     arguments = {
-        "config": to_dict(config),
+        "config": ray.put(to_dict(config)),  # not the settings themselves: Ray's dashboard shows these arguments
         "networks": ray.put((backbone, extractor)),
         "board": board,
         "resume": resume and str(resume.resolve()),
@@ -293,7 +219,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     if ray.get(board.failed.remote()):
         return
     try:
-        config = from_dict(arguments["config"])
+        config = from_dict(ray.get(arguments["config"]))
         group = Group.current(get_device())
         table = load_table(config.data)
         if len(set(group.gather_objects(table.fingerprint))) > 1:

@@ -23,7 +23,7 @@ from pipelines.campaign import CAMPAIGN, TRIALS, CampaignConfig, Plan, TrialReco
 from pipelines.claim import named_run
 from pipelines.console import terminal
 from pipelines.options import add_section, add_settings, given, make_parser, parse, resolve, settings_of
-from pipelines.ray_backend import Open, lasting_cluster
+from pipelines.ray_cluster import Open, lasting_cluster
 from pipelines.results import only_shows
 from pipelines.spaces import Space
 from pipelines.tune import best_point, run_campaign

@@ -149,10 +149,13 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
         UserError: what the user can mend.
     """
     if config.cluster.workers:
-        from pipelines.ray_backend import check_resources, cluster_address, this_machine
+        from pipelines.ray_cluster import ask, check_resources, cluster_address, this_machine
 
-        if cluster_address(config.cluster) is None:
+        address = cluster_address(config.cluster)
+        if address is None:
             check_resources(config.cluster, this_machine(), "this machine")
+        else:
+            ask(address)
     table = load_table(config.data)
     if table.skipped:
         say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
@@ -185,7 +188,8 @@ def _fit(
     """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
     config, folder = prepared.config, checkpoints.folder
     if config.cluster.workers:
-        from pipelines.ray_backend import cluster, run_on_ray
+        from pipelines.ray_backend import run_on_ray
+        from pipelines.ray_cluster import cluster
 
         listener = Listener(folder / METRICS, tracker, display)
         with (

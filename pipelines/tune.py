@@ -39,7 +39,7 @@ from pipelines.options import (
     resolve,
     settings_of,
 )
-from pipelines.ray_backend import Open, cluster
+from pipelines.ray_cluster import Open, cluster
 from pipelines.results import (
     continued,
     find_run,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from metalora.config import ClusterConfig
-from pipelines import ray_backend
+from pipelines import ray_cluster
 
 
 def test_a_lasting_cluster_is_started_when_first_needed_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,9 +18,9 @@ def test_a_lasting_cluster_is_started_when_first_needed_and_stays(monkeypatch: p
         yield
         events.append("stop")
 
-    monkeypatch.setattr(ray_backend, "cluster", cluster)
+    monkeypatch.setattr(ray_cluster, "cluster", cluster)
     monkeypatch.setattr("ray.is_initialized", lambda: "start" in events)
-    with ray_backend.lasting_cluster() as open_cluster:
+    with ray_cluster.lasting_cluster() as open_cluster:
         events.append("begin")
         for name in ("one", "two"):
             with open_cluster(ClusterConfig()):

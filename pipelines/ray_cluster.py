@@ -1,0 +1,146 @@
+"""Ray's cluster: which one, whether it answers, and what it has."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+
+import ray
+import torch
+
+from metalora.config import ClusterConfig
+from metalora.errors import UserError, one_line
+
+ANSWER_SECONDS = 5.0
+LOCAL = ("", "local")
+
+Open = Callable[[ClusterConfig], AbstractContextManager[None]]
+
+
+@contextmanager
+def cluster(settings: ClusterConfig) -> Iterator[None]:
+    """Start Ray on this machine, or join a cluster; stop or leave it at the end.
+
+    Raises:
+        UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
+    """
+    address = cluster_address(settings)
+    if address is not None:
+        ask(address)
+    else:
+        # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
+    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+        where = "cannot be started on this machine" if address is None else f"cannot be joined at {address!r}"
+        raise UserError(f"Ray {where}: {one_line(error)}") from None
+    try:
+        check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address}")
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def lasting_cluster() -> Iterator[Open]:
+    """Yield what takes the place of `cluster` for several in turn: the first starts or joins it, and it stays up.
+
+    It is stopped or left where this context ends. All must have the same settings.
+    """
+    with ExitStack() as stack:
+
+        def enter(settings: ClusterConfig) -> AbstractContextManager[None]:
+            if not ray.is_initialized():
+                stack.enter_context(cluster(settings))
+            return nullcontext()
+
+        yield enter
+
+
+def cluster_address(settings: ClusterConfig) -> str | None:
+    """Return the address of the cluster to join, or None for a Ray of one's own."""
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS") or ""
+    return None if address in LOCAL else address
+
+
+def ask(address: str) -> None:
+    """Find out within seconds whether a cluster answers: Ray itself would try for minutes.
+
+    Raises:
+        UserError: it does not, or this is no address of a cluster.
+    """
+    name = f"Ray address {address!r}"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{name} is where `ray job submit` sends jobs; to join a cluster, its head is wanted: HOST:6379, "
+            "ray://HOST:10001, or auto on one of its nodes"
+        )
+    place = _head() if address == "auto" else address.removeprefix("ray://")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{name}: wanted HOST:PORT, ray://HOST:PORT, auto, or local for a Ray of one's own")
+    try:
+        with closing(socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{name}: no Ray cluster answers at {place}: {one_line(error)}") from None
+    if not _speaks(place):
+        raise UserError(f"{name}: what answers at {place} is no head of a Ray cluster")
+
+
+def _head() -> str:
+    """Return the address of the head that a node of a cluster knows.
+
+    Raises:
+        UserError: this machine is no such node.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"Ray address 'auto': this machine belongs to no cluster: {one_line(error)}") from None
+
+
+def _speaks(place: str) -> bool:
+    """Tell whether a server speaks gRPC, as Ray's do; with encryption Ray itself has to find out."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    with closing(grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)])) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def this_machine() -> dict[str, float]:
+    """Return what a local Ray would have."""
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+
+
+def check_resources(settings: ClusterConfig, resources: Mapping[str, float], where: str) -> None:
+    """Refuse workers that will never be placed, before anyone waits for them.
+
+    Raises:
+        UserError: too few CPUs or GPUs.
+    """
+    for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker or 0)):
+        needed, there = settings.workers * each, resources.get(kind, 0)
+        if needed > there:
+            raise UserError(
+                f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, "
+                f"{where} has {there:g}: lower --workers or --{kind.lower()}s-per-worker"
+            )
+
+
+def gpus_per_worker(settings: ClusterConfig) -> float:
+    """Return the GPUs each worker gets: as set, or one if the cluster has enough."""
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0
