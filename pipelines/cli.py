@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from metalora.errors import UserError
 from metalora.redact import redact
 from metalora.registry import nearest
-from pipelines.temporary import short_temporary_folder
+from pipelines.surroundings import usable_surroundings
 
 COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line and status 2, an interrupt status 130."""
     try:
-        with short_temporary_folder():
+        with usable_surroundings():
             command()
     except UserError as error:
         print(f"metalora: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)

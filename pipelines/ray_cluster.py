@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -31,6 +32,9 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     else:
         # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Else Ray keeps a token in the home folder, which a container's user cannot write, and two first starts race for.
+        if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)

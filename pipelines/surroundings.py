@@ -1,0 +1,58 @@
+"""What libraries take for granted of a machine: a home folder, and a short path for temporary files."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+LONGEST = 36  # bytes of TMPDIR: a socket's path takes 107, of which Ray's own part is up to 70
+ROOTS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+@contextmanager
+def usable_surroundings() -> Iterator[None]:
+    """Make up, within the block, for what this user or machine lacks."""
+    with ExitStack() as changes:
+        changes.enter_context(_short_temporary_folder())
+        changes.enter_context(_some_home())
+        yield
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Let ``TMPDIR``, if its path is too long for Ray's and multiprocessing's sockets, be reached by a short link to it.
+
+    Where no such link can be made, all stays as it is.
+    """
+    given = os.environ.get("TMPDIR", "")
+    root = next((root for root in ROOTS if os.access(root, os.W_OK)), None)
+    if len(os.fsencode(given)) <= LONGEST or not Path(given).is_dir() or root is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="ml-", dir=root) as folder:
+        link = Path(folder) / "t"
+        link.symlink_to(Path(given).absolute())
+        os.environ["TMPDIR"], before = str(link), tempfile.tempdir
+        tempfile.tempdir = None  # what it has found before
+        try:
+            yield
+        finally:
+            os.environ["TMPDIR"], tempfile.tempdir = given, before
+
+
+@contextmanager
+def _some_home() -> Iterator[None]:
+    """Give a user without a home (a container's may be a mere number) a folder among the temporary files."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir()) / f"metalora-{os.getuid()}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home)
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+    else:
+        yield
