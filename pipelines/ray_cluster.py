@@ -32,7 +32,7 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     else:
         # Nobody preempts one's own machine, and the watcher's actor greets the user with an error message.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Else Ray keeps a token in the home folder, which a container's user cannot write, and two first starts race for.
+        # Else Ray makes a token in the home folder: a container's user cannot write there, and two first starts race.
         if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:

@@ -21,7 +21,7 @@ def usable_surroundings() -> Iterator[None]:
 
 @contextmanager
 def _short_temporary_folder() -> Iterator[None]:
-    """Let ``TMPDIR``, if its path is too long for Ray's and multiprocessing's sockets, be reached by a short link to it.
+    """Let ``TMPDIR`` be reached by a short link, if its path is too long for Ray's and multiprocessing's sockets.
 
     Where no such link can be made, all stays as it is.
     """

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metalora.files import atomic_file
 from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label
+from metalora.report.drawing import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,24 +35,24 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
     known = [cost for cost in COSTS if any(getattr(point, cost) is not None for point in campaign.ranked)]
     if not known or len(campaign.ranked) < 2:
         return False
-    figure = _figure(6.5 * len(known), 5.4)
-    panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
-    for axes, cost in zip(panels, known, strict=True):
-        points = [point for point in campaign.ranked if getattr(point, cost) is not None]
-        for format, style in _styles(campaign).items():
-            mine = [point for point in points if point.format == format]
-            _markers(axes, campaign, [getattr(point, cost) for point in mine], mine, style, format)
-        front = campaign.front(cost)
-        axes.step([getattr(p, cost) for p in front], _heights(campaign, front), where="post", color="0.35",
-                  linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
-        axes.plot([getattr(p, cost) for p in front], _heights(campaign, front), linestyle="none", marker="o",
-                  markersize=14, markerfacecolor="none", markeredgecolor="0.35", label="Pareto front")  # fmt: skip
-        _scale(axes, [getattr(point, cost) for point in points])
-        axes.set_xlabel(COSTS[cost])
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel(metric_label(campaign.metric))
-    _legend(figure, panels)
-    return _save(figure, path)
+    with drawn(path, 6.5 * len(known), 5.4) as figure:
+        panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
+        for axes, cost in zip(panels, known, strict=True):
+            points = [point for point in campaign.ranked if getattr(point, cost) is not None]
+            for format, style in _styles(campaign).items():
+                mine = [point for point in points if point.format == format]
+                _markers(axes, campaign, [getattr(point, cost) for point in mine], mine, style, format)
+            front = campaign.front(cost)
+            axes.step([getattr(p, cost) for p in front], _heights(campaign, front), where="post", color="0.35",
+                      linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
+            axes.plot([getattr(p, cost) for p in front], _heights(campaign, front), linestyle="none", marker="o",
+                      markersize=14, markerfacecolor="none", markeredgecolor="0.35", label="Pareto front")  # fmt: skip
+            _scale(axes, [getattr(point, cost) for point in points])
+            axes.set_xlabel(COSTS[cost])
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel(metric_label(campaign.metric))
+        _legend(figure, panels)
+    return True
 
 
 def plot_ranks(campaign: Campaign, path: Path) -> bool:
@@ -61,28 +61,28 @@ def plot_ranks(campaign: Campaign, path: Path) -> bool:
     ranks = sorted({point.settings["rank"] for point in points})
     if len(ranks) < 2:
         return False
-    figure = _figure(8, 5.4)
-    axes = figure.subplots()
-    for format, (colour, marker) in _styles(campaign).items():
-        mine = [point for point in points if point.format == format]
-        if not mine:
-            continue
-        best: dict[int, Point] = {}
-        for point in mine:  # best first
-            best.setdefault(point.settings["rank"], point)
-        line = [best[rank] for rank in sorted(best)]
-        axes.plot([p.settings["rank"] for p in mine], _heights(campaign, mine), linestyle="none", marker=marker,
-                  color=colour, alpha=0.3, markeredgewidth=0, markersize=7)  # fmt: skip
-        axes.errorbar(sorted(best), _heights(campaign, line), yerr=_errors(campaign, line), marker=marker,
-                      color=colour, markersize=8, linewidth=2, capsize=3, label=format)  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.minorticks_off()
-    axes.set_xlabel("rank")
-    axes.set_ylabel(metric_label(campaign.metric))
-    axes.grid(alpha=0.3)
-    _legend(figure, [axes])
-    return _save(figure, path)
+    with drawn(path, 8, 5.4) as figure:
+        axes = figure.subplots()
+        for format, (colour, marker) in _styles(campaign).items():
+            mine = [point for point in points if point.format == format]
+            if not mine:
+                continue
+            best: dict[int, Point] = {}
+            for point in mine:  # best first
+                best.setdefault(point.settings["rank"], point)
+            line = [best[rank] for rank in sorted(best)]
+            axes.plot([p.settings["rank"] for p in mine], _heights(campaign, mine), linestyle="none", marker=marker,
+                      color=colour, alpha=0.3, markeredgewidth=0, markersize=7)  # fmt: skip
+            axes.errorbar(sorted(best), _heights(campaign, line), yerr=_errors(campaign, line), marker=marker,
+                          color=colour, markersize=8, linewidth=2, capsize=3, label=format)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.minorticks_off()
+        axes.set_xlabel("rank")
+        axes.set_ylabel(metric_label(campaign.metric))
+        axes.grid(alpha=0.3)
+        _legend(figure, [axes])
+    return True
 
 
 def plot_importances(shares: Mapping[str, float], path: Path) -> bool:
@@ -94,26 +94,14 @@ def plot_importances(shares: Mapping[str, float], path: Path) -> bool:
     """
     if not shares:
         return False
-    figure = _figure(8, 1.3 + 0.45 * len(shares))
-    axes = figure.subplots()
-    bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="#0072B2", height=0.65)
-    axes.bar_label(bars, fmt="%.0f", padding=4)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 110 * max(shares.values()))
-    axes.set_xlabel("share of the explained variance of the score (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: "Figure", path: Path) -> bool:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with drawn(path, 8, 1.3 + 0.45 * len(shares)) as figure:
+        axes = figure.subplots()
+        bars = axes.barh(list(shares), [100 * share for share in shares.values()], color="#0072B2", height=0.65)
+        axes.bar_label(bars, fmt="%.0f", padding=4)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 110 * max(shares.values()))
+        axes.set_xlabel("share of the explained variance of the score (%)")
+        axes.spines[["top", "right"]].set_visible(False)
     return True
 
 

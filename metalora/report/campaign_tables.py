@@ -1,9 +1,11 @@
 """A campaign's report in Markdown."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from metalora.report.campaign import Campaign, Point, describe, is_accuracy, metric_label, varied
+from metalora.report.drawing import verbatim
 
 ROWS = 30
 STATUSES = {
@@ -20,7 +22,7 @@ def heading(campaign: Campaign) -> str:
     objectives = f"`{campaign.metric}`, the {better} the better"
     if len(campaign.objectives) > 1:
         objectives += "; also optimized: " + ", ".join(f"`{name}`" for name in campaign.objectives[1:])
-    lines = [f"# Campaign {campaign.name}", "", f"Search: {search}.", "", f"Objective: {objectives}.", ""]
+    lines = [f"# Campaign {verbatim(campaign.name)}", "", f"Search: {search}.", "", f"Objective: {objectives}.", ""]
     lines += [standing(campaign), "", best(campaign)]
     return "\n".join(lines)
 
@@ -89,7 +91,7 @@ def task_section(campaign: Campaign) -> str:
         values = [point.tasks.get(task) for point in chosen.values()]
         top = max(value for value in values if value is not None)
         cells = [_value(value, campaign.task_metric) for value in values]
-        body.append([task, *(f"**{c}**" if v == top else c for c, v in zip(cells, values, strict=True))])
+        body.append([verbatim(task), *(f"**{c}**" if v == top else c for c, v in zip(cells, values, strict=True))])
     which = "\n".join(f"- {describe(point, names)}" for point in chosen.values())
     return (
         f"## Tasks\n\nThe best point of each format, {metric_label(campaign.task_metric)}; "
@@ -105,16 +107,15 @@ def failure_section(campaign: Campaign) -> str:
     body = []
     for trial in failed:
         lines = (trial.error or "").strip().splitlines()
-        body.append([trial.name, lines[-1] if lines else "no reason is known"])
+        body.append([trial.name, verbatim(lines[-1] if lines else "no reason is known")])
     return f"## Failures\n\n{markdown(['trial', 'error'], body, left=2)}"
 
 
 def markdown(head: Row, body: Sequence[Row], left: int = 1) -> str:
     """Return a Markdown table whose first ``left`` columns are aligned left, the others right."""
     rule = ["---" if column < left else "---:" for column in range(len(head))]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in [head, rule, *body]
-    )
+    lines = [[re.sub(r"(?<!\\)\|", r"\|", cell) for cell in row] for row in [head, rule, *body]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def _statuses(point: Point) -> str:

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from metalora.files import atomic_file
+from metalora.report.drawing import drawn
 
 ORIGINAL = "original"
 
@@ -112,21 +112,17 @@ def _tuned(results: Results) -> str:
 
 def plot_comparison(results: Sequence[Results], path: Path) -> None:
     """Draw every metric's accuracies: a dot a seed, the mean and its 95 % interval; a row a backbone and group."""
-    from matplotlib.figure import Figure
-
     rows = [(one, group, metrics) for one in results for group, metrics in one.groups().items()]
     columns = max(len(metrics) for _, _, metrics in rows)
     height = 1.1 + 0.3 * max(len(one.parameters) for one in results)
-    figure = Figure(figsize=(max(6, 3.4 * columns), height * len(rows)), layout="constrained")
-    for (one, group, metrics), part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False).flat, strict=True):
-        part.suptitle(f"{one.backbone}: {group}", fontsize=10, x=0.01, ha="left")
-        grid = part.subplots(1, columns, squeeze=False, sharey="row")[0]
-        for axes in grid[len(metrics) :]:
-            axes.set_visible(False)
-        for axes, metric in zip(grid, metrics, strict=False):
-            _draw_metric(axes, one, metric)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with drawn(path, max(6, 3.4 * columns), height * len(rows), dpi=110) as figure:
+        for (one, group, metrics), part in zip(rows, figure.subfigures(len(rows), 1, squeeze=False).flat, strict=True):
+            part.suptitle(f"{one.backbone}: {group}", fontsize=10, x=0.01, ha="left")
+            grid = part.subplots(1, columns, squeeze=False, sharey="row")[0]
+            for axes in grid[len(metrics) :]:
+                axes.set_visible(False)
+            for axes, metric in zip(grid, metrics, strict=False):
+                _draw_metric(axes, one, metric)
 
 
 def _draw_metric(axes: Any, results: Results, metric: str) -> None:

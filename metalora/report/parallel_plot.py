@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from metalora.files import atomic_file
 from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label, text, varied
+from metalora.report.drawing import drawn, shown
 
 ABSENT = "none"
 MAX_TICKS = 8
@@ -35,33 +35,32 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         Whether there was anything to draw: two points, and a setting that varies.
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
     points = campaign.ranked[::-1]  # the best are drawn last, on top
     names = varied(points)
     if len(points) < 2 or not names:
         return False
     scales = [*(_setting(name, points) for name in names), _score(campaign, points)]
-    figure = Figure(figsize=(max(7.0, 2.1 * len(scales)), 5.4), layout="constrained")
-    axes = figure.subplots()
-    goodness = np.linspace(0, 0.92, len(points))  # by rank; the end of the map is too pale on white
-    for row, shade in enumerate(goodness):
-        colour = matplotlib.colormaps["viridis"](0.92 - shade)
-        heights = [scale.heights[row] for scale in scales]
-        axes.plot(heights, color=colour, alpha=0.85, linewidth=3 if row == len(points) - 1 else 1.4)
-    for place, scale in enumerate(scales):
-        axes.axvline(place, color="0.3", linewidth=1, zorder=0)
-        for height, label in scale.ticks:
-            axes.annotate(label, (place, height), (5, 0), textcoords="offset points", va="center", fontsize=9.5,
-                          bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85})  # fmt: skip
-    axes.set_xticks(range(len(scales)), [scale.name for scale in scales], fontsize=10.5)
-    axes.set_yticks([])
-    axes.set_xlim(-0.1, len(scales) - 0.6)
-    axes.set_ylim(-0.06, 1.06)
-    axes.spines[:].set_visible(False)
-    axes.set_title("every line is a point; the darker, the better, the best is thick", fontsize=10.5)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with drawn(path, max(7.0, 2.1 * len(scales)), 5.4) as figure:
+        axes = figure.subplots()
+        goodness = np.linspace(0, 0.92, len(points))  # by rank; the end of the map is too pale on white
+        for row, shade in enumerate(goodness):
+            colour = matplotlib.colormaps["viridis"](0.92 - shade)
+            heights = [scale.heights[row] for scale in scales]
+            axes.plot(heights, color=colour, alpha=0.85, linewidth=3 if row == len(points) - 1 else 1.4)
+        for place, scale in enumerate(scales):
+            axes.axvline(place, color="0.3", linewidth=1, zorder=0)
+            for height, label in scale.ticks:
+                axes.annotate(
+                    label, (place, height), (5, 0), textcoords="offset points", va="center", fontsize=9.5,
+                    bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
+                )  # fmt: skip
+        axes.set_xticks(range(len(scales)), [scale.name for scale in scales], fontsize=10.5)
+        axes.set_yticks([])
+        axes.set_xlim(-0.1, len(scales) - 0.6)
+        axes.set_ylim(-0.06, 1.06)
+        axes.spines[:].set_visible(False)
+        axes.set_title("every line is a point; the darker, the better, the best is thick", fontsize=10.5)
     return True
 
 
@@ -73,7 +72,7 @@ def _setting(name: str, points: Sequence[Point]) -> Scale:
     words = {str(value): value for value in values if str(value) not in numbers}
     distinct = [*(words[key] for key in sorted(words)), *sorted(numbers.values())]
     places = {str(value): (i + 0.5) / len(distinct) for i, value in enumerate(distinct)}
-    ticks = [(places[str(value)], text(value)) for value in distinct]
+    ticks = [(places[str(value)], shown(text(value))) for value in distinct]
     return Scale(name, [places[str(value)] for value in values], ticks)
 
 

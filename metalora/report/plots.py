@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metalora.errors import UserError
-from metalora.files import atomic_file
+from metalora.report.drawing import drawn, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,20 +32,16 @@ def plot_tsne(
     Raises:
         UserError: fewer than two seeds, or seeds that are not finite.
     """
-    from matplotlib.figure import Figure
-
     if len(seeds) < 2:
         raise UserError(f"a t-SNE map needs at least 2 seeds, got {len(seeds)}")
     if not np.isfinite(seeds).all():
         raise UserError("a t-SNE map needs finite seeds, and some hold NaN or infinity")
     rows = sample_evenly(domains, limit, seed)
     points = _tsne(seeds[rows], seed)
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
-        scatter(axes, points, np.array(names)[rows], kind)
-    figure.suptitle(f"t-SNE of the generated seeds, {len(rows)} of {len(seeds)} samples")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with drawn(path, 13, 7, dpi=110) as figure:
+        for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
+            scatter(axes, points, np.array(names)[rows], kind)
+        figure.suptitle(f"t-SNE of the generated seeds, {len(rows)} of {len(seeds)} samples")
 
 
 def sample_evenly(domains: list[str], limit: int, seed: int) -> Array:
@@ -87,12 +83,24 @@ def scatter(axes: "Axes", points: Array, names: Array, kind: str) -> None:
         colours = [palette(number) for number in range(len(distinct))]
     else:
         colours = list(matplotlib.colormaps["hsv"](np.linspace(0, 1, len(distinct), endpoint=False)))
+    marks = []
     for name, colour in zip(distinct, colours, strict=True):
         mine = points[names == name]
-        axes.scatter(mine[:, 0], mine[:, 1], s=10, color=colour, linewidths=0, alpha=0.8, label=name)
+        marks.append(axes.scatter(mine[:, 0], mine[:, 1], s=10, color=colour, linewidths=0, alpha=0.8))
     axes.set_title(f"by {kind}" if listed else f"by {kind} ({len(distinct)}, not listed)")
     axes.set_xticks([])
     axes.set_yticks([])
     if listed:
-        columns = 5 if max(map(len, distinct)) <= 12 else 3
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, markerscale=2, frameon=False)
+        entries = [shown(name) for name in distinct]
+        longest = max(map(len, entries))
+        legend = axes.legend(
+            marks,
+            [str(number) for number in range(len(marks))],  # a name that begins with _ would be left out
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            ncols=5 if longest <= 12 else 3 if longest <= 24 else 2,
+            markerscale=2,
+            frameon=False,
+        )
+        for text, entry in zip(legend.get_texts(), entries, strict=True):
+            text.set_text(entry)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metalora.files import atomic_file
+from metalora.report.drawing import drawn
 from metalora.report.plots import Array, sample_evenly, scatter
 
 
@@ -28,15 +28,11 @@ def plot_pca(
         seed: Of the choice of points.
         limit: At most so many points, taken evenly from the domains.
     """
-    from matplotlib.figure import Figure
-
     rows = sample_evenly(domains, limit, seed)
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
-        scatter(axes, components[rows], np.array(names)[rows], kind)
-        axes.set_xlabel(f"first component ({explained[0]:.0%} of the variance)")
-        axes.xaxis.set_label_position("top")  # the names are below
-        axes.set_ylabel(f"second component ({explained[1]:.0%})")
-    figure.suptitle(f"Principal components of the generated seeds, {len(rows)} of {len(components)} samples")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with drawn(path, 13, 7, dpi=110) as figure:
+        for axes, names, kind in zip(figure.subplots(1, 2), (domains, labels), ("task", "label"), strict=True):
+            scatter(axes, components[rows], np.array(names)[rows], kind)
+            axes.set_xlabel(f"first component ({explained[0]:.0%} of the variance)")
+            axes.xaxis.set_label_position("top")  # the names are below
+            axes.set_ylabel(f"second component ({explained[1]:.0%})")
+        figure.suptitle(f"Principal components of the generated seeds, {len(rows)} of {len(components)} samples")
