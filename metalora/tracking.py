@@ -33,6 +33,8 @@ LONGEST_PARAM = 6000
 REFUSALS = (400, 404, 413, 422)  # statuses by which a server says that asking again is useless
 CHAMPION = "champion"
 
+_DOMAIN = re.compile(r"^[\w/]*/knn\d+(_weighted)?/")  # what stands before it
+
 Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
 
 
@@ -357,14 +359,15 @@ def tracking_address(uri: str) -> str:
 def metric_name(name: str) -> str:
     """Return a metric's name as MLflow takes it: a domain may be called ``https://a.b``, or by 300 letters.
 
-    A name that MLflow takes stays. In any other the signs that it does not take become ``_``, the rest is cut off, and
-    a hash of the whole name follows, so that two names stay two, whatever else there is.
+    A name that MLflow takes stays. In any other the characters that it does not take become ``_``, what is too much is
+    cut off, and a hash of the domain follows (the same one in all its metrics), so that two names stay two.
     """
     plain = re.sub(r"[^\w\-. /]", "_", name)
     plain = "/".join(part if part.strip(". ") else "_" for part in plain.split("/"))
     if plain == name and len(name) <= LONGEST_METRIC:
         return name
-    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    domain = _DOMAIN.sub("", name)
+    digest = hashlib.blake2b(domain.encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return f"{plain[: LONGEST_METRIC - len(digest) - 1]}-{digest}"
 
 

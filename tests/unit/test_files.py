@@ -1,4 +1,6 @@
+import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,41 @@ def test_a_cache_that_cannot_be_made_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file/weights cannot be made \(Not a directory; METALORA_CACHE says where\)"):
         cache_dir("weights")
+
+
+@pytest.mark.parametrize("home", ["unwritable", "unknown"])
+def test_the_cache_of_a_user_without_a_home_is_among_the_temporary_files(tmp_path, monkeypatch, home):
+    monkeypatch.delenv("METALORA_CACHE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if home == "unknown":
+
+        def nowhere():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", nowhere)
+    else:
+        monkeypatch.setenv("HOME", "/")
+        monkeypatch.setattr(
+            "os.access", lambda path, mode: not Path(path).is_relative_to("/") or len(Path(path).parts) > 1
+        )
+    assert cache_dir("data") == tmp_path / f"metalora-{os.getuid()}" / "data"
+
+
+def test_folders_that_are_written_at_once_are_each_whole(tmp_path):
+    def write(number):
+        for turn in range(20):
+            with atomic_folder(tmp_path / "x") as folder:
+                for name in "abc":
+                    (folder / name).write_text(f"{number} {turn}")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        failures = []
+        patch.setattr(threading, "excepthook", failures.append)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert everything(tmp_path) == ["x", "x/a", "x/b", "x/c"]
+    assert len({(tmp_path / "x" / name).read_text() for name in "abc"}) == 1

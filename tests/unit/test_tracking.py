@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from metalora import tracking
 from metalora.config import Config, from_dict
 from metalora.errors import UserError
-from metalora.tracking import MlflowTracker, NullTracker, build_tracker, flatten
+from metalora.tracking import MlflowTracker, NullTracker, build_tracker, flatten, metric_name, tracking_address
 
 TAGS = {"metalora.kind": "train", "metalora.format": "cp"}
 
@@ -125,15 +126,118 @@ def test_a_record_of_more_metrics_than_a_call_takes(uri, tracker):
     assert len(MlflowClient(uri).get_run(tracker.run_id).data.metrics) == 1001
 
 
-@pytest.mark.parametrize("name", ["val/knn5/art painting", "val/knn5/café", "val/knn5/a:b(c)", "val/knn5/Gemälde, alt"])
-def test_a_domains_name_is_no_obstacle(uri, tracker, name):
-    tracker.metrics((1, 1.0, {name: 0.5}))
-    tracker.metrics((2, 2.0, {"train/loss": 0.5}))
-    assert recorded(uri, tracker.run_id) == [(2, 0.5, 2000)]
+DOMAINS = [
+    "art painting", "café", "cafe\u0301", "a:b(c)", "Gemälde, alt", "a, b", "a; b", "https://unsplash.com", "photo/",
+    "photo", "/photo", "x" * 250, "x" * 251, "é" * 300, "", ".", "..", "a/../b", "a//b", "a/b", " ", "$5_$10", "日本", "😀",
+    "a\nb", "a\udce9", "[b]", "%s",
+]  # fmt: skip
+
+
+def test_no_domains_name_is_an_obstacle(uri, tracker):
+    names = [f"val/knn10_weighted/{domain}" for domain in DOMAINS]
+    tracker.metrics((1, 1.0, {name: float(number) for number, name in enumerate(names)}))
     assert tracker.queue == []
-    assert 0.5 in [
-        value for key, value in MlflowClient(uri).get_run(tracker.run_id).data.metrics.items() if key[0] == "v"
+    assert tracker.refused == {}
+    found = MlflowClient(uri).get_run(tracker.run_id).data.metrics
+    assert sorted(found.values()) == sorted(map(float, range(len(names))))  # each its own
+    assert {metric_name(name): float(number) for number, name in enumerate(names)} == found
+
+
+def test_a_legal_name_stays_and_any_other_is_the_same_in_every_metric():
+    assert metric_name("val/knn5/art painting") == "val/knn5/art painting"
+    endings = {
+        metric_name(f"{head}/https://x.y")[-9:] for head in ("val/knn5", "test/knn10_weighted", "holdout/unseen/knn5")
+    }
+    assert len(endings) == 1
+    assert metric_name("val/knn5/https://x.y") == "val/knn5/https_/_/x.y" + endings.pop()
+
+
+def test_what_the_server_refuses_for_good_is_set_aside_and_told(uri, tracker, monkeypatch):
+    monkeypatch.setattr(tracking, "metric_name", lambda name: name)
+    tracker.metrics((1, 1.0, {"train/loss": 0.25, "val//x": 1.0, "val/accuracy": 0.5}))
+    tracker.metrics((2, 2.0, {"train/loss": 0.5}))
+    with pytest.raises(UserError, match=r"refused 1 metrics for good, the first 'val//x': .*metrics\.jsonl"):
+        tracker.finish("FINISHED")
+    run = MlflowClient(uri).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"train/loss": 0.5, "val/accuracy": 0.5}
+    assert recorded(uri, tracker.run_id) == [(1, 0.25, 1000), (2, 0.5, 2000)]
+
+
+def test_first_starts_at_once_wait_for_one_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_first_start, args=(f"sqlite:///{tmp_path}/new/m.db", results)) for _ in range(4)
     ]
+    for process in processes:
+        process.start()
+    ids = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    client = MlflowClient(f"sqlite:///{tmp_path}/new/m.db")
+    assert sorted(ids) == sorted(run.info.run_id for run in client.search_runs([_experiment_id(client)]))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["m.db"]
+
+
+def _first_start(uri, results):
+    try:
+        results.put(MlflowTracker(uri, "metalora", "mine").start({}, TAGS, None, []))
+    except UserError as error:
+        results.put(str(error))
+
+
+def _experiment_id(client):
+    return client.get_experiment_by_name("metalora").experiment_id
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_used(uri, monkeypatch):
+    look, looks = MlflowClient.get_experiment_by_name, []
+
+    def too_early(self, name):
+        looks.append(name)
+        if len(looks) > 1:
+            return look(self, name)
+        self.create_experiment(name)  # by another process, right after this one has looked
+        return None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
+    tracker = MlflowTracker(uri, "metalora", "mine")
+    tracker.start({}, TAGS, None, [])
+    assert MlflowClient(uri).get_run(tracker.run_id).info.experiment_id == tracker.experiment_id
+
+
+@pytest.mark.parametrize("uri", ["http://alice:secret-word@127.0.0.1:9", "postgresql://u:secret-word@127.0.0.1:9/db"])
+def test_a_password_is_in_no_message(uri, monkeypatch):
+    monkeypatch.setattr("metalora.tracking.TIMEOUT_SECONDS", 1)
+    tracker = MlflowTracker(uri, "metalora", "mine")
+    with pytest.raises(UserError) as error:
+        tracker.start({}, TAGS, None, [])
+    tracker.experiment_id = tracker.run_id = "1"
+    assert "secret-word" not in str(error.value) + tracker.where()
+    assert ":***@127.0.0.1:9" in str(error.value)
+
+
+def test_an_address_without_its_password_is_completed_from_the_environment(monkeypatch):
+    recorded_uri = "http://alice:***@host"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="was recorded without its password: set MLFLOW_TRACKING_URI"):
+        tracking_address(recorded_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:x@host")
+    with pytest.raises(UserError):
+        tracking_address(recorded_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:secret@host")
+    assert tracking_address(recorded_uri) == "http://alice:secret@host"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")  # MLflow reads it itself
+    assert tracking_address(recorded_uri) == "http://host"
+
+
+def test_parameters_have_no_password():
+    config = from_dict({"tracking": {"tracking_uri": "http://alice:secret@host"}, "data": {"data": "s3://K:secret@b"}})
+    assert "secret" not in str(flatten(config))
 
 
 def test_artifacts_are_kept(uri, tracker, tmp_path):
