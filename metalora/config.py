@@ -110,6 +110,11 @@ class DataConfig:
         default="error", description="an image that cannot be decoded: stop, or leave out and count"
     )
     verify_images: bool = Field(default=True, description="decode every image once before training (remembered)")
+    max_pixels: int = Field(
+        default=2**26,
+        ge=1,
+        description="most pixels of an image (default: 8192 x 8192); larger JPEGs are decoded smaller",
+    )
     batch_size: int = Field(
         default=64, ge=1, description="images of one optimizer step, over all workers and accumulation steps"
     )

@@ -1,5 +1,6 @@
 """From the setting ``data`` to a checked table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from metalora.config import DataConfig
@@ -29,7 +30,8 @@ def load_table(config: DataConfig) -> ImageTable:
     """
     if config.on_bad_image == "skip" and not config.verify_images:
         raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying")
-    table = hold_out(_open_source(config), config.holdout_domains)
+    table = replace(_open_source(config), max_pixels=config.max_pixels)
+    table = hold_out(table, config.holdout_domains)
     if config.verify_images:
         table = verify(table, config.on_bad_image)
     check(table, config.allow_different_labels)

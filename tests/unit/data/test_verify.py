@@ -20,9 +20,9 @@ def decoded(monkeypatch):
     names = []
     decode = verify.decode
 
-    def count(data, name):
+    def count(data, name, max_pixels):
         names.append(name)
-        return decode(data, name)
+        return decode(data, name, max_pixels)
 
     monkeypatch.setattr(verify, "decode", count)
     return names
