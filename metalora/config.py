@@ -6,11 +6,12 @@ Only builders (`metalora.build`, `pipelines`) read these; the modules they build
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
@@ -95,7 +96,8 @@ class DataConfig:
 
     data: str = Field(
         default="embedded",
-        description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
+        description="embedded, a folder root/domain/class/image (or below root: train, val and test), or Parquet: a "
+        "file, a folder of files or a URI",
     )
     exclude_domains: tuple[str, ...] = Field(default=(), description="domains to leave out")
     holdout_domains: tuple[str, ...] = Field(
@@ -132,6 +134,12 @@ class DataConfig:
         description="GiB of each worker's memory for the images' pixels: if all fit, they are decoded once, not each "
         "epoch, and lie on the GPU if they take little of it",
     )
+
+    @field_validator("exclude_domains", "holdout_domains")
+    @classmethod
+    def _composed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Write names in Unicode's NFC, as the data's are: terminals and file systems spell one name in two ways."""
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 @dataclass(frozen=True, config=_STRICT)
