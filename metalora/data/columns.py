@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from metalora.data.names import composed
+from metalora.data.names import composed, printable
 from metalora.errors import UserError
 
 _WANTED = (
@@ -35,7 +35,9 @@ def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
     present = [name for name in _ACCEPTED if name in schema.names]
     for name in _ACCEPTED:
         if name not in present and name not in told and name != "id":
-            raise UserError(f"{file} has no column {name!r} (columns: {', '.join(schema.names)}); {_WANTED}")
+            raise UserError(
+                f"{file} has no column {name!r} (columns: {', '.join(map(printable, schema.names))}); {_WANTED}"
+            )
     for name in present:
         if schema.names.count(name) > 1:
             raise UserError(f"{file} has {schema.names.count(name)} columns {name!r}; wanted: one")

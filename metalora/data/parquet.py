@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -114,17 +114,39 @@ def _find(path: str) -> _Source:
         if info.type != pyarrow.fs.FileType.Directory:
             raise UserError(f"data {path!r} does not exist; wanted: a Parquet file or a folder of them")
         inside = filesystem.get_file_info(pyarrow.fs.FileSelector(place, recursive=True))
-        files = {_below(info.path, file.path): file for file in inside if file.type == pyarrow.fs.FileType.File}
+        below = {_below(info.path, file.path): file for file in inside if file.type == pyarrow.fs.FileType.File}
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read data {path!r}: {_line(error)}") from None
     except (UnicodeDecodeError, UnicodeEncodeError) as error:  # pyarrow's paths are UTF-8
         raise UserError(f"cannot read data {path!r}: the name {error.object!r} is not UTF-8; rename it") from None
-    visible = [name for name in sorted(files) if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
+    visible = [name for name in sorted(below) if not _is_hidden(PurePosixPath(name))]
     found = [name for name in visible if name.endswith(".parquet")]
     if not found:
         raise UserError(f"folder {path!r} holds no .parquet files; wanted: some")
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        _check_links(Path(info.path), found)
     ignored = tuple(printable(name) for name in visible if name not in found)
-    return _Source(filesystem, info.path, [files[name] for name in found], ignored)
+    return _Source(filesystem, info.path, [below[name] for name in found], ignored)
+
+
+def _check_links(folder: Path, files: list[str]) -> None:
+    """Check that no link hides files, or shows them twice as one to a folder above does; pyarrow tells neither.
+
+    Raises:
+        UserError: there is one.
+    """
+    for link in sorted(folder.rglob("*")):
+        if not _is_hidden(link.relative_to(folder)) and not link.exists():
+            raise UserError(f"cannot read {printable(str(link))}: it is a link to what is not there")
+    met: dict[Path, str] = {}
+    for name in files:
+        other = met.setdefault((folder / name).resolve(), name)
+        if other != name:
+            raise UserError(f"{printable(str(folder))} holds one file twice, by a link: {other} and {name}")
+
+
+def _is_hidden(below: PurePath) -> bool:
+    return any(part[0] in "._" for part in below.parts)
 
 
 def _below(folder: str, file: str) -> str:

@@ -236,6 +236,17 @@ def test_a_name_that_is_not_utf8_is_named_in_one_line(make_rows, write, tmp_path
             load_table(DataConfig(data=str(data)))
 
 
+def test_links_that_lose_or_repeat_files_are_named(make_rows, write, tmp_path):
+    write(make_rows(), "folder/a.parquet")
+    (tmp_path / "folder" / "lost.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"lost\.parquet: it is a link to what is not there"):
+        load_parquet(str(tmp_path / "folder"))
+    (tmp_path / "folder" / "lost.parquet").unlink()
+    (tmp_path / "folder" / "circle").symlink_to(tmp_path / "folder")
+    with pytest.raises(UserError, match=r"holds one file twice, by a link: a\.parquet and circle/a\.parquet"):
+        load_parquet(str(tmp_path / "folder"))
+
+
 def test_a_column_that_is_there_twice_is_named(make_rows, tmp_path):
     data = pa.Table.from_pylist(make_rows())
     pq.write_table(data.append_column("label", data["label"]), tmp_path / "data.parquet")
