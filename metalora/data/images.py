@@ -14,6 +14,7 @@ decoded at 1/2, 1/4 or 1/8 of their size. All threads of a process together deco
 
 import functools
 import io
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -33,9 +34,11 @@ FORMATS = (
 MAX_BYTES = 2**30
 PIXELS_AT_ONCE = 2**27
 
+_PILLOW = r"PIL\."
 _MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each costs a pass over the image
 _MAX_RATIO = 256  # of the sides; networks' transforms enlarge the short side to hundreds of pixels
 _WHITE_IS_KNOWN = ("PNG", "PPM", "TIFF", "JPEG2000")  # formats whose 16 bits of grey end at white
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG's segment; others have none behind them
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,27 +91,27 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)  # an older Pillow has no AVIF
 
 
-_headers = threading.Lock()
+def _drop_pillows_warnings() -> None:
+    """Have Pillow be silent about broken metadata: what cannot be decoded is an error here, in one line."""
+    # not by catch_warnings, which is not for threads, and has Python show anew what it has shown once
+    if ("ignore", None, UserWarning, re.compile(_PILLOW), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", category=UserWarning, module=_PILLOW)
 
 
-@contextmanager
-def _reading_header() -> Iterator[None]:
-    """Lift Pillow's limit (`_limit` knows which images can be decoded smaller) and drop its warnings of broken EXIF."""
-    with _headers, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows_limit
+_opening = threading.Lock()
 
 
 def _open(data: bytes) -> Image.Image:
-    try:
-        with _reading_header():
+    """Read the header. Pillow's own limit is lifted meanwhile: `_limit` knows which images can be decoded smaller."""
+    _drop_pillows_warnings()
+    with _opening:
+        pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
             return Image.open(io.BytesIO(data), formats=_formats())
-    except UnidentifiedImageError:
-        raise ValueError("no image format, or kind of pixels, that is read") from None
+        except UnidentifiedImageError:
+            raise ValueError("no image format, or kind of pixels, that is read") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillows_limit
 
 
 def _limit(image: Image.Image, data: bytes, max_pixels: int) -> None:
@@ -134,12 +137,12 @@ def _too_large(image: Image.Image, max_pixels: int) -> str:
 
 
 def _count_scans(data: bytes) -> int:
-    """Count the scans of a JPEG's first image, without those of the thumbnails in its header."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    end = data.find(b"\xff\xd9", place)
-    return data.count(b"\xff\xda", place, end if end >= 0 else len(data))
+    """Count the scans of a JPEG's first image, without those of the thumbnails in its segments."""
+    scans, place = 0, 2
+    while (marker := _MARKER.search(data, place)) and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])  # behind its segment
+    return scans
 
 
 _room = threading.Condition()
@@ -173,14 +176,10 @@ def _upright_rgb(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    key = image.info.get("transparency") if image.format == "PNG" else None
-    depth = data[24] if image.format == "PNG" else 8
+    if image.format == "PNG":
+        _fit_key(image, depth=data[24])
     if image.mode == "F" or image.mode.startswith("I"):
-        return _high_byte(image, key).convert("RGB")
-    if image.mode == "RGB" and key is not None and depth == 16:
-        raise ValueError("one of its 16-bit colours is transparent, and Pillow keeps 8 bits of them; wanted: alpha")
-    if image.mode == "L" and key is not None and depth < 8:
-        image.info["transparency"] = key * 255 // (2**depth - 1)  # Pillow scales the pixels, not the key
+        return _high_byte(image).convert("RGB")
     if image.has_transparency_data:
         paper = Image.new("RGB", image.size, "white")
         if image.mode not in ("LA", "RGBA"):
@@ -190,8 +189,17 @@ def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _high_byte(image: Image.Image, key: int | None) -> Image.Image:
-    """Return 16-bit grey as 8-bit grey, where the value ``key`` is transparent, so white."""
+def _fit_key(image: Image.Image, depth: int) -> None:
+    """Fit a PNG's transparent colour to its pixels: Pillow makes these 8 bits deep, but not every such key."""
+    key = image.info.get("transparency")
+    if key is not None and image.mode == "RGB" and depth == 16:
+        raise ValueError("one of its 16-bit colours is transparent, and Pillow keeps 8 bits of them; wanted: alpha")
+    if key is not None and image.mode in ("1", "L"):
+        image.info["transparency"] = min(key * 255 // (2**depth - 1), 255)
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Return 16-bit grey as 8-bit grey, white where it is transparent."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if image.format not in _WHITE_IS_KNOWN or image.mode == "F" or (image.mode == "I" and tags):
         raise ValueError(
@@ -202,15 +210,14 @@ def _high_byte(image: Image.Image, key: int | None) -> Image.Image:
     table = [min(value >> (bits - 8), 255) for value in range(2**16)]
     if tags.get(_PHOTOMETRIC) == 0:  # Pillow turns white and black of 8 bits only
         table = [255 - value for value in table]
-    if key is not None:
-        table[key] = 255
+    if "transparency" in image.info:
+        table[image.info["transparency"]] = 255
     return image.convert("I").point(table, "L")
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the Orientation of the image's EXIF or XMP; 1 is upright. (Pillow turns TIFFs itself and says 1 then.)"""
     try:
-        with _reading_header():
-            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF is common, and says nothing about the pixels
         return 1

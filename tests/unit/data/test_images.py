@@ -202,13 +202,21 @@ TURNED = {
 }
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "MPO"])
+@pytest.mark.parametrize(
+    ("file_format", "settings"),
+    [
+        *((name, {"quality": 95}) for name in ("JPEG", "WEBP", "AVIF", "MPO")),
+        ("PNG", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
 @pytest.mark.parametrize("orientation", TURNED)
-def test_images_are_upright(file_format, orientation):
+def test_images_are_upright(file_format, settings, orientation):
     content = np.kron(np.random.default_rng(0).integers(0, 256, (2, 3)), np.ones((16, 16))).astype(np.uint8)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    image = decode(encode(Image.fromarray(content), file_format, exif=exif, quality=95), "x")
+    image = decode(encode(Image.fromarray(content), file_format, exif=exif, **settings), "x")
     assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1  # so that nobody turns it again
     expected = TURNED[orientation](content)
     assert image.size == expected.shape[::-1]
@@ -290,7 +298,8 @@ def test_scans_without_end_are_refused():
     last = data.rindex(b"\xff\xda")
     assert pixel(data) == (0, 0, 0)
     with pytest.raises(UserError, match=r"it has \d{4} scans; at most 100 are read"):
-        pixels(data[:-2] + data[last:-2] * 1000 + data[-2:])
+        pixels(data[:-2] + b"\xff\xfe\0\x04\xff\xd9" + data[last:-2] * 1000 + data[-2:])  # a comment that seems an end
+    assert pixel(data + data[last:] * 1000) == (0, 0, 0)  # a film, say, behind the image
 
 
 def test_pillows_own_limit_is_as_before():
