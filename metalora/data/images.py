@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -39,7 +40,7 @@ _MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each costs a
 _MAX_RATIO = 256  # of the sides; networks' transforms enlarge the short side to hundreds of pixels
 _WHITE_IS_KNOWN = ("PNG", "PPM", "TIFF", "JPEG2000")  # formats whose 16 bits of grey end at white
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG's segment; others have none behind them
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of TIFF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -130,6 +131,14 @@ def _limit(image: Image.Image, data: bytes, max_pixels: int) -> None:
             image.draft(None, (max(1, width // scale), max(1, height // scale)))
     if image.width * image.height > max_pixels:
         raise ValueError(_too_large(image, max_pixels))
+    tile = _tags(image).get(_TILE_WIDTH, 0) * _tags(image).get(_TILE_LENGTH, 0)
+    if tile > max_pixels:  # it is decoded as a whole, however small the image
+        raise ValueError(f"its tiles of {tile} pixels are more than max_pixels = {max_pixels}")
+
+
+def _tags(image: Image.Image) -> dict[int, Any]:
+    """Return the tags of a TIFF; another image has none."""
+    return dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
 
 
 def _too_large(image: Image.Image, max_pixels: int) -> str:
@@ -200,7 +209,7 @@ def _fit_key(image: Image.Image, depth: int) -> None:
 
 def _high_byte(image: Image.Image) -> Image.Image:
     """Return 16-bit grey as 8-bit grey, white where it is transparent."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags = _tags(image)
     if image.format not in _WHITE_IS_KNOWN or image.mode == "F" or (image.mode == "I" and tags):
         raise ValueError(
             f"no one knows which number is white in {image.format} pixels of mode {image.mode}; wanted: 8 bits, or "

@@ -46,7 +46,7 @@ def png(depth, colour_type, samples, **chunks):
     return file
 
 
-def tiff(data, size, bits, photometric, sample_format=1, extra=()):
+def tiff(data, size, bits, photometric, sample_format=1, extra=(), tile=()):
     """Write an uncompressed little-endian TIFF by hand: ``bits`` of each sample."""
     tags = {
         256: size[:1],
@@ -58,12 +58,13 @@ def tiff(data, size, bits, photometric, sample_format=1, extra=()):
         277: [len(bits)],
         278: size[1:],
         279: [len(data)],
+        **({322: tile[:1], 323: tile[1:], 324: [8], 325: [len(data)]} if tile else {}),
         **({338: extra} if extra else {}),
         339: [sample_format] * len(bits),
     }
     data += b"\0" * (len(data) % 2)
     entries, beyond, start = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
-    for tag, values in tags.items():
+    for tag, values in sorted(tags.items()):
         raw = struct.pack(f"<{len(values)}H", *values)
         place = raw.ljust(4, b"\0") if len(raw) <= 4 else struct.pack("<I", start + len(beyond))
         beyond += raw if len(raw) > 4 else b""
@@ -264,6 +265,14 @@ def test_an_image_with_too_many_pixels_is_not_decoded(monkeypatch, file_format, 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     with pytest.raises(UserError, match=r"image x\.png: its 32 x 32 pixels are more than max_pixels = 1023"):
         pixels(data, max_pixels=1023)
+
+
+def test_tiles_larger_than_any_image_are_not_decoded(monkeypatch):
+    data = tiff(bytes(256), (4, 4), [8], 1, tile=(16, 16))
+    assert pixel(data) == (0, 0, 0)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(UserError, match=r"image x\.png: its tiles of 256 pixels are more than max_pixels = 255"):
+        pixels(data, max_pixels=255)
 
 
 def test_the_limit_is_kept_for_every_image_that_a_table_reads(make_tree):
