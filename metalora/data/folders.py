@@ -157,7 +157,7 @@ def _check_found(
     for (domain, label), images in classes.items():
         if len(images) < 2:
             raise UserError(
-                f"class {domain}/{label} in {tree.name} has {'one image' if images else 'no images'}; "
+                f"class {domain}/{label} in {tree.name} has {'one image' if images else f'no images{met}'}; "
                 "at least 2 are needed: one to train on, one to test"
             )
 

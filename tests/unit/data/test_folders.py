@@ -130,6 +130,10 @@ def test_splits_that_are_not_given_are_drawn_from_train(make_tree):
         ({"train/x": 2, "train/x/y": 2}, r"images at two depths \(train/x/001\.png, train/x/y/001\.png\)"),
         ({"photos": 3}, r"no images found in .*tree but photos/000\.png; wanted"),
         ({"set/photo/x": 3}, r"no images found in .*tree but set/photo/x/000\.png; wanted"),
+        (
+            {"photo/x": 3, "photo/y/deep": 3},
+            r"class photo/y in .*tree has no images but photo/y/deep/000\.png; at least",
+        ),
         ({"photo/x": 3, "toy": 3}, r"no images found in domain folder .*tree/toy; wanted"),
     ],
 )
