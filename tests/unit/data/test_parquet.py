@@ -129,6 +129,20 @@ def test_the_fingerprint_follows_the_content_not_the_place(make_rows, write, png
         assert load_parquet(write(changed, "three.parquet")).fingerprint != before
 
 
+def test_the_same_file_has_an_id_of_its_own_in_every_folder_that_is_read(make_rows, write, tmp_path):
+    bare = [{name: value for name, value in row.items() if name != "id"} for row in make_rows()]
+    (tmp_path / "folder").mkdir()
+    write(bare, "folder/below/a.parquet")
+    assert load_parquet(str(tmp_path / "folder" / "below")).id[0] == "a.parquet:0"
+    assert load_parquet(str(tmp_path / "folder")).id[0] == "below/a.parquet:0"
+
+
+def test_a_file_without_rows_says_nothing(make_rows, write, tmp_path):
+    write(make_rows(), "folder/a.parquet")
+    pq.write_table(pa.table({"image": pa.nulls(0)}), tmp_path / "folder" / "b.parquet")
+    assert rows_of(load_parquet(str(tmp_path / "folder"))) == make_rows()
+
+
 def test_a_changed_file_is_read_anew(make_rows, write):
     rows = make_rows()
     load_parquet(write(rows))
