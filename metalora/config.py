@@ -7,11 +7,12 @@ A relative path becomes absolute when a config is made, so where the user stands
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
@@ -106,7 +107,8 @@ class DataConfig:
 
     data: DataPlace = Field(
         default="embedded",
-        description="embedded, a folder root/domain/class/image, or Parquet: a file, a folder of files or a URI",
+        description="embedded, a folder root/domain/class/image (or below root: train, val and test), or Parquet: a "
+        "file, a folder of files or a URI",
     )
     exclude_domains: tuple[str, ...] = Field(default=(), description="domains to leave out")
     holdout_domains: tuple[str, ...] = Field(
@@ -121,6 +123,11 @@ class DataConfig:
         default="error", description="an image that cannot be decoded: stop, or leave out and count"
     )
     verify_images: bool = Field(default=True, description="decode every image once before training (remembered)")
+    max_pixels: int = Field(
+        default=2**26,
+        ge=1,
+        description="most pixels of an image (default: 8192 x 8192); larger JPEGs are decoded smaller",
+    )
     batch_size: int = Field(
         default=64, ge=1, description="images of one optimizer step, over all workers and accumulation steps"
     )
@@ -138,6 +145,12 @@ class DataConfig:
         description="GiB of each worker's memory for the images' pixels: if all fit, they are decoded once, not each "
         "epoch, and lie on the GPU if they take little of it",
     )
+
+    @field_validator("exclude_domains", "holdout_domains")
+    @classmethod
+    def _composed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Write names in Unicode's NFC, as the data's are: terminals and file systems spell one name in two ways."""
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 @dataclass(frozen=True, config=_STRICT)

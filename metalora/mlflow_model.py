@@ -15,7 +15,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Array, DataType
 
-from metalora.data.dataset import decode
+from metalora.data.images import decode
 from metalora.models.backbones import Backbone, build_backbone
 from metalora.models.persist import load
 
@@ -54,11 +54,11 @@ class AdapterModel(PythonModel):
     ) -> pd.DataFrame:
         """Return ``label``, its ``probability``, and ``features`` for each image."""
         names = [f"in row {row} of the request" for row in range(len(model_input))]
-        images = [decode(data, name) for data, name in zip(model_input["image"], names, strict=True)]
+        images = list(zip(model_input["image"], names, strict=True))
         device = next(self.model.parameters()).device
         parts = []
         for start in range(0, len(images), BATCH):
-            batch = torch.stack([self.backbone.preprocess(image) for image in images[start : start + BATCH]])
+            batch = torch.stack([self.backbone.preprocess(decode(*image)) for image in images[start : start + BATCH]])
             features = self.model(batch.to(device))
             assert self.model.head is not None
             probability, label = self.model.head(features).softmax(1).max(1)

@@ -1,27 +1,25 @@
-"""A DomainBed-style tree of image files: root/domain/class/image."""
+"""A tree of image files: root/domain/class/image, with folders of given splits above if there are some."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from metalora.data.domains import check_named
+from metalora.data.images import MAX_BYTES, extensions
+from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+_WANTED = (
+    "wanted: a tree root/domain/class/image, root/split/class/image or root/split/domain/class/image, its splits "
+    "called train, val and test"
+)
 
-_WANTED = f"wanted: a tree root/domain/class/image of {', '.join(EXTENSIONS)} files"
-
-
-@dataclass(frozen=True)
-class _Image:
-    domain: str
-    label: str
-    file: str  # relative to the root
-    stamp: str  # changes when the file does
-    split: str
+Parts = tuple[str, ...]  # a path below the root, as the file system has it
 
 
 @dataclass(frozen=True)
@@ -32,26 +30,49 @@ class FolderStore:
     files: tuple[str, ...]  # relative to root
 
     def read(self, row: int) -> bytes:
-        """Return the content of the row's file.
+        """Return the content of the row's file; of one larger than any image, the beginning.
 
         Raises:
             UserError: it cannot be read.
         """
         try:
-            return (self.root / self.files[row]).read_bytes()
+            with (self.root / self.files[row]).open("rb") as file:
+                return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
         except OSError as error:
             raise UserError(f"cannot read image {self.name(row)}: {error.strerror}") from None
 
     def name(self, row: int) -> str:
         """Return the path of the row's file."""
-        return str(self.root / self.files[row])
+        return printable(str(self.root / self.files[row]))
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """What is visible below a root, in the order of the names."""
+
+    name: str
+    folders: list[Parts]
+    images: dict[Parts, str]  # to a stamp that changes when the file does
+    others: list[Parts]
+
+
+@dataclass(frozen=True)
+class _Image:
+    file: str  # relative to the root
+    stamp: str
+    domain: str
+    label: str
+    split: str
 
 
 def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> ImageTable:
-    """Read the tree ``root/domain/class/image``; hidden files and other kinds of files are ignored.
+    """Read the tree ``root/domain/class/image``, ``root/split/class/image`` or ``root/split/domain/class/image``.
 
-    The splits are drawn within each class of each domain by a hash of the path below ``root``, so a
-    new image moves at most a few others of its class, and none of another class.
+    Folders of splits are called train, val and test (or training, valid, validation, testing), in any case. Splits that
+    the tree does not give are drawn from what is to train on, within each class of each domain, by a hash of the path
+    below ``root``: a new image moves at most a few others of its class, and none of another class. Where no folder
+    tells the domain it is "all". Hidden files are passed over; all other files that are no images, or do not lie in a
+    class, are in ``ignored``.
 
     Args:
         root: The tree.
@@ -60,77 +81,155 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
         excluded: Names of domains that are not looked at.
 
     Raises:
-        UserError: no images, a domain folder without any, a class with fewer than two, a folder
-            that cannot be read.
+        UserError: no images; folders of splits beside others, or none to train on; a domain folder without images; a
+            class with fewer than two; a folder or a file that cannot be read.
     """
-    names = [folder.name for folder in _visible(root) if folder.is_dir()]
-    check_named(excluded, names)
-    images: list[_Image] = []
-    for name in names:
-        if name not in excluded:
-            images += _domain_images(root, name, val_fraction, test_fraction)
-    if not images:
-        raise UserError(f"no images found in {root}; {_WANTED}")
+    tree = _read_tree(root, excluded)
+    levels = _levels(tree)
+    classes = _classes(tree, levels, excluded)
+    given = {image.split for members in classes.values() for image in members}
+    fractions = (0 if "val" in given else val_fraction, 0 if "test" in given else test_fraction)
+    images = [image for members in classes.values() for image in _drawn(members, *fractions)]
+    ids = [printable(image.file) for image in images]
     label, labels = encode([image.label for image in images])
     domain, domains = encode([image.domain for image in images])
-    files = tuple(image.file for image in images)
-    said = (part for image in images for part in (image.file, image.stamp, image.split))
+    said = (part for name, image in zip(ids, images, strict=True) for part in (name, image.stamp, image.split))
     return ImageTable(
-        store=FolderStore(root.absolute(), files),
+        store=FolderStore(root.absolute(), tuple(image.file for image in images)),
         store_rows=np.arange(len(images)),
         label=label,
         domain=domain,
         split=np.array([SPLITS.index(image.split) for image in images], dtype=np.int8),
-        id=np.array(files, dtype=object),
+        id=np.array(ids, dtype=object),
         labels=labels,
         domains=domains,
         fingerprint=hash_of(said),
+        ignored=tuple(_path(parts) for parts in sorted([*tree.others, *_misplaced(tree, levels)])),
     )
 
 
-def _domain_images(root: Path, domain: str, val_fraction: float, test_fraction: float) -> list[_Image]:
-    images: list[_Image] = []
-    for folder in _visible(root / domain):
-        if not folder.is_dir():
-            continue
-        stamps = {f"{domain}/{folder.name}/{path.name}": _stamp(path) for path in _image_files(folder)}
-        if len(stamps) < 2:
+def _levels(tree: _Tree) -> Parts:
+    """Return what the folders above an image tell, from the outermost on."""
+    tops = sorted({parts[0] for parts in tree.images if len(parts) > 2})
+    splits = [name for name in tops if name.casefold() in SPLIT_NAMES]
+    others = [name for name in tops if name not in splits]
+    if not splits:
+        return ("domain", "label")
+    met = f"{tree.name} has folders of splits ({', '.join(splits)})"
+    if others:
+        raise UserError(f"{met} beside others ({', '.join(map(printable, others))}); {_WANTED}")
+    if "train" not in {SPLIT_NAMES[name.casefold()] for name in splits}:
+        raise UserError(f"{met} and none to train on; {_WANTED}")
+    at_depth = {len(parts): _path(parts) for parts in tree.images if len(parts) in (3, 4)}
+    if len(at_depth) == 2:
+        raise UserError(f"{met} with images at two depths ({at_depth[3]}, {at_depth[4]}); {_WANTED}")
+    return ("split", "label") if 3 in at_depth else ("split", "domain", "label")
+
+
+def _classes(tree: _Tree, levels: Parts, excluded: Collection[str]) -> dict[tuple[str, str], list[_Image]]:
+    """Return the images of each domain and label; folders whose names are one in NFC are one."""
+    folders = [parts for parts in tree.folders if levels[0] != "split" or parts[0].casefold() in SPLIT_NAMES]
+    above = levels.index("label")  # folders above those of the classes
+    domains = {_domain(parts, levels) for parts in folders if len(parts) == above}
+    check_named(excluded, domains)
+    classes: dict[tuple[str, str], list[_Image]] = {
+        (_domain(parts, levels), _name(parts[above])): [] for parts in folders if len(parts) == len(levels)
+    }
+    for parts, stamp in tree.images.items():
+        if len(parts) == len(levels) + 1:
+            domain, label = _domain(parts, levels), _name(parts[above])
+            split = SPLIT_NAMES[parts[0].casefold()] if levels[0] == "split" else "train"
+            classes[domain, label].append(_Image("/".join(parts), stamp, domain, label, split))
+    classes = {place: images for place, images in classes.items() if place[0] not in excluded}
+    _check_found(tree, classes, domains - set(excluded), _misplaced(tree, levels))
+    return classes
+
+
+def _check_found(
+    tree: _Tree, classes: dict[tuple[str, str], list[_Image]], domains: set[str], misplaced: list[Parts]
+) -> None:
+    met = f" but {_path(misplaced[0])}" if misplaced else ""
+    if not any(classes.values()):
+        raise UserError(f"no images found in {tree.name}{met}; {_WANTED}")
+    empty = sorted(domains - {domain for domain, _ in classes})
+    if empty:
+        raise UserError(f"no images found in domain folder {tree.name}/{empty[0]}; {_WANTED}")
+    for (domain, label), images in classes.items():
+        if len(images) < 2:
             raise UserError(
-                f"class {domain}/{folder.name} in {root} has {'one image' if stamps else 'no images'}; "
+                f"class {domain}/{label} in {tree.name} has {'one image' if images else f'no images{met}'}; "
                 "at least 2 are needed: one to train on, one to test"
             )
-        splits = _split(list(stamps), val_fraction, test_fraction)
-        images += [_Image(domain, folder.name, file, stamps[file], splits[file]) for file in stamps]
-    if not images:
-        raise UserError(f"no images found in domain folder {root / domain}; {_WANTED}")
-    return images
 
 
-def _split(files: list[str], val_fraction: float, test_fraction: float) -> dict[str, str]:
-    """Return the split of each file of a class: the first in hash order are test, the next val."""
-    count = len(files)
-    test = min(max(1, round(count * test_fraction)), count - 1)
-    val = max(1, round(count * val_fraction)) if val_fraction else 0
-    val = min(val, count - test - 1)
-    order = sorted(files, key=lambda file: hash_of([file]))
-    splits = ["test"] * test + ["val"] * val + ["train"] * (count - test - val)
-    return dict(zip(order, splits, strict=True))
+def _misplaced(tree: _Tree, levels: Parts) -> list[Parts]:
+    return [parts for parts in tree.images if len(parts) != len(levels) + 1]
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower().removeprefix(".") in EXTENSIONS]
+def _domain(parts: Parts, levels: Parts) -> str:
+    return _name(parts[levels.index("domain")]) if "domain" in levels else ONE_DOMAIN
 
 
-def _visible(folder: Path) -> list[Path]:
+def _drawn(images: list[_Image], val_fraction: float, test_fraction: float) -> list[_Image]:
+    """Return the images of a class with splits drawn from its train images: the first in hash order are test, then val.
+
+    At least one stays in train.
+    """
+    train = [image.file for image in images if image.split == "train"]
+    most = max(0, len(train) - 1)
+    test = min(max(1, round(len(train) * test_fraction)), most) if test_fraction else 0
+    val = min(max(1, round(len(train) * val_fraction)), most - test) if val_fraction else 0
+    # in NFC, since a copy on another machine may spell a name differently
+    order = sorted(train, key=lambda file: (hash_of([composed(printable(file))]), file))
+    drawn = dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test : test + val], "val")
+    return [replace(image, split=drawn.get(image.file, image.split)) for image in images]
+
+
+def _read_tree(root: Path, excluded: Collection[str]) -> _Tree:
+    """List what is visible below a root; top folders that are excluded are not looked into.
+
+    Raises:
+        UserError: a folder cannot be listed, or a file is not there (a broken link, say).
+    """
+    tree = _Tree(printable(str(root)), [], {}, [])
+    for parts, status in _walk(root, (), frozenset(excluded), frozenset()):
+        if stat.S_ISDIR(status.st_mode):
+            tree.folders.append(parts)
+        elif stat.S_ISREG(status.st_mode) and Path(parts[-1]).suffix.lower() in extensions():
+            tree.images[parts] = f"{status.st_size} {status.st_mtime_ns}"
+        else:
+            tree.others.append(parts)
+    return tree
+
+
+def _walk(
+    folder: Path, parts: Parts, excluded: Collection[str], above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[Parts, os.stat_result]]:
+    """Yield what is visible below a folder, links followed: a path below the root, and its status.
+
+    ``above`` are the device and inode of the folders above, since a link may lead back to one of them.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise UserError(f"cannot read folder {folder}: {error.strerror}") from None
+        raise UserError(f"cannot read folder {printable(str(folder))}: {error.strerror}") from None
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            kind = "image" if path.suffix.lower() in extensions() else "file or folder"
+            raise UserError(f"cannot read {kind} {printable(str(path))}: {error.strerror}") from None
+        place = status.st_dev, status.st_ino
+        if place in above and path.is_symlink():
+            raise UserError(f"folder {printable(str(path))} is a link to a folder that it is in; wanted: none such")
+        yield (*parts, path.name), status
+        if stat.S_ISDIR(status.st_mode) and (parts or _name(path.name) not in excluded):
+            yield from _walk(path, (*parts, path.name), excluded, above | {place})
 
 
-def _stamp(path: Path) -> str:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror}") from None
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+def _name(name: str) -> str:
+    return composed(printable(name))
+
+
+def _path(parts: Parts) -> str:
+    return printable("/".join(parts))

@@ -5,25 +5,28 @@ record batch at a time, and read from there through a memory map.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from metalora.data.columns import check_columns, class_names, is_hugging_face, read_images, read_texts
+from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
 from metalora.files import atomic_file, cache_dir
 
-_COPY_VERSION = "1"
-_BATCH_ROWS = 256
+_COPY_VERSION = "2"
+_BATCH_ROWS, _BATCH_BYTES = 256, 2**28  # at most, as bytes are counted before compression
 _COPY_SCHEMA = pa.schema(
     {
         "image": pa.large_binary(),
@@ -34,10 +37,6 @@ _COPY_SCHEMA = pa.schema(
         "name": pa.large_string(),  # for error messages
         "digest": pa.binary(16),  # of the image
     }
-)
-_WANTED = (
-    "wanted: image (encoded bytes), label, domain (strings), split (train, val or test) "
-    "and, if you like, id (string or integer)"
 )
 
 
@@ -66,11 +65,23 @@ class ParquetStore:
         return name
 
 
-def load_parquet(path: str) -> ImageTable:
-    """Read a Parquet file, or all the ``*.parquet`` files directly in a folder.
+@dataclass(frozen=True)
+class _Source:
+    """Parquet files of a file system, and what lies beside them."""
 
-    Columns: ``image`` (encoded bytes), ``label``, ``domain`` and ``split`` (strings; train, val or
-    test), ``id`` (string or integer; default: file and row). Others are ignored.
+    filesystem: Any
+    folder: str  # that the files are in, or below
+    files: list[Any]  # `pyarrow.fs.FileInfo`
+    ignored: tuple[str, ...]
+
+
+def load_parquet(path: str) -> ImageTable:
+    """Read a Parquet file, or all the ``*.parquet`` files in a folder and the folders below it.
+
+    Columns: ``image`` (encoded bytes), ``label``, ``domain`` and ``split`` (train, val or test), ``id`` (default: file
+    and row), of any type that `metalora.data.columns` accepts. Others are ignored. Where a column is missing, folders
+    such as ``domain=photo/split=train`` tell its value; the split, also a folder that is called as one or a file whose
+    name begins so (``train-00000-of-00001.parquet``); and what Hugging Face's datasets wrote is of one domain, "all".
 
     Args:
         path: A local path, or a URI that pyarrow knows (s3://, gs://, file://).
@@ -79,19 +90,19 @@ def load_parquet(path: str) -> ImageTable:
         UserError: nothing there, not a Parquet file, a column is missing or of another type, a null,
             an unknown split.
     """
-    filesystem, files = _find(path)
-    stamps = [str(stamp) for file in files for stamp in (file.path, file.size, file.mtime_ns)]
-    copy = cache_dir("data") / f"images-{hash_of([_COPY_VERSION, filesystem.type_name, *stamps])}.arrow"
+    source = _find(path)
+    stamps = [str(stamp) for file in source.files for stamp in (file.path, file.size, file.mtime_ns)]
+    key = hash_of([_COPY_VERSION, source.filesystem.type_name, source.folder, *stamps])
+    copy = cache_dir("data") / f"images-{key}.arrow"
     if not copy.exists():
-        _make_copy(filesystem, [file.path for file in files], copy)
+        _make_copy(source, copy)
     table = _table_of(copy)
     if not len(table):
         raise UserError(f"{path} holds no images: its Parquet has no rows")
-    return table
+    return replace(table, ignored=source.ignored)
 
 
-def _find(path: str) -> tuple[Any, list[Any]]:
-    """Return the file system and the `pyarrow.fs.FileInfo` of each Parquet file."""
+def _find(path: str) -> _Source:
     try:
         if "://" in path:
             filesystem, place = pyarrow.fs.FileSystem.from_uri(path)
@@ -99,16 +110,47 @@ def _find(path: str) -> tuple[Any, list[Any]]:
             filesystem, place = pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
         info = filesystem.get_file_info(place)
         if info.type == pyarrow.fs.FileType.File:
-            return filesystem, [info]
+            return _Source(filesystem, str(PurePosixPath(info.path).parent), [info], ())
         if info.type != pyarrow.fs.FileType.Directory:
             raise UserError(f"data {path!r} does not exist; wanted: a Parquet file or a folder of them")
-        inside = filesystem.get_file_info(pyarrow.fs.FileSelector(place))
+        inside = filesystem.get_file_info(pyarrow.fs.FileSelector(place, recursive=True))
+        below = {_below(info.path, file.path): file for file in inside if file.type == pyarrow.fs.FileType.File}
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read data {path!r}: {_line(error)}") from None
-    files = [file for file in inside if file.base_name.endswith(".parquet") and file.base_name[0] not in "._"]
-    if not files:
-        raise UserError(f"folder {path!r} holds no .parquet files; wanted: some, directly in it")
-    return filesystem, sorted(files, key=lambda file: str(file.path))
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # pyarrow's paths are UTF-8
+        raise UserError(f"cannot read data {path!r}: the name {error.object!r} is not UTF-8; rename it") from None
+    visible = [name for name in sorted(below) if not _is_hidden(PurePosixPath(name))]
+    found = [name for name in visible if name.endswith(".parquet")]
+    if not found:
+        raise UserError(f"folder {path!r} holds no .parquet files; wanted: some")
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        _check_links(Path(info.path), found)
+    ignored = tuple(printable(name) for name in visible if name not in found)
+    return _Source(filesystem, info.path, [below[name] for name in found], ignored)
+
+
+def _check_links(folder: Path, files: list[str]) -> None:
+    """Check that no link hides files, or shows them twice as one to a folder above does; pyarrow tells neither.
+
+    Raises:
+        UserError: there is one.
+    """
+    for link in sorted(folder.rglob("*")):
+        if not _is_hidden(link.relative_to(folder)) and not link.exists():
+            raise UserError(f"cannot read {printable(str(link))}: it is a link to what is not there")
+    met: dict[Path, str] = {}
+    for name in files:
+        other = met.setdefault((folder / name).resolve(), name)
+        if other != name:
+            raise UserError(f"{printable(str(folder))} holds one file twice, by a link: {other} and {name}")
+
+
+def _is_hidden(below: PurePath) -> bool:
+    return any(part[0] in "._" for part in below.parts)
+
+
+def _below(folder: str, file: str) -> str:
+    return str(PurePosixPath(file).relative_to(folder))
 
 
 def _table_of(copy: Path) -> ImageTable:
@@ -133,94 +175,77 @@ def _read_copy(copy: Path, columns: list[str]) -> Any:
     return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().select(columns)
 
 
-def _make_copy(filesystem: Any, files: list[str], copy: Path) -> None:
+def _make_copy(source: _Source, copy: Path) -> None:
     with (
         atomic_file(copy) as path,
         pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, _COPY_SCHEMA) as writer,
     ):
-        for file in files:
-            first = 0
-            for batch in _read_batches(filesystem, file):
-                writer.write_batch(_copy_batch(batch, file, first))
-                first += len(batch)
+        for file in source.files:
+            for batch in _read_batches(source, file.path):
+                writer.write_batch(batch)
 
 
-def _read_batches(filesystem: Any, file: str) -> Iterator[Any]:
+def _read_batches(source: _Source, path: str) -> Iterator[Any]:
+    """Yield the rows of a file in `_COPY_SCHEMA`."""
+    file, below = printable(path), _below(source.folder, path)
     try:
-        with filesystem.open_input_file(file) as handle:
+        with source.filesystem.open_input_file(path) as handle:
             # with a buffer, a row group of many gigabytes is not read as a whole
             reader = pq.ParquetFile(handle, buffer_size=1 << 22)
-            columns = _checked_columns(reader.schema_arrow, file)
-            yield from reader.iter_batches(_BATCH_ROWS, columns=columns)
-    except (pa.ArrowException, OSError) as error:
+            if not reader.metadata.num_rows:
+                return
+            schema, names = reader.schema_arrow, class_names(reader.schema_arrow)
+            told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(path, below)
+            columns = check_columns(schema, told, file)
+            first = 0
+            for batch in reader.iter_batches(_batch_rows(reader.metadata), columns=columns):
+                texts = {name: [value] * len(batch) for name, value in told.items()}
+                for name in columns:
+                    if name != "image":
+                        texts[name] = read_texts(batch[name], name, file, first, names.get(name))
+                yield _copy_batch(read_images(batch["image"], file, first), texts, file, below, first)
+                first += len(batch)
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {_line(error)}") from None
 
 
-def _checked_columns(schema: Any, file: str) -> list[str]:
-    """Return the columns to read, having checked that they are there and of the right types."""
-    for name, (accepts, wanted) in _COLUMN_TYPES.items():
-        if name not in schema.names:
-            if name == "id":
-                continue
-            raise UserError(f"{file} has no column {name!r} (columns: {', '.join(schema.names)}); {_WANTED}")
-        found = schema.field(name).type
-        if not accepts(found.value_type if pa.types.is_dictionary(found) else found):
-            raise UserError(f"{file}: column {name!r} is of type {found}, {wanted} wanted")
-    return [name for name in _COLUMN_TYPES if name in schema.names]
+def _told(path: str, below: str) -> dict[str, str]:
+    """Return the columns that a path tells: domain=photo, split=train, or a name that begins with a split's."""
+    *folders, file = PurePosixPath(below).parts
+    told = {}
+    for name in (*folders, re.split(r"[-_.]", file)[0]):
+        if name.casefold() in SPLIT_NAMES:
+            told["split"] = SPLIT_NAMES[name.casefold()]
+    for part in PurePosixPath(path).parts[:-1]:
+        key, _, value = part.partition("=")
+        value = composed(unquote(value))
+        if key in ("label", "domain", "split") and value not in ("", "__HIVE_DEFAULT_PARTITION__"):
+            told[key] = SPLIT_NAMES.get(value.casefold(), value) if key == "split" else value
+    return told
 
 
-def _is_bytes(found: Any) -> bool:
-    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
+def _batch_rows(metadata: Any) -> int:
+    """Return how many rows are read at a time: fewer of large images."""
+    size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    rows: int = _BATCH_BYTES * metadata.num_rows // max(1, size)
+    return max(1, min(_BATCH_ROWS, rows))
 
 
-def _is_text(found: Any) -> bool:
-    return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
-
-
-def _is_id(found: Any) -> bool:
-    return _is_text(found) or bool(pa.types.is_integer(found))
-
-
-_COLUMN_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "image": (_is_bytes, "binary (encoded bytes)"),
-    "label": (_is_text, "string"),
-    "domain": (_is_text, "string"),
-    "split": (_is_text, "string (train, val or test)"),
-    "id": (_is_id, "string or integer"),
-}
-
-
-def _copy_batch(batch: Any, file: str, first: int) -> Any:
-    """Return a batch, whose first row is row ``first`` of the file, in `_COPY_SCHEMA`."""
-    columns = {name: _plain(batch[name], name, file, first) for name in batch.schema.names}
-    known = pc.is_in(columns["split"], value_set=pa.array(SPLITS, pa.large_string()))
-    if not pc.all(known, min_count=0).as_py():
-        row = known.index(False).as_py()
-        raise UserError(
-            f"{file} row {first + row}: split {columns['split'][row].as_py()!r} is unknown; "
-            f"accepted: {', '.join(SPLITS)}"
-        )
-    rows = range(first, first + len(batch))
-    if "id" in columns:
-        ids = columns["id"].to_pylist()
-        names = [f"{file} row {row} (id {name})" for row, name in zip(rows, ids, strict=True)]
+def _copy_batch(images: Any, texts: dict[str, list[str]], file: str, below: str, first: int) -> Any:
+    """Return rows, the first of which is row ``first`` of the file, in `_COPY_SCHEMA`."""
+    rows = range(first, first + len(images))
+    for row, split in zip(rows, texts["split"], strict=True):
+        if split not in SPLITS:
+            raise UserError(f"{file} row {row}: split {split!r} is unknown; accepted: {', '.join(SPLITS)}")
+    if "id" in texts:
+        names = [f"{file} row {row} (id {printable(name)})" for row, name in zip(rows, texts["id"], strict=True)]
     else:
-        ids = [f"{Path(file).name}:{row}" for row in rows]
+        texts = texts | {"id": [f"{printable(below)}:{row}" for row in rows]}
         names = [f"{file} row {row}" for row in rows]
-    digests = [hashlib.blake2b(image.as_buffer(), digest_size=16).digest() for image in columns["image"]]
-    columns |= {"id": ids, "name": names, "digest": digests}
+    digests = [hashlib.blake2b(image.as_buffer(), digest_size=16).digest() for image in images]
+    columns = texts | {"image": images, "name": names, "digest": digests}
     return pa.record_batch([pa.array(columns[f.name], f.type) for f in _COPY_SCHEMA], schema=_COPY_SCHEMA)
-
-
-def _plain(column: Any, name: str, file: str, first: int) -> Any:
-    """Return a column without dictionary, in the copy's type, having checked for nulls."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.null_count:
-        row = column.is_null().index(True).as_py()
-        raise UserError(f"{file} row {first + row}: column {name!r} is null; a value is wanted")
-    return column.cast(_COPY_SCHEMA.field(name).type)
 
 
 def _line(error: Exception) -> str:

@@ -1,11 +1,14 @@
 """From the setting ``data`` to a checked table."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from metalora.config import DataConfig
 from metalora.data.domains import check, exclude_domains, hold_out
 from metalora.data.embedded import embedded_file
 from metalora.data.folders import load_tree
+from metalora.data.images import extensions
 from metalora.data.parquet import load_parquet
 from metalora.data.table import ImageTable
 from metalora.data.verify import verify
@@ -29,7 +32,8 @@ def load_table(config: DataConfig) -> ImageTable:
     """
     if config.on_bad_image == "skip" and not config.verify_images:
         raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying")
-    table = hold_out(_open_source(config), config.holdout_domains)
+    table = replace(_open_source(config), max_pixels=config.max_pixels)
+    table = hold_out(table, config.holdout_domains)
     if config.verify_images:
         table = verify(table, config.on_bad_image)
     check(table, config.allow_different_labels)
@@ -46,13 +50,29 @@ def _open_source(config: DataConfig) -> ImageTable:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Tell Parquet, a file or a folder with such files, from a folder of another kind."""
+    """Tell Parquet, a file or a folder with such files, from a folder of another kind.
+
+    Raises:
+        UserError: nothing there, a file of another kind, or a folder that cannot be read.
+    """
     try:
         if path.is_dir():
-            return any(path.glob("*.parquet"))
+            return any(path.glob("*.parquet")) or _first_is_parquet(path)
         if path.is_file() and path.suffix == ".parquet":
             return True
     except OSError as error:
         raise UserError(f"cannot read data {str(path)!r}: {error.strerror}") from None
     met = "is not a .parquet file" if path.exists() else "does not exist"
     raise UserError(f"data {str(path)!r} {met}{nearest(str(path), ['embedded'])}; {_WANTED}")
+
+
+def _first_is_parquet(folder: Path) -> bool:
+    """Tell whether the first file below a folder, that is an image or Parquet, is Parquet."""
+    for _, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        ends = {Path(name).suffix.lower() for name in files if not name.startswith(".")}
+        if ends & extensions():
+            return False
+        if ".parquet" in ends:
+            return True
+    return False

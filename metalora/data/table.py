@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from metalora.config import DataConfig
+
 SPLITS = ("train", "val", "test")
 
 IntArray = npt.NDArray[np.int64]
@@ -42,6 +44,8 @@ class ImageTable:
         domains: Sorted domain names.
         fingerprint: Hash of all that the table says: images, labels, domains, splits, ids.
         skipped: Names of the images left out because they cannot be decoded.
+        ignored: Names of the files left out because they are no images, or do not lie where images are looked for.
+        max_pixels: The most pixels of an image that are decoded.
         holdout: Names of the domains that are never trained on, only evaluated.
     """
 
@@ -55,6 +59,8 @@ class ImageTable:
     domains: tuple[str, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    max_pixels: int = DataConfig().max_pixels
     holdout: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 import PIL
 
-from metalora.data.dataset import decode
+from metalora.data.images import decode
 from metalora.data.table import ImageTable, hash_of
 from metalora.errors import UserError
 from metalora.files import atomic_file, cache_dir
 
 _CHUNK = 256
+_DECODER_VERSION = "2"  # raised when `decode` accepts other images than before
 
 
 def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTable:
@@ -41,7 +42,7 @@ def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTa
 
 def _bad_rows(table: ImageTable) -> dict[int, str]:
     # another Pillow may read other formats
-    key = hash_of([table.fingerprint, PIL.__version__])
+    key = hash_of([table.fingerprint, PIL.__version__, _DECODER_VERSION, str(table.max_pixels)])
     memory = cache_dir("data") / f"verified-{key}.json"
     if memory.exists():
         return {int(row): message for row, message in json.loads(memory.read_text()).items()}
@@ -60,7 +61,7 @@ def _decode_all(table: ImageTable, rows: Iterable[int]) -> list[tuple[int, str]]
         # what cannot be read now (a lost mount, say) may be readable tomorrow: not remembered as bad
         data = table.read(row)
         try:
-            decode(data, table.name(row))
+            decode(data, table.name(row), table.max_pixels)
         except UserError as error:
             bad.append((row, str(error)))
     return bad

@@ -44,6 +44,7 @@ REFUSED = [
     ("data.on_bad_image", "ignore"),
     ("data.batch_size", 0),
     ("data.domain_sampling", "random"),
+    ("data.max_pixels", 0),
     ("data.loader_workers", -1),
     ("data.keep_images", -1),
     ("train.epochs", 0),

@@ -95,9 +95,9 @@ def test_an_epoch_is_validated_before_its_checkpoint(tree):
 def test_a_training_alone_decodes_every_image_once_if_all_fit(make_trainer, tmp_path, monkeypatch):
     counts = []
 
-    def counted(data, name):
+    def counted(data, name, max_pixels):
         counts[-1] += 1
-        return decode(data, name)
+        return decode(data, name, max_pixels)
 
     monkeypatch.setattr("metalora.data.dataset.decode", counted)
     results = []

@@ -1,0 +1,158 @@
+"""The columns of a Parquet file, whoever wrote it, as images and texts.
+
+Accepted are the types that pandas, Polars, Spark, Arrow and Hugging Face's datasets write: text as string of any kind,
+dictionary (category), binary that is UTF-8, or integer; images as binary of any kind, or as Hugging Face's struct of
+``bytes`` and ``path``. Integers that have names in Hugging Face's metadata (`ClassLabel`) become these.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metalora.data.names import composed, printable
+from metalora.errors import UserError
+
+_WANTED = (
+    "wanted: image (encoded bytes), label, domain (strings), split (train, val or test) "
+    "and, if you like, id (string or integer)"
+)
+
+
+def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
+    """Return the columns to read, having checked that they are there, once, and of accepted types.
+
+    Args:
+        schema: The file's Arrow schema.
+        told: What the path says where there is no such column.
+        file: What the error message calls the file.
+
+    Raises:
+        UserError: a column is missing, twice there, or of another type.
+    """
+    present = [name for name in _ACCEPTED if name in schema.names]
+    for name in _ACCEPTED:
+        if name not in present and name not in told and name != "id":
+            raise UserError(
+                f"{file} has no column {name!r} (columns: {', '.join(map(printable, schema.names))}); {_WANTED}"
+            )
+    for name in present:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{file} has {schema.names.count(name)} columns {name!r}; wanted: one")
+        accepts, wanted = _ACCEPTED[name]
+        found = schema.field(name).type
+        if not accepts(_plain_type(found)):
+            raise UserError(f"{file}: column {name!r} is of type {found}, {wanted} wanted")
+    return present
+
+
+def is_hugging_face(schema: Any) -> bool:
+    """Tell whether a file was written by Hugging Face's datasets, which know no domains."""
+    struct = "image" in schema.names and pa.types.is_struct(schema.field(schema.names.index("image")).type)
+    return struct or b"huggingface" in (schema.metadata or {})
+
+
+def class_names(schema: Any) -> dict[str, list[str]]:
+    """Return the names of the integers of each column that is a `ClassLabel` in Hugging Face's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
+    except (KeyError, TypeError, AttributeError, ValueError):  # none, or not of that form: then there are no names
+        return {}
+    named = {name: feature.get("names") for name, feature in features if isinstance(feature, dict)}
+    return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
+
+
+def read_images(column: Any, file: str, first: int) -> Any:
+    """Return a column of encoded images, the first of which is row ``first`` of the file, as large_binary.
+
+    Raises:
+        UserError: a null, or a path without the bytes.
+    """
+    column = _plain(column)
+    paths = pc.struct_field(column, "path") if _has(column.type, "path") else None
+    if _has(column.type, "bytes"):
+        column = pc.struct_field(column, "bytes")
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        path = paths[row].as_py() if paths is not None else None
+        met = "is null; a value is wanted" if path is None else f"is the path {path!r} without the image's bytes"
+        raise UserError(f"{file} row {first + row}: column 'image' {met}")
+    return column.cast(pa.large_binary())
+
+
+def read_texts(column: Any, name: str, file: str, first: int, names: list[str] | None = None) -> list[str]:
+    """Return the values of a column as strings, in NFC where they are labels or domains.
+
+    Args:
+        column: The values.
+        name: The column's name.
+        file: What the error message calls the file.
+        first: The row of the file that the first value is of.
+        names: What its integers mean, if that is known.
+
+    Raises:
+        UserError: a null, text that is not UTF-8, an integer without a name.
+    """
+    column = _plain(column)
+    values = (column if pa.types.is_integer(column.type) else column.cast(pa.large_binary())).to_pylist()
+    texts = []
+    for row, value in enumerate(values, first):
+        if value is None:
+            raise UserError(f"{file} row {row}: column {name!r} is null; a value is wanted")
+        texts.append(_text(value, names, f"{file} row {row}: column {name!r}"))
+    return texts if name == "id" else [composed(text) for text in texts]
+
+
+def _text(value: int | bytes, names: list[str] | None, place: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{place} holds {value[:80]!r}, which is not UTF-8; wanted: text in UTF-8") from None
+    if names is None:
+        return str(value)
+    if not 0 <= value < len(names):
+        raise UserError(f"{place} is {value}, which has no name; wanted: 0 to {len(names) - 1}")
+    return names[value]
+
+
+def _plain(column: Any) -> Any:
+    """Return a column without extension type and dictionary."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _plain_type(found: Any) -> Any:
+    found = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
+    return found.value_type if pa.types.is_dictionary(found) else found
+
+
+def _has(found: Any, field: str) -> bool:
+    return bool(pa.types.is_struct(found)) and found.get_field_index(field) >= 0
+
+
+def _is_bytes(found: Any) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(kind(found) for kind in kinds)
+
+
+def _is_image(found: Any) -> bool:
+    return _is_bytes(found.field("bytes").type if _has(found, "bytes") else found)
+
+
+def _is_text(found: Any) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    return _is_bytes(found) or any(kind(found) for kind in kinds)
+
+
+_TEXT = "string or integer"
+_ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image": (_is_image, "binary (encoded bytes)"),
+    "label": (_is_text, _TEXT),
+    "domain": (_is_text, _TEXT),
+    "split": (_is_text, "string (train, val or test)"),
+    "id": (_is_text, _TEXT),
+}
