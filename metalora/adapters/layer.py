@@ -65,8 +65,14 @@ class AdaptedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, I, ...) to (B, O, ...) as the base layer does, with the update added."""
         y = self.base(x)
-        if self.merged or not self.slot.enabled:
+        call = self.slot.call
+        if self.merged or not call.enabled:
             return y  # type: ignore[no-any-return]
+        if call.learns and not torch.is_grad_enabled():
+            raise UserError(
+                f"the network runs an adapted {self.base} without gradients, so its adapter cannot learn: activation "
+                "checkpointing needs use_reentrant=False, and what stays under no_grad belongs into exclude_modules"
+            )
         h = self.down(x)
         if self.format.seed != "none":
             h = self._modulate(h, self._seed())

@@ -16,7 +16,7 @@ from metalora.adapters.inject import Placement, check_placements, find_targets, 
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
 from metalora.adapters.probe import probe
-from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.seed_slot import Call, SeedSlot
 from metalora.errors import UserError
 from metalora.models.backbones import state_hash
 from metalora.models.extractor import FEATURES, Extractor, early_layers
@@ -108,15 +108,17 @@ class AdaptedNetwork(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:
         """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F).
 
-        Without extractor features the seeds in the slot hold. With ``task`` (B,) the images of a task get their mean.
+        Without extractor features the seeds given to the slot hold (`SeedSlot.given`). With ``task`` (B,) the images
+        of a task get their mean.
         """
-        if self.mapping is not None and self.slot.enabled and condition is not None:
-            self.slot.fill(None)  # the last batch's, and with them its graph
+        enabled, seeds = self.slot.enabled, self.slot.seeds
+        if self.mapping is not None and enabled and condition is not None:
             seeds = self.mapping(condition)
-            self.slot.fill(seeds if task is None else mean_by_task(seeds, task))
-        if self._fused and self.training and self.slot.enabled:
-            return self._fused[0](x)
-        return self.backbone(x)
+            seeds = seeds if task is None else mean_by_task(seeds, task)
+        with self.slot.given(seeds, learns=self.training and torch.is_grad_enabled()):
+            output = (self._fused[0] if self._fused and self.training and enabled else self.backbone)(x)
+            self.slot.remember(output)
+        return output
 
 
 class MetaLoRAModel(nn.Module):
@@ -234,18 +236,15 @@ class MetaLoRAModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Switch the adapters off within the block: the model is its backbone.
+        """Switch the adapters off within the block and in this thread: the model is its backbone.
 
         Raises:
             UserError: the adapters are merged.
         """
         if any(layer.merged for layer in self.layers.values()):
             raise UserError("the adapter is merged: unmerge it before switching it off")
-        before, self.network.slot.enabled = self.network.slot.enabled, False
-        try:
+        with self.network.slot.within(Call(enabled=False)):
             yield
-        finally:
-            self.network.slot.enabled = before
 
     def merge(self, seed: Tensor | None = None) -> None:
         """Add every layer's update to its frozen weight.
