@@ -23,8 +23,6 @@ from metalora.models.extractor import FEATURES, Extractor, early_layers
 from metalora.models.mapping import SCOPES, MappingNet, mapping_size, mean_by_task, seed_layout
 from metalora.registry import nearest
 
-NORMS = (nn.modules.batchnorm._NormBase,)
-
 
 @dataclass(frozen=True)
 class AdapterSpec:
@@ -96,13 +94,16 @@ class AdaptedNetwork(nn.Module):
         self._fused = ()
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Set the mode; the frozen backbone's batch norms stay in eval mode."""
+        """Set the mode of what is trained: the mapping net, and modules trained in full.
+
+        All that is frozen stays in eval mode, whatever its class: batch norms and other modules with statistics keep
+        them, and dropout and stochastic depth of the backbone are off.
+        """
         super().train(mode)
-        saved = [module for module in self.backbone.modules() if isinstance(module, SavedModule)]
-        trained = {module for whole in saved for module in whole.trained.modules()}
+        self.backbone.eval()
         for module in self.backbone.modules():
-            if isinstance(module, NORMS) and module not in trained:
-                module.eval()
+            if isinstance(module, SavedModule):
+                module.trained.train(mode)
         return self
 
     def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:

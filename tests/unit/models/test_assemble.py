@@ -151,14 +151,14 @@ def test_training_changes_nothing_else(format: str, lively: MakeModel, images: T
 
 
 @pytest.mark.parametrize("start", ["model", "network", "ancestor"])
-def test_frozen_batch_norms_stay_in_eval_mode(start: str, fresh: MakeModel) -> None:
+def test_what_is_frozen_stays_in_eval_mode(start: str, fresh: MakeModel) -> None:
     model = fresh("tr", modules_to_save=["norm"])
     {"model": model, "network": model.network, "ancestor": nn.Sequential(model)}[start].train()
     network: Any = model.network
     assert network.training
     assert network.backbone.norm.trained.training
     assert not network.backbone.norm.original.training
-    assert not any(m.training for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    assert {m for m in network.backbone.modules() if m.training} == {network.backbone.norm.trained}
     assert not any(m.training for m in model.extractor.modules())
     model.eval()
     assert not any(m.training for m in model.modules())
