@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from metalora.adapters.formats import Format
-from metalora.adapters.layer import ADAPTABLE, AdaptedLayer, check, refusal
+from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import lookup, select
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import ADAPTABLE, check, refusal
 from metalora.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layer import ADAPTABLE
+from metalora.adapters.support import ADAPTABLE
 from metalora.errors import UserError
 
 TOLERANCE = 1e-2

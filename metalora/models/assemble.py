@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
 from metalora.adapters.formats import build_format
-from metalora.adapters.fused import fuse
 from metalora.adapters.inject import Placement, check_placements, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
@@ -20,7 +19,8 @@ from metalora.adapters.seed_slot import Call, SeedSlot
 from metalora.errors import UserError
 from metalora.models.backbones import state_hash
 from metalora.models.extractor import FEATURES, Extractor, early_layers
-from metalora.models.mapping import SCOPES, MappingNet, mapping_size, mean_by_task, seed_layout
+from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
+from metalora.models.network import AdaptedNetwork
 from metalora.registry import nearest
 
 
@@ -40,86 +40,6 @@ class AdapterSpec:
     condition_size: int
     labels: tuple[str, ...]
     feature_size: int
-
-
-class SavedModule(nn.Module):
-    """A module trained in full (PEFT's ``modules_to_save``): a copy works while the adapters are on."""
-
-    def __init__(self, original: nn.Module, slot: SeedSlot) -> None:
-        super().__init__()
-        self.original = original
-        self.trained = copy.deepcopy(original).requires_grad_(True)
-        self.slot = slot
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the trained copy, or the original while the adapters are off."""
-        return (self.trained if self.slot.enabled else self.original)(*args, **kwargs)
-
-
-class AdaptedNetwork(nn.Module):
-    """A backbone with adapters, and the mapping net that feeds them: what DDP wraps.
-
-    Args:
-        backbone: The network with `AdaptedLayer`s in it.
-        mapping: The mapping net; None for formats without generated seeds.
-        slot: The seed slot the layers read.
-    """
-
-    def __init__(self, backbone: nn.Module, mapping: MappingNet | None, slot: SeedSlot) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.mapping = mapping
-        self.slot = slot
-        self._fused: tuple[nn.Module, ...] = ()  # not registered: its parameters are the backbone's
-
-    def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
-        """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
-
-        To be called when the network is on its device, in train mode. Each forward is to be followed by its backward
-        before the next one, and gradients have no gradients. Merging ends it.
-
-        Args:
-            input_size: (3, H, W) of an image.
-            dtype: What the fused convolutions compute in; None: in the network's own.
-
-        Returns:
-            How many convolutions are fused.
-        """
-        graph, count = fuse(self.backbone, input_size, dtype)
-        self._fused = () if graph is None else (graph,)
-        return count
-
-    def unfuse(self) -> None:
-        """From now on, train as the layers are; the opposite of `fuse`."""
-        self._fused = ()
-
-    def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Set the mode of what is trained: the mapping net, and modules trained in full.
-
-        All that is frozen stays in eval mode, whatever its class: batch norms and other modules with statistics keep
-        them, and dropout and stochastic depth of the backbone are off.
-        """
-        super().train(mode)
-        self.backbone.eval()
-        for module in self.backbone.modules():
-            if isinstance(module, SavedModule):
-                module.trained.train(mode)
-        return self
-
-    def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:
-        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F).
-
-        Without extractor features the seeds given to the slot hold (`SeedSlot.given`). With ``task`` (B,) the images
-        of a task get their mean.
-        """
-        enabled, seeds = self.slot.enabled, self.slot.seeds
-        if self.mapping is not None and enabled and condition is not None:
-            seeds = self.mapping(condition)
-            seeds = seeds if task is None else mean_by_task(seeds, task)
-        with self.slot.given(seeds, learns=self.training and torch.is_grad_enabled()):
-            output = (self._fused[0] if self._fused and self.training and enabled else self.backbone)(x)
-            self.slot.remember(output)
-        return output
 
 
 class MetaLoRAModel(nn.Module):
@@ -277,7 +197,6 @@ class MetaLoRAModel(nn.Module):
         self.merge(seed)
         backbone = self.network.backbone
         replace(backbone, {layer: layer.base for layer in self.layers.values()})
-        replace(backbone, {saved: saved.trained for saved in self._saved().values()})
         return backbone
 
     def _seeded(self) -> bool:
@@ -285,12 +204,8 @@ class MetaLoRAModel(nn.Module):
         merged = any(layer.merged for layer in self.layers.values())
         return self.network.slot.enabled and not merged
 
-    def _saved(self) -> dict[str, SavedModule]:
-        found = {name: self.network.backbone.get_submodule(name) for name in self.spec.modules_to_save}
-        return {name: module for name, module in found.items() if isinstance(module, SavedModule)}
-
     def _whole_modules(self) -> dict[str, nn.Module]:
-        whole: dict[str, nn.Module] = {f"saved.{name}": saved.trained for name, saved in self._saved().items()}
+        whole: dict[str, nn.Module] = {f"saved.{name}": module for name, module in self.network.saved.items()}
         if self.network.mapping is not None:
             whole["mapping"] = self.network.mapping
         if self.head is not None:
@@ -414,12 +329,14 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
         frozen = Extractor(source, spec.extractor_features, spec.extractor_layers)
     slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
     slot = SeedSlot(slices.values())
+    original = copy_shared(backbone) if spec.modules_to_save else None
+    saved = {name: copy.deepcopy(backbone.get_submodule(name)).requires_grad_(True) for name in spec.modules_to_save}
     layers = inject(backbone, format, spec.layers, slot, slices)
-    replace(backbone, {m: SavedModule(m, slot) for m in map(backbone.get_submodule, spec.modules_to_save)})
+    replace(backbone, {backbone.get_submodule(name): module for name, module in saved.items()})
     if frozen is not None:
         mapping = MappingNet(spec.condition_size, identity, spec.mapping_depth, spec.mapping_width)
     model = MetaLoRAModel(
-        AdaptedNetwork(backbone, mapping, slot),
+        AdaptedNetwork(backbone, mapping, slot, saved, original),
         frozen,
         nn.Linear(spec.feature_size, len(spec.labels)) if spec.labels else None,
         layers,

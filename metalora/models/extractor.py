@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layer import ADAPTABLE
+from metalora.adapters.support import ADAPTABLE
 
 FEATURES = ("pooled", "stats", "both")
 STATS_LAYERS = 4

@@ -114,7 +114,7 @@ def test_merging_takes_one_whole_seed(format: str, lively: MakeModel, images: Te
 @formats
 def test_merge_and_unload_gives_a_plain_network(format: str, lively: MakeModel, net: nn.Module, images: Tensor) -> None:
     model = lively(format, modules_to_save=["norm"])
-    nn.init.normal_(model.network.backbone.norm.trained.weight)
+    nn.init.normal_(model.network.backbone.norm.weight)
     before = model(images[:1])
     plain = model.merge_and_unload(fixed_seed(model, images[:1]))
     assert [type(m) for m in plain.modules()] == [type(m) for m in net.modules()]
@@ -143,7 +143,7 @@ def test_training_changes_nothing_else(format: str, lively: MakeModel, images: T
     before = copy.deepcopy(model.state_dict())
     trained = model.trainable()
     names = {name for name, p in model.named_parameters() if any(p is t for t in trained.values())}
-    buffers = {name for name in before if "norm.trained" in name and name not in names}
+    buffers = {name for name in before if "backbone.norm." in name and name not in names}
     assert len(buffers) == 3
     train(model, images, steps=3, lr=0.01)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -156,9 +156,9 @@ def test_what_is_frozen_stays_in_eval_mode(start: str, fresh: MakeModel) -> None
     {"model": model, "network": model.network, "ancestor": nn.Sequential(model)}[start].train()
     network: Any = model.network
     assert network.training
-    assert network.backbone.norm.trained.training
-    assert not network.backbone.norm.original.training
-    assert {m for m in network.backbone.modules() if m.training} == {network.backbone.norm.trained}
+    assert network.backbone.norm.training
+    assert not any(module.training for module in network.original.modules())
+    assert {m for m in network.backbone.modules() if m.training} == {network.backbone.norm}
     assert not any(m.training for m in model.extractor.modules())
     model.eval()
     assert not any(m.training for m in model.modules())

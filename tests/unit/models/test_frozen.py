@@ -98,9 +98,9 @@ def test_training_modes(kind: str, lively: MakeModel, net: Any, images: Tensor) 
     model.train()
     saved: Any = model.network.backbone.blocks[1]
     in_train_mode = {module for module in model.modules() if module.training}
-    assert {*saved.trained.modules(), *model.network.mapping.modules()} <= in_train_mode
+    assert {*saved.modules(), *model.network.mapping.modules()} <= in_train_mode
     assert not set(model.extractor.modules()) & in_train_mode
-    frozen = set(model.network.backbone.modules()) - set(saved.trained.modules())
+    frozen = set(model.network.backbone.modules()) - set(saved.modules())
     assert not frozen & in_train_mode
     assert torch.equal(model(images), model(images))  # nothing is left to chance
 
@@ -113,9 +113,9 @@ def test_a_norm_trained_in_full_is_saved(
     net.blocks[0].bn1 = NORMS[kind]().eval()
     original = tensors(net)
     model = lively("tr", modules_to_save=["blocks.0.bn1"])
-    before = tensors(model.network.backbone.blocks[0].bn1.trained)
+    before = tensors(model.network.backbone.blocks[0].bn1)
     train(model, images)
-    after = tensors(model.network.backbone.blocks[0].bn1.trained)
+    after = tensors(model.network.backbone.blocks[0].bn1)
     if kind != "dropout":
         assert not all(torch.equal(after[name], tensor) for name, tensor in before.items())
     loaded = metalora.load(net, metalora.save(model, tmp_path / "adapter"))

@@ -58,9 +58,9 @@ def test_loaded_is_saved(
     assert loaded.spec == model.spec
     assert loaded.spec.labels == LABELS
     norm: Any = loaded.network.backbone.norm
-    assert torch.equal(norm.trained.running_var, model.network.backbone.norm.trained.running_var)
-    assert not torch.equal(norm.trained.running_var, norm.original.running_var)
-    assert norm.trained.num_batches_tracked == 2
+    assert torch.equal(norm.running_var, model.network.backbone.norm.running_var)
+    assert not torch.equal(norm.running_var, loaded.network.original.norm.running_var)
+    assert norm.num_batches_tracked == 2
     assert not any(module.training for module in loaded.modules())
     assert not torch.equal(loaded(images), net(images))
     with loaded.disable_adapter():

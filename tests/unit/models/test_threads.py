@@ -80,7 +80,7 @@ def test_predictions(format: str, features: str, lively: MakeModel) -> None:
 @torch.no_grad()
 def test_calls_of_every_kind(lively: MakeModel, net: nn.Module) -> None:
     model = lively("tr", labels=["a", "b"], modules_to_save=["norm"])
-    model.network.backbone.norm.trained.weight.data.normal_()
+    model.network.backbone.norm.weight.data.normal_()
     images = batches()
 
     def original(x: Tensor) -> Tensor:
