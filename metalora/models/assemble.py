@@ -269,16 +269,14 @@ def adapt(
     saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
     size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
     seeded = kind.seed == "generated"
-    called, followed = probe(copy_shared(backbone), size)
-    names = find_targets(
-        backbone, _several(target_modules), _several(exclude_modules), saved, called, followed, seeded=seeded
-    )
+    uses = probe(copy_shared(backbone), size)
+    names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved, uses, seeded)
     layers = {name: backbone.get_submodule(name) for name in names}
     condition_size = 0
     looked_at: tuple[str, ...] = ()
     if seeded:
         source = copy_shared(backbone if extractor is None else extractor)
-        looked_at = early_layers(source, followed if extractor is None else probe(source, size)[1])
+        looked_at = early_layers(source, (uses if extractor is None else probe(source, size)).batched)
         condition_size = _width(Extractor(source, extractor_features, looked_at), size)
 
     if parameter_budget is None:

@@ -64,7 +64,7 @@ class Extractor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Extract features. See the class."""
         output = None
-        x = x.to(next(self.network.parameters(), x).dtype)
+        x = x.to(next(self.network.parameters(), x).dtype, copy=True)  # the network may write to it
         statistics: dict[str, Tensor] = {}
         self._running.found, self._running.batch = statistics, x.shape[0]
         try:
