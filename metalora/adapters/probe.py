@@ -47,16 +47,15 @@ def probe(network: nn.Module, input_size: tuple[int, int, int]) -> Uses:
         UserError: the network cannot take images of this size, or changes its own tensors in eval mode.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, ADAPTABLE)}
-    reference = next(network.parameters(), torch.zeros(()))
-    images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    empty = empty_images(network, input_size)
+    images = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(empty)
     watches: list[_Watch] = []
-    network.eval()
     tensors = _tensors(network)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     changes: list[dict[str, Tensor]] = []
     try:
         for batch in (images, images.flip(0)):
-            watches.append(_watch(network, layers, batch.to(reference.device, reference.dtype)))
+            watches.append(_watch(network, layers, batch))
             changes.append(
                 {name: t.clone() for name, t in _tensors(network).items() if not _equal(t, before.get(name))}
             )
@@ -73,6 +72,30 @@ def probe(network: nn.Module, input_size: tuple[int, int, int]) -> Uses:
     one, other = (watch.rows for watch in watches)
     batched = {name for name in one if all(map(_follows, one[name], other[name]))}
     return Uses(set(one), batched, watches[0].bypassed)
+
+
+def empty_images(network: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+    """Return two images (2, 3, H, W) as a network takes them."""
+    reference = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(2, *input_size, device=reference.device, dtype=reference.dtype)
+
+
+@torch.no_grad()
+def attempt(network: nn.Module, images: Tensor, name: str) -> Any:
+    """Run a network in eval mode.
+
+    Raises:
+        UserError: it fails.
+    """
+    try:
+        return network.eval()(images)
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code, which may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{name} fails with images of shape {tuple(images.shape[1:])} (set by input_size), two at a time: {reason}"
+        ) from error
 
 
 class _Watch(TorchDispatchMode):
@@ -111,14 +134,7 @@ def _watch(network: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor) -
     """Run a batch, and return what was seen."""
     watch = _Watch(layers)
     with _watched(layers, watch), watch:
-        try:
-            network(batch)
-        except Exception as error:  # it is the user's code, which may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(
-                f"{type(network).__name__} fails with images of shape {tuple(batch.shape[1:])} (set by input_size), "
-                f"two at a time: {reason}"
-            ) from error
+        attempt(network, batch, type(network).__name__)
     return watch
 
 

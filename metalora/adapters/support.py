@@ -43,6 +43,8 @@ def refusal(layer: nn.Module) -> str | None:
         return "its weight is computed from other tensors, so an update of it would be lost"
     if isinstance(layer.weight, nn.parameter.UninitializedParameter):
         return "it has no size before its first forward"
+    if not layer.weight.is_floating_point():
+        return f"its weight is of type {layer.weight.dtype}, and an adapter of that type could not learn"
     if not _plain_forward(layer):
         return f"{type(layer).__name__} has a forward of its own, which an added update may not match"
     hidden = [name for name in RESERVED if hasattr(layer, name)]

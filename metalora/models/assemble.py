@@ -14,13 +14,13 @@ from metalora.adapters.formats import build_format
 from metalora.adapters.inject import Placement, check_placements, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
-from metalora.adapters.probe import probe
+from metalora.adapters.probe import attempt, empty_images, probe
 from metalora.adapters.seed_slot import Call, SeedSlot
 from metalora.errors import UserError
-from metalora.models.backbones import state_hash
 from metalora.models.extractor import FEATURES, Extractor, early_layers
 from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
 from metalora.models.network import AdaptedNetwork
+from metalora.models.plain import copy_shared, described, identify, plain
 from metalora.registry import nearest
 
 
@@ -237,7 +237,7 @@ def adapt(
     """Put adapters on a copy of a backbone; the backbone given stays as it is.
 
     Args:
-        backbone: Any network of images whose output is (B, features).
+        backbone: Any network of images whose output is (B, features); what it is wrapped in is left off (see `plain`).
         format: ``lora``, ``multi_lora``, ``cp`` or ``tr``.
         rank: R (``tr`` uses R R channels).
         alpha: The update is scaled by alpha / rank; default alpha = rank.
@@ -260,14 +260,16 @@ def adapt(
         The model, with only adapters, mapping net, head and saved modules requiring gradients.
 
     Raises:
-        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit.
+        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit; a
+            backbone or extractor that `plain` refuses, that cannot take the images, or that returns something else.
     """
     _check_settings(branches, extractor_features, seed_scope, mapping_depth, mapping_width)
-    check_plain(backbone)
+    backbone = plain(backbone)
+    extractor = None if extractor is None else plain(extractor, "extractor")
     kind = build_format(format, branches)
     inner = [name for name, _ in backbone.named_modules() if name]
     saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
-    size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
+    size = _input_size(input_size, backbone)
     seeded = kind.seed == "generated"
     uses = probe(copy_shared(backbone), size)
     names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved, uses, seeded)
@@ -277,7 +279,7 @@ def adapt(
     if seeded:
         source = copy_shared(backbone if extractor is None else extractor)
         looked_at = early_layers(source, (uses if extractor is None else probe(source, size)).batched)
-        condition_size = _width(Extractor(source, extractor_features, looked_at), size)
+        condition_size = _width(Extractor(source, extractor_features, looked_at), size, "the extractor")
 
     if parameter_budget is None:
         placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
@@ -304,18 +306,17 @@ def adapt(
         extractor_layers=looked_at,
         condition_size=condition_size,
         labels=tuple(labels),
-        feature_size=_width(copy_shared(backbone), size) if labels else 0,
+        feature_size=_width(copy_shared(backbone), size, "the backbone") if labels else 0,
     )
     return assemble(backbone, spec, extractor)
 
 
 def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None = None) -> MetaLoRAModel:
-    """Build the model of a spec, with fresh adapters, on a copy of a backbone.
+    """Build the model of a spec, with fresh adapters, on a copy of a plain backbone, and in its mode.
 
     Raises:
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
-    check_plain(backbone)
     check_placements(backbone, spec.layers)
     select(spec.modules_to_save, dict(backbone.named_modules()), "modules_to_save")
     format = build_format(spec.format, spec.branches)
@@ -346,43 +347,26 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     for part in (model.network.mapping, model.head):
         if part is not None:
             part.to(reference.device)
-    return model
+    return model.train(backbone.training)
 
 
-def check_plain(backbone: nn.Module) -> None:
-    """Refuse a backbone that has adapters.
-
-    Raises:
-        UserError: it has.
-    """
-    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
-        raise UserError("the backbone has adapters already: pass the plain network")
-
-
-def identify(network: nn.Module) -> dict[str, Any]:
-    """Return a network's name, its weights' name, its input size and the hash of its tensors."""
-    return {
-        "name": str(getattr(network, "name", type(network).__name__)),
-        "weights": str(getattr(network, "weights", "unknown")),
-        "input_size": getattr(network, "input_size", None),
-        "hash": state_hash(network),
-    }
-
-
-def copy_shared(network: nn.Module) -> nn.Module:
-    """Copy a network's structure; parameters and buffers are the same objects, so it costs no memory."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo=dict(shared))
-
-
-@torch.no_grad()
-def _width(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return the width of a network's output, from one empty image."""
-    reference = next(network.parameters(), torch.zeros(()))
-    output = network.eval()(torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype))
-    if output.dim() != 2:
-        raise UserError(f"the backbone must map images to (B, features), got shape {tuple(output.shape)}")
+def _width(network: nn.Module, size: tuple[int, int, int], what: str) -> int:
+    """Return the width of a network's output, from two empty images."""
+    output = attempt(network, empty_images(network, size), what)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+        raise UserError(
+            f"{what} must map images to (B, features), got {described(output)} for two images "
+            "(a module around it may choose what it returns)"
+        )
     return int(output.shape[1])
+
+
+def _input_size(given: Any, backbone: nn.Module) -> tuple[int, int, int]:
+    """Return (3, H, W): as given, else as the backbone says, else what most networks take."""
+    size = given or getattr(backbone, "input_size", None) or (3, 224, 224)
+    if not isinstance(size, Sequence) or len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise UserError(f"input_size must be (channels, height, width) of an image, got {size!r}")
+    return (size[0], size[1], size[2])
 
 
 def _check_settings(branches: int, features: str, scope: str, depth: int, width: int) -> None:

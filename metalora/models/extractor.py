@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.support import ADAPTABLE
+from metalora.errors import UserError
+from metalora.models.plain import described
 
 FEATURES = ("pooled", "stats", "both")
 STATS_LAYERS = 4
@@ -63,22 +65,20 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Extract features. See the class."""
-        output = None
         x = x.to(next(self.network.parameters(), x).dtype, copy=True)  # the network may write to it
         statistics: dict[str, Tensor] = {}
+        pooled: list[Tensor] = []
         self._running.found, self._running.batch = statistics, x.shape[0]
         try:
             with torch.autocast(x.device.type, enabled=False), suppress(_EnoughError):
-                output = self._features(x)
+                pooled = [_pool(self._features(x))]
         finally:
             self._running.found = None
-        pooled = [_pool(output)] if output is not None else []
         return torch.cat([statistics[name] for name in self._early] + pooled, dim=1)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Any:
         method = getattr(self.network, "features", None)  # in torchvision's networks it is a part of them
-        output: Tensor = method(x) if inspect.ismethod(method) else self.network(x)
-        return output
+        return method(x) if inspect.ismethod(method) else self.network(x)
 
 
 def _look(layer: nn.Module, inputs: Any, output: Tensor, *, name: str, running: _Running, enough: int | None) -> None:
@@ -96,8 +96,10 @@ def _statistics(output: Tensor, batch: int, channels_last: bool) -> Tensor:
     return torch.cat([rows.mean(1), rows.std(1, correction=0)], dim=1)
 
 
-def _pool(output: Tensor) -> Tensor:
-    """(B, C) as it is, (B, C, H, W) averaged over positions; anything else flattened."""
+def _pool(output: Any) -> Tensor:
+    """(B, C) as it is, (B, C, H, W) averaged over positions; any other tensor flattened."""
+    if not isinstance(output, Tensor):
+        raise UserError(f"an extractor of pooled features must return a tensor, got {described(output)}")
     return output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,6 @@ def test_a_merged_model_is_saved_unmerged(lively: MakeModel, net: nn.Module, ima
     before = model(images)
     model.merge()
     assert torch.equal(metalora.load(net, metalora.save(model, tmp_path / "adapter"))(images), before)
-
-
-@pytest.fixture
-def gloo(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("gloo")

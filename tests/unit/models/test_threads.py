@@ -15,11 +15,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import metalora
-from metalora.mlflow_model import AdapterModel
+from metalora.mlflow_model import AdapterModel, write_network
 from metalora.models.backbones import build_backbone
 
 MakeModel = Callable[..., metalora.MetaLoRAModel]
@@ -144,7 +143,7 @@ def png(seed: int) -> bytes:
 def test_served_answers(lively: MakeModel, tmp_path: Path) -> None:
     backbone = build_backbone("resnet20", "none", 16)
     model = lively("tr", backbone=backbone, target_modules="auto", labels=["a", "b", "c"])
-    save_file(backbone.net.state_dict(), tmp_path / "backbone.safetensors")
+    write_network(backbone, str(tmp_path / "backbone.safetensors"))
     artifacts = {"adapter": metalora.save(model, tmp_path / "adapter"), "backbone": tmp_path / "backbone.safetensors"}
     serving = AdapterModel()
     serving.load_context(SimpleNamespace(artifacts=artifacts))  # type: ignore[arg-type]
