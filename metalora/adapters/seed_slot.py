@@ -89,9 +89,12 @@ class SeedSlot:
 
     def fill(self, seeds: Tensor | None, learns: bool = False) -> None:
         """Set the seeds of all layers, (B, S), or none, for what this thread runs from now on."""
-        # split once: the gradients of as many slices would be as many zeroed tensors of all seeds, and their sums
-        parts = () if seeds is None else seeds.split([stop - start for start, stop in self.bounds], dim=1)
-        self._set(Call(self.enabled, seeds, dict(zip(self.bounds, parts, strict=False)), learns))
+        parts = None
+        if seeds is not None:
+            # split once: the gradients of as many slices would be as many zeroed tensors of all seeds, and their sums
+            split = seeds.split([stop - start for start, stop in self.bounds], dim=1)
+            parts = dict(zip(self.bounds, split, strict=True))
+        self._set(Call(self.enabled, seeds, parts, learns))
 
     @contextmanager
     def given(self, seeds: Tensor | None, learns: bool = False) -> Iterator[None]:

@@ -125,6 +125,26 @@ def test_gradients_are_those_without(
     assert_equal(gradients(model, lambda: backward(model, images, where)), wanted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["ours", "the network"])
+@pytest.mark.parametrize("format", ["lora", "tr"])
+def test_compiled_in_one_graph(format: str, by: str, checkpointed: MakeModel, images: Tensor) -> None:
+    torch._dynamo.reset()
+    model = checkpointed(format).train()
+    condition = model.extractor(images) if model.extractor is not None else None
+
+    def backward(network: nn.Module) -> None:
+        (network(images, condition).square().sum() + network(images.flip(0), condition).sin().sum()).backward()
+
+    wanted = gradients(model, lambda: backward(model.network))
+    recompute(model, by)
+    compiled = torch.compile(model.network, fullgraph=True, backend="aot_eager")
+    assert_equal(gradients(model, lambda: backward(compiled)), wanted)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        elsewhere(lambda: assert_equal(gradients(model, lambda: backward(compiled)), wanted))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("format", ["lora", "cp"])
 def test_adapters_that_are_off_stay_off(format: str, checkpointed: MakeModel, images: Tensor) -> None:
     """The images' gradient through the backbone alone, which is taken when the adapters are on again."""
