@@ -34,7 +34,7 @@ def find_targets(
 
     ``auto`` is every dense convolution and linear layer but the stem and the classifier. A network may name
     these in an attribute ``exempt_modules``; otherwise the stem is the first such layer, and the classifier
-    the last if it is linear. Layers whose parent reads their weight directly, or that take no rows of images,
+    the last if it is linear. Layers whose weight is used directly, or that take no rows of images,
     are no choice of ``auto``; layers inside ``modules_to_save`` are trained in full instead.
 
     Args:

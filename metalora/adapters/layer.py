@@ -17,7 +17,7 @@ from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import ADAPTABLE, Dense, check
 from metalora.errors import UserError
 
-# A layer's hooks see its whole output, and so are the adapted layer's: both have the same dictionaries.
+# An adapted layer shares these dictionaries with the layer that it replaces, whose hooks then see the whole output.
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
 
 
@@ -70,7 +70,7 @@ class AdaptedLayer(nn.Module):
         self._unmerged: tuple[Tensor] | None = None  # in a tuple, so as not to be registered
         for name in _HOOKS:
             object.__setattr__(self, name, getattr(base, name))
-        self.base: Dense = base  # the last, since from now on what it has is set there
+        self.base: Dense = base  # last: from now on, attributes that it has are set there
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, I, ...) to (B, O, ...) as the base layer does, with the update added."""
@@ -80,8 +80,9 @@ class AdaptedLayer(nn.Module):
             return y
         if call.learns and not torch.is_grad_enabled():
             raise UserError(
-                f"the network runs an adapted {self.base} without gradients, so its adapter cannot learn: activation "
-                "checkpointing needs use_reentrant=False, and what stays under no_grad belongs into exclude_modules"
+                f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, so "
+                "its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that stays "
+                "under no_grad belongs into exclude_modules"
             )
         h = self.down(input)
         if self.format.seed != "none":
