@@ -80,9 +80,9 @@ class AdaptedLayer(nn.Module):
             return y
         if call.learns and not torch.is_grad_enabled():
             raise UserError(
-                f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, so "
-                "its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that stays "
-                "under no_grad belongs into exclude_modules"
+                f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, "
+                "so its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that "
+                "stays under no_grad belongs into exclude_modules"
             )
         h = self.down(input)
         if self.format.seed != "none":
