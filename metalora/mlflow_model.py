@@ -14,6 +14,7 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Array, DataType
+from safetensors.torch import save_file
 
 from metalora.data.images import decode
 from metalora.models.backbones import Backbone, build_backbone
@@ -72,6 +73,12 @@ class AdapterModel(PythonModel):
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+
+def write_network(network: Backbone, file: str) -> None:
+    """Write a backbone's tensors, for `AdapterModel` to read; those that it has under several names, several times."""
+    tensors = network.net.state_dict().items()  # clones, since a file takes no two tensors that share memory
+    save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors}, file)
 
 
 def signature() -> ModelSignature:

@@ -159,7 +159,6 @@ class MlflowTracker:
             name: Register it under this name, as the version with the alias `CHAMPION`.
         """
         import mlflow
-        from safetensors.torch import save_file
 
         from metalora import mlflow_model
 
@@ -168,7 +167,7 @@ class MlflowTracker:
             artifacts = {part: str(path) for part, path in files.items()}
             for part, network in networks.items():
                 artifacts[part] = f"{scratch}/{part}.safetensors"
-                save_file({key: t.contiguous() for key, t in network.net.state_dict().items()}, artifacts[part])
+                mlflow_model.write_network(network, artifacts[part])
             mlflow.set_tracking_uri(self.uri)
             mute = redirect_stderr(io.StringIO())  # it announces each version that it registers
             with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings(), mute:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from metalora.adapters.formats import Format
-from metalora.adapters.layer import adapter_size, fan
+from metalora.adapters.support import adapter_size, fan
 from metalora.errors import UserError
 
 

@@ -1,16 +1,16 @@
 """Choosing a network's layers, and putting adapters on them: match all, check all, then replace all."""
 
-import inspect
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from metalora.adapters.formats import Format
-from metalora.adapters.layer import ADAPTABLE, AdaptedLayer, check, refusal
+from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import lookup, select
+from metalora.adapters.probe import Uses
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import ADAPTABLE, check, refusal
 from metalora.errors import UserError
 
 
@@ -27,15 +27,14 @@ def find_targets(
     target_modules: Sequence[str] = ("auto",),
     exclude_modules: Sequence[str] = (),
     modules_to_save: Sequence[str] = (),
-    called: Collection[str] | None = None,
-    batched: Collection[str] | None = None,
+    uses: Uses | None = None,
     seeded: bool = True,
 ) -> list[str]:
     """Return the names of the layers to adapt, in module order.
 
     ``auto`` is every dense convolution and linear layer but the stem and the classifier. A network may name
     these in an attribute ``exempt_modules``; otherwise the stem is the first such layer, and the classifier
-    the last if it is linear. Layers whose parent reads their weight directly, or that take no rows of images,
+    the last if it is linear. Layers whose weight is used directly, or that take no rows of images,
     are no choice of ``auto``; layers inside ``modules_to_save`` are trained in full instead.
 
     Args:
@@ -43,8 +42,7 @@ def find_targets(
         target_modules: Patterns of what to adapt.
         exclude_modules: Patterns of what to leave alone.
         modules_to_save: Names of modules trained in full.
-        called: The layers that a forward calls, if known (`metalora.adapters.probe`).
-        batched: Those of them that take rows of images, if known.
+        uses: How it uses its layers; default: it calls each with rows of images.
         seeded: Whether each image has its own seed.
 
     Raises:
@@ -52,23 +50,25 @@ def find_targets(
     """
     modules = dict(network.named_modules())
     layers = [name for name, module in modules.items() if name and isinstance(module, ADAPTABLE)]
-    called = layers if called is None else called
-    batched = called if batched is None else batched
+    uses = Uses(set(layers), set(layers), set()) if uses is None else uses
     asked = [pattern for pattern in target_modules if pattern != "auto"]
     # A full name may also name what is then refused.
     names = set(select(asked, [*layers, *(set(asked) & modules.keys() - set(layers))], "target_modules"))
     if "auto" in target_modules:
-        names.update(name for name in _auto(network, modules, layers) if name in batched)
+        names.update(name for name in _auto(network, modules, layers) if name in uses.batched - uses.bypassed)
     excluded = set(select(exclude_modules, layers, "exclude_modules"))
     excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
     targets = [name for name in modules if name in names and name not in excluded]
     if not targets:
         raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt")
     for name in targets:
-        reason = refusal(modules[name]) or _bypass(modules, name)
-        if not reason and name not in called:
+        reason = refusal(modules[name])
+        if not reason and name in uses.bypassed:
+            parent = type(modules[name.rpartition(".")[0]]).__name__
+            reason = f"{parent} uses its weight directly and would bypass the adapter"
+        if not reason and name not in uses.called:
             reason = "the network does not call it, so an adapter would have no effect"
-        if not reason and seeded and name not in batched:
+        if not reason and seeded and name not in uses.batched:
             reason = "its input has no row for each image, so it cannot take a seed for each"
         if reason:
             raise UserError(f"module {name!r} cannot be adapted: {reason}")
@@ -169,20 +169,4 @@ def _auto(network: nn.Module, modules: Mapping[str, nn.Module], layers: Sequence
     ]
     apart = getattr(network, "exempt_modules", ends)
     dense = [name for name in layers if getattr(modules[name], "groups", 1) == 1]
-    return [name for name in dense if name not in apart and not refusal(modules[name]) and not _bypass(modules, name)]
-
-
-def _bypass(modules: Mapping[str, nn.Module], name: str) -> str | None:
-    """Tell whether the parent's code uses the layer's weight instead of calling the layer."""
-    parent_name, _, attribute = name.rpartition(".")
-    parent = modules[parent_name]
-    if re.search(rf"self\.{re.escape(attribute)}\.weight\b(?!\.(dtype|device))", _source(type(parent))):
-        return f"{type(parent).__name__} uses its weight directly and would bypass the adapter"
-    return None
-
-
-def _source(kind: type[nn.Module]) -> str:
-    try:
-        return inspect.getsource(kind.forward)
-    except (OSError, TypeError):  # built-in or generated code
-        return ""
+    return [name for name in dense if name not in apart and not refusal(modules[name])]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalora.errors import UserError
@@ -25,7 +26,9 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], description: Mapping[
     if path.exists() and not (path / DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no adapter folder: it would be replaced, so choose another name")
     with atomic_folder(path) as folder:
-        save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / TENSORS)
+        # clones, since a file takes no two tensors that share memory
+        plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+        save_file(plain, folder / TENSORS)
         text = json.dumps({"file_version": FILE_VERSION, **description}, indent=2)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 

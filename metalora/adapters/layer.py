@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from metalora.adapters.formats import Format
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import ADAPTABLE, Dense, check
 from metalora.errors import UserError
 
-ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+# An adapted layer shares these dictionaries with the layer that it replaces, whose hooks then see the whole output.
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
 
 
 class AdaptedLayer(nn.Module):
@@ -27,6 +28,9 @@ class AdaptedLayer(nn.Module):
     G M channels, ``Up`` a 1x1 map to O. A grouped convolution's groups each get an update of their own with
     the same seed, so dW has W's shape (O, I / G, K...). Up starts at zero: a fresh adapter changes nothing.
     No per-sample dW is materialised.
+
+    To the network it is the layer that it replaces: an instance of the same class of torch's (Linear, ConvNd), with
+    the same hooks and attributes.
 
     Args:
         base: The layer to adapt; frozen by the caller.
@@ -40,13 +44,16 @@ class AdaptedLayer(nn.Module):
         UserError: `refusal` names a reason, or the rank does not fit the layer.
     """
 
+    def __new__(cls, base: nn.Module | None = None, *_: Any, **__: Any) -> "AdaptedLayer":
+        """Make one of the class for ``base``; copies and pickles pass none, and name that class."""
+        return super().__new__(next((own for kind, own in _CLASSES.items() if isinstance(base, kind)), cls))
+
     def __init__(
         self, base: nn.Module, format: Format, rank: int, alpha: float, slot: SeedSlot, seed_slice: slice
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of the layer which it looks like
         check(base, rank)
         assert isinstance(base, ADAPTABLE)
-        self.base: Dense = base
         self.format = format
         self.rank = rank
         self.alpha = alpha
@@ -61,16 +68,43 @@ class AdaptedLayer(nn.Module):
         gain = format.identity(rank).to(like.device, like.dtype) if format.seed == "learned" else None
         self.gain = nn.Parameter(gain) if gain is not None else None
         self._unmerged: tuple[Tensor] | None = None  # in a tuple, so as not to be registered
+        for name in _HOOKS:
+            object.__setattr__(self, name, getattr(base, name))
+        self.base: Dense = base  # last: from now on, attributes that it has are set there
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (B, I, ...) to (B, O, ...) as the base layer does, with the update added."""
-        y = self.base(x)
-        if self.merged or not self.slot.enabled:
-            return y  # type: ignore[no-any-return]
-        h = self.down(x)
+        y = self.base.forward(input)  # without its hooks, which are this layer's
+        call = self.slot.call
+        if self.merged or not call.enabled:
+            return y
+        if call.learns and not torch.is_grad_enabled():
+            raise UserError(
+                f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, "
+                "so its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that "
+                "stays under no_grad belongs into exclude_modules"
+            )
+        h = self.down(input)
         if self.format.seed != "none":
             h = self._modulate(h, self._seed())
         return torch.add(y, self.up(h), alpha=self.scale)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":  # not there yet, in a copy that is being made
+                raise
+            return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is None or name in self.__dict__ or name in self._modules or not _has(base, name):
+            super().__setattr__(name, value)
+        else:  # the stride, say, which is Down's, too
+            setattr(base, name, value)
+            if name in self.down.__dict__:
+                setattr(self.down, name, value)
 
     @property
     def scale(self) -> float:
@@ -81,16 +115,6 @@ class AdaptedLayer(nn.Module):
     def merged(self) -> bool:
         """Whether the update is part of the base weight at present."""
         return self._unmerged is not None
-
-    @property
-    def weight(self) -> Tensor:
-        """The base layer's weight: some networks read its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's bias."""
-        return self.base.bias
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters this layer adds, by name: what is trained, counted and saved."""
@@ -178,6 +202,10 @@ class AdaptedLayer(nn.Module):
         return seed.reshape(-1)[self.seed_slice].to(weight.device, weight.dtype)
 
 
+def _has(layer: nn.Module, name: str) -> bool:
+    return name in layer.__dict__ or name in layer._parameters
+
+
 def _times(c: Tensor, rows: int) -> int:
     """Return how many rows are one sample's, which lie side by side."""
     if rows % c.shape[0]:
@@ -185,74 +213,12 @@ def _times(c: Tensor, rows: int) -> int:
     return rows // c.shape[0]
 
 
-def fan(layer: nn.Module) -> tuple[int, int]:
-    """Return (input channels of a group x kernel positions, output channels of a group)."""
-    assert isinstance(layer, ADAPTABLE)
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    return math.prod(layer.weight.shape[1:]), layer.weight.shape[0] // groups
-
-
-def adapter_size(layer: nn.Module, format: Format, rank: int) -> int:
-    """Return how many parameters an `AdaptedLayer` would add to ``layer``."""
-    assert isinstance(layer, ADAPTABLE)
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    fan_in, fan_out = fan(layer)
-    learned = format.seed_size(rank) if format.seed == "learned" else 0
-    return format.channels(rank) * groups * (fan_in + fan_out) + learned
-
-
-def refusal(layer: nn.Module) -> str | None:
-    """Return why a layer cannot be adapted, or None."""
-    if not isinstance(layer, ADAPTABLE):
-        return f"it is a {type(layer).__name__}; Linear, Conv1d, Conv2d and Conv3d can be adapted"
-    if hasattr(layer, "parametrizations"):
-        return "its weight is parametrized, so its update would be lost at the next step"
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "its weight is computed from other tensors, so an update of it would be lost"
-    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
-        return "it has no size before its first forward"
-    if not _plain_forward(layer):
-        return f"{type(layer).__name__} has a forward of its own, which an added update may not match"
-    return None
-
-
-def check(layer: nn.Module, rank: int) -> None:
-    """Refuse what cannot be adapted at this rank.
-
-    Raises:
-        UserError: the reason.
-    """
-    reason = refusal(layer)
-    if reason:
-        raise UserError(reason)
-    largest = min(fan(layer))
-    if not 1 <= rank <= largest:
-        raise UserError(f"rank {rank} does not fit: it takes ranks from 1 to {largest}")
-
-
-def _plain_forward(layer: nn.Module) -> bool:
-    kind = type(layer)
-    if "forward" in vars(layer):
-        return False
-    if (kind.__module__, kind.__name__) in {
-        # These pad or cast before the plain map, so a copy of them is still "the layer's own kind of map".
-        ("timm.layers.conv2d_same", "Conv2dSame"),
-        ("timm.layers.linear", "Linear"),
-    }:
-        return True
-    plain = next(base for base in ADAPTABLE if isinstance(layer, base))
-    return kind.forward is plain.forward and getattr(kind, "_conv_forward", None) is getattr(
-        plain, "_conv_forward", None
-    )
-
-
 def _down(base: Dense, channels: int) -> Dense:
     """Copy the layer with ``channels`` outputs, no bias, and LoRA's initial values."""
     weight = torch.empty(channels, *base.weight.shape[1:], device=base.weight.device, dtype=base.weight.dtype)
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     down = copy.deepcopy(base, memo={id(base.weight): nn.Parameter(weight), id(base.bias): None})
-    for hooks in (down._forward_hooks, down._backward_hooks, down._backward_pre_hooks):
-        hooks.clear()  # they look at the layer's output, which this is not
+    vars(down).update({name: hooks for name, hooks in vars(nn.Module()).items() if name in _HOOKS})
     setattr(down, "out_features" if isinstance(base, nn.Linear) else "out_channels", channels)
     return down
 
@@ -266,3 +232,27 @@ def _up(base: Dense, channels: int) -> Dense:
         up = kind(base.groups * channels, base.out_channels, 1, groups=base.groups, bias=False, **like)
     nn.init.zeros_(up.weight)
     return up
+
+
+class AdaptedLinear(AdaptedLayer, nn.Linear):
+    """An adapted Linear."""
+
+
+class AdaptedConv1d(AdaptedLayer, nn.Conv1d):
+    """An adapted Conv1d."""
+
+
+class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
+    """An adapted Conv2d."""
+
+
+class AdaptedConv3d(AdaptedLayer, nn.Conv3d):
+    """An adapted Conv3d."""
+
+
+_CLASSES: dict[type[nn.Module], type[AdaptedLayer]] = {
+    nn.Linear: AdaptedLinear,
+    nn.Conv1d: AdaptedConv1d,
+    nn.Conv2d: AdaptedConv2d,
+    nn.Conv3d: AdaptedConv3d,
+}

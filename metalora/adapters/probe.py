@@ -1,63 +1,172 @@
 """Finding out, by running a network, which of its layers an adapter would reach."""
 
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from metalora.adapters.layer import ADAPTABLE
+from metalora.adapters.support import ADAPTABLE
 from metalora.errors import UserError
 
 TOLERANCE = 1e-2
 
 
+class Uses(NamedTuple):
+    """How a network uses its adaptable layers.
+
+    Attributes:
+        called: Those that it calls.
+        batched: Those of them that take rows of images.
+        bypassed: Those whose weight it uses otherwise than by calling them.
+    """
+
+    called: set[str]
+    batched: set[str]
+    bypassed: set[str]
+
+
 @torch.no_grad()
-def probe(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[set[str], set[str]]:
+def probe(network: nn.Module, input_size: tuple[int, int, int]) -> Uses:
     """Run a network in eval mode on two images, and on the same two the other way round.
 
-    An adapter on a layer that is not called has no effect and gets no gradient. A layer whose input is not one row
-    (or several, side by side) for each image in turn, such as an MLP of a table of positions, cannot take one seed an
-    image: it gets the same input, or rows in the same order, whichever image comes first.
+    An adapter on a layer that is not called has no effect and gets no gradient, and one on a layer whose weight is used
+    directly is left out. A layer whose input is not one row (or several, side by side) for each image in turn, such as
+    an MLP of a table of positions, cannot take one seed an image: it gets the same input, or rows in the same order,
+    whichever image comes first.
 
     Args:
         network: The network; put in eval mode.
         input_size: (3, H, W) of an image.
 
-    Returns:
-        The names of the adaptable layers that were called, and of those of them that take rows of images.
-
     Raises:
-        UserError: the network cannot take images of this size.
+        UserError: the network cannot take images of this size, or changes its own tensors in eval mode.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, ADAPTABLE)}
-    reference = next(network.parameters(), torch.zeros(()))
-    images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    seen: list[dict[str, list[Tensor]]] = []
-    network.eval()
-    for batch in (images, images.flip(0)):
-        seen.append({})
-        with ExitStack() as hooks:
-            for name, layer in layers.items():
-                hooks.callback(layer.register_forward_pre_hook(_collector(name, seen[-1])).remove)
-            try:
-                network(batch.to(reference.device, reference.dtype))
-            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-                raise UserError(
-                    f"{type(network).__name__} fails with images of shape {input_size} (set by input_size): "
-                    f"{' '.join(str(error).split())[:300]}"
-                ) from error
-    called = set(seen[0])
-    return called, {name for name in called if all(map(_follows, seen[0][name], seen[1][name]))}
+    empty = empty_images(network, input_size)
+    images = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(empty)
+    watches: list[_Watch] = []
+    tensors = _tensors(network)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    changes: list[dict[str, Tensor]] = []
+    try:
+        for batch in (images, images.flip(0)):
+            watches.append(_watch(network, layers, batch))
+            changes.append(
+                {name: t.clone() for name, t in _tensors(network).items() if not _equal(t, before.get(name))}
+            )
+    finally:  # the user's network has the same tensors
+        for name, tensor in tensors.items():
+            if not _equal(tensor, before[name]):
+                tensor.data.copy_(before[name])
+    for name, tensor in changes[1].items():
+        if not _equal(tensor, changes[0].get(name)):  # a cache that is filled once may be
+            raise UserError(
+                f"tensor {name!r} of {type(network).__name__} changes whenever the network runs, even in eval mode: "
+                "a frozen backbone must stay as it is"
+            )
+    one, other = (watch.rows for watch in watches)
+    batched = {name for name in one if all(map(_follows, one[name], other[name]))}
+    return Uses(set(one), batched, watches[0].bypassed)
 
 
-def _collector(name: str, seen: dict[str, list[Tensor]]) -> Any:
-    def collect(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].flatten(1) if inputs[0].dim() > 1 else inputs[0].unsqueeze(0)
-        direction = torch.arange(rows.shape[1], device=rows.device).mul(1.7).cos()
-        seen.setdefault(name, []).append(rows.float() @ direction)
+def empty_images(network: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+    """Return two images (2, 3, H, W) as a network takes them."""
+    reference = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(2, *input_size, device=reference.device, dtype=reference.dtype)
 
-    return collect
+
+@torch.no_grad()
+def attempt(network: nn.Module, images: Tensor, name: str) -> Any:
+    """Run a network in eval mode.
+
+    Raises:
+        UserError: it fails.
+    """
+    try:
+        return network.eval()(images)
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code, which may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{name} fails with images of shape {tuple(images.shape[1:])} (set by input_size), two at a time: {reason}"
+        ) from error
+
+
+class _Watch(TorchDispatchMode):
+    """Sees the inputs of layers, and operations with their weights that are not their own."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: dict[str, list[Tensor]] = {}
+        self.bypassed: set[str] = set()
+        self.running: list[str] = []
+        self.owners: dict[int, set[str]] = {}  # of a weight's memory, which two layers may share
+        for name, layer in layers.items():
+            weight = layer._parameters.get("weight")
+            if weight is not None and not isinstance(weight, nn.parameter.UninitializedParameter):
+                self.owners.setdefault(weight.untyped_storage()._cdata, set()).add(name)
+
+    def call(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a layer."""
+        self.rows.setdefault(name, []).append(_numbers(args[0] if args else kwargs["input"]))
+        self.running.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.running.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.__name__.startswith("new_") and "_like" not in func.__name__:  # these read no values
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                    owners = self.owners.get(tensor.untyped_storage()._cdata, set())
+                    self.bypassed |= set() if owners & set(self.running) else owners
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(network: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor) -> _Watch:
+    """Run a batch, and return what was seen."""
+    watch = _Watch(layers)
+    with _watched(layers, watch), watch:
+        attempt(network, batch, type(network).__name__)
+    return watch
+
+
+@contextmanager
+def _watched(layers: Mapping[str, nn.Module], watch: _Watch) -> Iterator[None]:
+    """Tell of calls of layers within the block. Not by hooks: torch's transformers take other ways if there are any."""
+    before = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.__dict__["forward"] = partial(watch.call, name, layer.forward)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            del layer.__dict__["forward"]
+            if before[name] is not None:
+                layer.__dict__["forward"] = before[name]
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    alike = other is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)  # type: ignore[arg-type]
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """Return one number for each row."""
+    rows = x.flatten(1) if x.dim() > 1 else x.unsqueeze(0)
+    direction = torch.arange(rows.shape[1], device=rows.device).mul(1.7).cos()
+    return rows.float() @ direction
 
 
 def _follows(rows: Tensor, swapped: Tensor) -> bool:

@@ -1,36 +1,138 @@
 """How a model's seeds reach its adapted layers."""
 
-from collections.abc import Iterable
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+class Call(NamedTuple):
+    """What the adapted layers read while one call of their model runs.
+
+    Attributes:
+        enabled: False while the adapters are switched off.
+        seeds: (B, S), the seeds of all layers side by side; None without.
+        parts: The same, split: by where a layer's slice starts and stops.
+        learns: Whether every adapter is to get its gradient from this call.
+    """
+
+    enabled: bool = True
+    seeds: Tensor | None = None
+    parts: Mapping[tuple[int, int], Tensor] | None = None
+    learns: bool = False
+
+
+class _Again(NamedTuple):
+    """A call whose layers a backward pass may run again.
+
+    Attributes:
+        backward: The backward pass, by autograd's number.
+        call: The call.
+        thread: The key of the thread that ran it, if known.
+        first: Autograd's number of the call's first operation there: what came before is not the call's.
+    """
+
+    backward: int = -1
+    call: Call = Call()
+    thread: object = None
+    first: int = 0
+
+
+class _Thread(threading.local):
+    """What a thread runs: a call, or layers of a call again within a backward pass."""
+
+    call = Call()
+    again = _Again()
+
+    def __init__(self) -> None:
+        self.key = object()  # it is the thread's as long as anything refers to it: a number is given again
 
 
 class SeedSlot:
     """One a model, shared by its adapted layers: an arbitrary backbone's forward takes no second argument.
 
-    The seeds stay until the next forward sets others, so that activation checkpointing recomputes with
-    the seeds of the forward. Copies and pickles start empty: seeds belong to a batch, not to a model.
+    Every thread has its own, so that calls of one model at the same time never see each other's seeds. Activation
+    checkpointing runs layers again within a backward pass, on GPUs in a thread of autograd's: there they read what
+    they read in the forward pass, by `remember` or `within`. Copies and pickles start empty: seeds belong to a call.
 
     Args:
         slices: The parts that layers ask for: together they cover the seeds, and none overlaps another.
-
-    Attributes:
-        seeds: (B, S), the seeds of all layers side by side; None before the first forward. Set by `fill`.
-        enabled: False while the adapters are switched off.
     """
 
     def __init__(self, slices: Iterable[slice] = ()) -> None:
         self.bounds = sorted({(one.start, one.stop) for one in slices})
-        self.enabled = True
-        self.fill(None)
+        self._thread = _Thread()
 
-    def fill(self, seeds: Tensor | None) -> None:
-        """Set the seeds of all layers, (B, S), or none."""
-        self.seeds = seeds
-        # split once: the gradients of as many slices would be as many zeroed tensors of all seeds, and their sums
-        parts = () if seeds is None else seeds.split([stop - start for start, stop in self.bounds], dim=1)
-        self._parts = dict(zip(self.bounds, parts, strict=False))
+    @property
+    def call(self) -> Call:
+        """What layers that this thread runs now read."""
+        backward = _backward()
+        if backward == -1:
+            return self._thread.call
+        again = self._thread.again
+        ours = again.backward == backward and torch._C._current_autograd_node()._sequence_nr() >= again.first
+        return again.call if ours else Call()
+
+    @property
+    def seeds(self) -> Tensor | None:
+        """The seeds of all layers, (B, S), if there are any now."""
+        return self.call.seeds
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapters are on."""
+        return self.call.enabled
+
+    def fill(self, seeds: Tensor | None, learns: bool = False) -> None:
+        """Set the seeds of all layers, (B, S), or none, for what this thread runs from now on."""
+        parts = None
+        if seeds is not None:
+            # split once: the gradients of as many slices would be as many zeroed tensors of all seeds, and their sums
+            split = seeds.split([stop - start for start, stop in self.bounds], dim=1)
+            parts = dict(zip(self.bounds, split, strict=True))
+        self._set(Call(self.enabled, seeds, parts, learns))
+
+    @contextmanager
+    def given(self, seeds: Tensor | None, learns: bool = False) -> Iterator[None]:
+        """Set the seeds of all layers, (B, S), or none, for what this thread runs in the block."""
+        with self.within(self.call):
+            self.fill(seeds, learns)
+            yield
+
+    @contextmanager
+    def within(self, call: Call) -> Iterator[None]:
+        """Let layers that this thread runs in the block read what they read in a call."""
+        before = self.call
+        self._set(call)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def remember(self, outputs: Any) -> None:
+        """Let a backward pass from outputs of the present call, if it runs layers again, find this call.
+
+        Autograd undoes in reverse what a thread has computed. So in a backward pass through several calls the output
+        of each comes before its layers, and after all layers of the calls that followed it. Calls of several threads
+        come mixed: then layers that need seeds find none.
+        """
+        if torch.compiler.is_compiling():  # a compiled backward pass has the seeds in its graph
+            return
+        call, origin, thread = self.call, self._thread.key, self._thread
+        node = next((part.grad_fn for part in (call.parts or {}).values()), None)
+        first = 0 if node is None else node._sequence_nr()
+
+        def recall(gradient: Tensor) -> None:
+            mixed = thread.again.backward == _backward() and thread.again.thread not in (None, origin)
+            thread.again = _Again(_backward(), Call() if mixed else call, origin, first)
+
+        for output in tree_leaves(outputs):
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(recall)
 
     def part(self, where: slice) -> Tensor:
         """Return one of the slices, (B, its size).
@@ -38,10 +140,27 @@ class SeedSlot:
         Raises:
             RuntimeError: there are no seeds.
         """
-        if self.seeds is None:
-            raise RuntimeError("no seed: call the model, not its backbone, so that its mapping net makes one")
-        part: Tensor = self._parts[where.start, where.stop]
-        return part
+        parts = self.call.parts
+        if not parts:
+            raise RuntimeError(
+                "no seed: call the model, not its backbone, so that its mapping net makes one"
+                if _backward() == -1
+                else "no seed to run a layer again with in this backward pass (activation checkpointing): "
+                "the loss must depend on the model's outputs, and on those of one thread's calls"
+            )
+        return parts[where.start, where.stop]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"bounds": self.bounds, "enabled": self.enabled, "seeds": None, "_parts": {}}
+    def _set(self, call: Call) -> None:
+        backward = _backward()
+        if backward == -1:
+            self._thread.call = call
+        else:
+            self._thread.again = _Again(backward, call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SeedSlot, ([slice(*bounds) for bounds in self.bounds],)
+
+
+def _backward() -> int:
+    """Return autograd's number of the backward pass in which this thread runs, or -1."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
 from metalora.adapters.formats import build_format
-from metalora.adapters.fused import fuse
 from metalora.adapters.inject import Placement, check_placements, find_targets, inject, place, replace
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import select
-from metalora.adapters.probe import probe
-from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.probe import attempt, empty_images, probe
+from metalora.adapters.seed_slot import Call, SeedSlot
 from metalora.errors import UserError
-from metalora.models.backbones import state_hash
 from metalora.models.extractor import FEATURES, Extractor, early_layers
-from metalora.models.mapping import SCOPES, MappingNet, mapping_size, mean_by_task, seed_layout
+from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
+from metalora.models.network import AdaptedNetwork
+from metalora.models.plain import copy_shared, described, identify, plain
 from metalora.registry import nearest
-
-NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 @dataclass(frozen=True)
@@ -42,81 +40,6 @@ class AdapterSpec:
     condition_size: int
     labels: tuple[str, ...]
     feature_size: int
-
-
-class SavedModule(nn.Module):
-    """A module trained in full (PEFT's ``modules_to_save``): a copy works while the adapters are on."""
-
-    def __init__(self, original: nn.Module, slot: SeedSlot) -> None:
-        super().__init__()
-        self.original = original
-        self.trained = copy.deepcopy(original).requires_grad_(True)
-        self.slot = slot
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the trained copy, or the original while the adapters are off."""
-        return (self.trained if self.slot.enabled else self.original)(*args, **kwargs)
-
-
-class AdaptedNetwork(nn.Module):
-    """A backbone with adapters, and the mapping net that feeds them: what DDP wraps.
-
-    Args:
-        backbone: The network with `AdaptedLayer`s in it.
-        mapping: The mapping net; None for formats without generated seeds.
-        slot: The seed slot the layers read.
-    """
-
-    def __init__(self, backbone: nn.Module, mapping: MappingNet | None, slot: SeedSlot) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.mapping = mapping
-        self.slot = slot
-        self._fused: tuple[nn.Module, ...] = ()  # not registered: its parameters are the backbone's
-
-    def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
-        """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
-
-        To be called when the network is on its device, in train mode. Each forward is to be followed by its backward
-        before the next one, and gradients have no gradients. Merging ends it.
-
-        Args:
-            input_size: (3, H, W) of an image.
-            dtype: What the fused convolutions compute in; None: in the network's own.
-
-        Returns:
-            How many convolutions are fused.
-        """
-        graph, count = fuse(self.backbone, input_size, dtype)
-        self._fused = () if graph is None else (graph,)
-        return count
-
-    def unfuse(self) -> None:
-        """From now on, train as the layers are; the opposite of `fuse`."""
-        self._fused = ()
-
-    def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Set the mode; the frozen backbone's batch norms stay in eval mode."""
-        super().train(mode)
-        saved = [module for module in self.backbone.modules() if isinstance(module, SavedModule)]
-        trained = {module for whole in saved for module in whole.trained.modules()}
-        for module in self.backbone.modules():
-            if isinstance(module, NORMS) and module not in trained:
-                module.eval()
-        return self
-
-    def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:
-        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F).
-
-        Without extractor features the seeds in the slot hold. With ``task`` (B,) the images of a task get their mean.
-        """
-        if self.mapping is not None and self.slot.enabled and condition is not None:
-            self.slot.fill(None)  # the last batch's, and with them its graph
-            seeds = self.mapping(condition)
-            self.slot.fill(seeds if task is None else mean_by_task(seeds, task))
-        if self._fused and self.training and self.slot.enabled:
-            return self._fused[0](x)
-        return self.backbone(x)
 
 
 class MetaLoRAModel(nn.Module):
@@ -234,18 +157,15 @@ class MetaLoRAModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Switch the adapters off within the block: the model is its backbone.
+        """Switch the adapters off within the block and in this thread: the model is its backbone.
 
         Raises:
             UserError: the adapters are merged.
         """
         if any(layer.merged for layer in self.layers.values()):
             raise UserError("the adapter is merged: unmerge it before switching it off")
-        before, self.network.slot.enabled = self.network.slot.enabled, False
-        try:
+        with self.network.slot.within(Call(enabled=False)):
             yield
-        finally:
-            self.network.slot.enabled = before
 
     def merge(self, seed: Tensor | None = None) -> None:
         """Add every layer's update to its frozen weight.
@@ -277,7 +197,6 @@ class MetaLoRAModel(nn.Module):
         self.merge(seed)
         backbone = self.network.backbone
         replace(backbone, {layer: layer.base for layer in self.layers.values()})
-        replace(backbone, {saved: saved.trained for saved in self._saved().values()})
         return backbone
 
     def _seeded(self) -> bool:
@@ -285,12 +204,8 @@ class MetaLoRAModel(nn.Module):
         merged = any(layer.merged for layer in self.layers.values())
         return self.network.slot.enabled and not merged
 
-    def _saved(self) -> dict[str, SavedModule]:
-        found = {name: self.network.backbone.get_submodule(name) for name in self.spec.modules_to_save}
-        return {name: module for name, module in found.items() if isinstance(module, SavedModule)}
-
     def _whole_modules(self) -> dict[str, nn.Module]:
-        whole: dict[str, nn.Module] = {f"saved.{name}": saved.trained for name, saved in self._saved().items()}
+        whole: dict[str, nn.Module] = {f"saved.{name}": module for name, module in self.network.saved.items()}
         if self.network.mapping is not None:
             whole["mapping"] = self.network.mapping
         if self.head is not None:
@@ -322,7 +237,7 @@ def adapt(
     """Put adapters on a copy of a backbone; the backbone given stays as it is.
 
     Args:
-        backbone: Any network of images whose output is (B, features).
+        backbone: Any network of images whose output is (B, features); what it is wrapped in is left off (see `plain`).
         format: ``lora``, ``multi_lora``, ``cp`` or ``tr``.
         rank: R (``tr`` uses R R channels).
         alpha: The update is scaled by alpha / rank; default alpha = rank.
@@ -345,26 +260,26 @@ def adapt(
         The model, with only adapters, mapping net, head and saved modules requiring gradients.
 
     Raises:
-        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit.
+        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit; a
+            backbone or extractor that `plain` refuses, that cannot take the images, or that returns something else.
     """
     _check_settings(branches, extractor_features, seed_scope, mapping_depth, mapping_width)
-    check_plain(backbone)
+    backbone = plain(backbone)
+    extractor = None if extractor is None else plain(extractor, "extractor")
     kind = build_format(format, branches)
     inner = [name for name, _ in backbone.named_modules() if name]
     saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
-    size = input_size or getattr(backbone, "input_size", None) or (3, 224, 224)
+    size = _input_size(input_size, backbone)
     seeded = kind.seed == "generated"
-    called, followed = probe(copy_shared(backbone), size)
-    names = find_targets(
-        backbone, _several(target_modules), _several(exclude_modules), saved, called, followed, seeded=seeded
-    )
+    uses = probe(copy_shared(backbone), size)
+    names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved, uses, seeded)
     layers = {name: backbone.get_submodule(name) for name in names}
     condition_size = 0
     looked_at: tuple[str, ...] = ()
     if seeded:
         source = copy_shared(backbone if extractor is None else extractor)
-        looked_at = early_layers(source, followed if extractor is None else probe(source, size)[1])
-        condition_size = _width(Extractor(source, extractor_features, looked_at), size)
+        looked_at = early_layers(source, (uses if extractor is None else probe(source, size)).batched)
+        condition_size = _width(Extractor(source, extractor_features, looked_at), size, "the extractor")
 
     if parameter_budget is None:
         placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
@@ -391,18 +306,17 @@ def adapt(
         extractor_layers=looked_at,
         condition_size=condition_size,
         labels=tuple(labels),
-        feature_size=_width(copy_shared(backbone), size) if labels else 0,
+        feature_size=_width(copy_shared(backbone), size, "the backbone") if labels else 0,
     )
     return assemble(backbone, spec, extractor)
 
 
 def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None = None) -> MetaLoRAModel:
-    """Build the model of a spec, with fresh adapters, on a copy of a backbone.
+    """Build the model of a spec, with fresh adapters, on a copy of a plain backbone, and in its mode.
 
     Raises:
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
-    check_plain(backbone)
     check_placements(backbone, spec.layers)
     select(spec.modules_to_save, dict(backbone.named_modules()), "modules_to_save")
     format = build_format(spec.format, spec.branches)
@@ -414,12 +328,14 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
         frozen = Extractor(source, spec.extractor_features, spec.extractor_layers)
     slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
     slot = SeedSlot(slices.values())
+    original = copy_shared(backbone) if spec.modules_to_save else None
+    saved = {name: copy.deepcopy(backbone.get_submodule(name)).requires_grad_(True) for name in spec.modules_to_save}
     layers = inject(backbone, format, spec.layers, slot, slices)
-    replace(backbone, {m: SavedModule(m, slot) for m in map(backbone.get_submodule, spec.modules_to_save)})
+    replace(backbone, {backbone.get_submodule(name): module for name, module in saved.items()})
     if frozen is not None:
         mapping = MappingNet(spec.condition_size, identity, spec.mapping_depth, spec.mapping_width)
     model = MetaLoRAModel(
-        AdaptedNetwork(backbone, mapping, slot),
+        AdaptedNetwork(backbone, mapping, slot, saved, original),
         frozen,
         nn.Linear(spec.feature_size, len(spec.labels)) if spec.labels else None,
         layers,
@@ -431,43 +347,26 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     for part in (model.network.mapping, model.head):
         if part is not None:
             part.to(reference.device)
-    return model
+    return model.train(backbone.training)
 
 
-def check_plain(backbone: nn.Module) -> None:
-    """Refuse a backbone that has adapters.
-
-    Raises:
-        UserError: it has.
-    """
-    if any(isinstance(module, AdaptedLayer) for module in backbone.modules()):
-        raise UserError("the backbone has adapters already: pass the plain network")
-
-
-def identify(network: nn.Module) -> dict[str, Any]:
-    """Return a network's name, its weights' name, its input size and the hash of its tensors."""
-    return {
-        "name": str(getattr(network, "name", type(network).__name__)),
-        "weights": str(getattr(network, "weights", "unknown")),
-        "input_size": getattr(network, "input_size", None),
-        "hash": state_hash(network),
-    }
-
-
-def copy_shared(network: nn.Module) -> nn.Module:
-    """Copy a network's structure; parameters and buffers are the same objects, so it costs no memory."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo=dict(shared))
-
-
-@torch.no_grad()
-def _width(network: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return the width of a network's output, from one empty image."""
-    reference = next(network.parameters(), torch.zeros(()))
-    output = network.eval()(torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype))
-    if output.dim() != 2:
-        raise UserError(f"the backbone must map images to (B, features), got shape {tuple(output.shape)}")
+def _width(network: nn.Module, size: tuple[int, int, int], what: str) -> int:
+    """Return the width of a network's output, from two empty images."""
+    output = attempt(network, empty_images(network, size), what)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+        raise UserError(
+            f"{what} must map images to (B, features), got {described(output)} for two images "
+            "(a module around it may choose what it returns)"
+        )
     return int(output.shape[1])
+
+
+def _input_size(given: Any, backbone: nn.Module) -> tuple[int, int, int]:
+    """Return (3, H, W): as given, else as the backbone says, else what most networks take."""
+    size = given or getattr(backbone, "input_size", None) or (3, 224, 224)
+    if not isinstance(size, Sequence) or len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise UserError(f"input_size must be (channels, height, width) of an image, got {size!r}")
+    return (size[0], size[1], size[2])
 
 
 def _check_settings(branches: int, features: str, scope: str, depth: int, width: int) -> None:

@@ -118,7 +118,7 @@ def build_backbone(
             f"the weights {weights!r} of backbone {name!r} could not be fetched ({_one_line(error)}): "
             f"give the path of a local file ({', '.join(WEIGHT_FILES)}), or 'none' for random weights"
         ) from error
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # the libraries' own, of any kind
         raise UserError(f"backbone {name!r} cannot be built{_at(image_size)}: {_one_line(error)}") from error
     if file and tensors is not None:
         _load(parts.net, parts.shapes, tensors, f"weights {str(file)!r} of backbone {name!r}")
@@ -323,7 +323,7 @@ def _probe(name: str, parts: _Parts, image_size: int | None) -> int:
     try:
         with torch.no_grad():
             features = parts.net.eval()(torch.zeros(1, *parts.input_size))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # as above
         raise UserError(f"backbone {name!r} fails{_at(image_size)}: {_one_line(error)}") from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         met = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

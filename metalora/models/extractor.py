@@ -1,14 +1,18 @@
 """The frozen feature extractor that looks at the image before the mapping net does."""
 
+import functools
 import inspect
+import threading
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layer import ADAPTABLE
+from metalora.adapters.support import ADAPTABLE
+from metalora.errors import UserError
+from metalora.models.plain import described
 
 FEATURES = ("pooled", "stats", "both")
 STATS_LAYERS = 4
@@ -18,13 +22,24 @@ class _EnoughError(Exception):
     """Ends a forward whose remaining layers are not needed."""
 
 
+class _Running(threading.local):
+    """What a thread's call of an extractor has found so far, by layer; None while there is none. Copies start so."""
+
+    found: dict[str, Tensor] | None = None
+    batch = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Running, ()
+
+
 class Extractor(nn.Module):
     """Features (B, F) of images (B, 3, H, W), in eval mode, without gradients or autocast.
 
     Standardising magnifies what distinguishes images, and with it the rounding of a lower precision.
 
     Args:
-        network: The network; its ``features`` method is called if it has one, else itself.
+        network: The network, from now on the extractor's own: it is put in eval mode, and the layers that ``stats``
+            looks at get hooks. Its ``features`` method is called if it has one, else itself.
         features: ``pooled``: the network's output (averaged over positions, if it has any). ``stats``: mean and
             standard deviation of each channel over the positions, at a few early layers: cues of colour and
             texture; the rest of the network is not run. ``both``: side by side.
@@ -36,6 +51,12 @@ class Extractor(nn.Module):
         self.network = network.eval()
         self.features = features
         self._early = () if features == "pooled" else tuple(layers or early_layers(network))
+        self._running = _Running()  # hooks belong to the layers, and so to all threads
+        enough = len(self._early) if features == "stats" else None
+        for name in self._early:
+            network.get_submodule(name).register_forward_hook(
+                functools.partial(_look, name=name, running=self._running, enough=enough)
+            )
 
     def train(self, mode: bool = True) -> "Extractor":
         """Stay in eval mode: the features depend on the image alone."""
@@ -44,32 +65,29 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Extract features. See the class."""
+        x = x.to(next(self.network.parameters(), x).dtype, copy=True)  # the network may write to it
         statistics: dict[str, Tensor] = {}
-        output = None
-        x = x.to(next(self.network.parameters(), x).dtype)
-        with ExitStack() as hooks:
-            hooks.enter_context(torch.autocast(x.device.type, enabled=False))
-            for name in self._early:
-                layer = self.network.get_submodule(name)
-                hook = self._collector(name, x.shape[0], statistics)
-                hooks.callback(layer.register_forward_hook(hook).remove)
-            hooks.enter_context(suppress(_EnoughError))
-            output = self._features(x)
-        pooled = [_pool(output)] if output is not None else []
+        pooled: list[Tensor] = []
+        self._running.found, self._running.batch = statistics, x.shape[0]
+        try:
+            with torch.autocast(x.device.type, enabled=False), suppress(_EnoughError):
+                pooled = [_pool(self._features(x))]
+        finally:
+            self._running.found = None
         return torch.cat([statistics[name] for name in self._early] + pooled, dim=1)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Any:
         method = getattr(self.network, "features", None)  # in torchvision's networks it is a part of them
-        output: Tensor = method(x) if inspect.ismethod(method) else self.network(x)
-        return output
+        return method(x) if inspect.ismethod(method) else self.network(x)
 
-    def _collector(self, name: str, batch: int, statistics: dict[str, Tensor]) -> Any:
-        def collect(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            statistics[name] = _statistics(output, batch, isinstance(layer, nn.Linear))
-            if self.features == "stats" and len(statistics) == len(self._early):
-                raise _EnoughError
 
-        return collect
+def _look(layer: nn.Module, inputs: Any, output: Tensor, *, name: str, running: _Running, enough: int | None) -> None:
+    """Note a layer's statistics, and end the call if they are the last that it needs."""
+    if running.found is None:
+        return
+    running.found[name] = _statistics(output, running.batch, isinstance(layer, nn.Linear))
+    if len(running.found) == enough:
+        raise _EnoughError
 
 
 def _statistics(output: Tensor, batch: int, channels_last: bool) -> Tensor:
@@ -78,8 +96,10 @@ def _statistics(output: Tensor, batch: int, channels_last: bool) -> Tensor:
     return torch.cat([rows.mean(1), rows.std(1, correction=0)], dim=1)
 
 
-def _pool(output: Tensor) -> Tensor:
-    """(B, C) as it is, (B, C, H, W) averaged over positions; anything else flattened."""
+def _pool(output: Any) -> Tensor:
+    """(B, C) as it is, (B, C, H, W) averaged over positions; any other tensor flattened."""
+    if not isinstance(output, Tensor):
+        raise UserError(f"an extractor of pooled features must return a tensor, got {described(output)}")
     return output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)
 
 

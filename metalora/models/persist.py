@@ -10,7 +10,8 @@ from torch import nn
 
 from metalora.adapters.io import read_adapter, write_adapter
 from metalora.errors import UserError
-from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble, check_plain, identify
+from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble
+from metalora.models.plain import identify, plain
 from metalora.version import __version__
 
 
@@ -42,7 +43,7 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
     """Put a saved adapter on a copy of its backbone.
 
     Args:
-        backbone: The plain backbone the adapter was trained on.
+        backbone: The backbone the adapter was trained on, without adapters.
         path: The folder that `save` wrote.
         extractor: The extractor network, if it was not the backbone itself.
 
@@ -57,7 +58,8 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
         wanted = {part: identity.validate_python(description[part]) for part in ("backbone", "extractor")}
     except (KeyError, ValidationError) as error:
         raise UserError(f"adapter {path}: its description is incomplete: {error}") from None
-    check_plain(backbone)
+    backbone = plain(backbone)
+    extractor = None if extractor is None else plain(extractor, "extractor")
     for part, network in (("backbone", backbone), ("extractor", extractor)):
         met, want = None if network is None else identify(network), wanted[part]
         if (met or {}).get("hash") != (want or {}).get("hash"):

@@ -267,10 +267,9 @@ class Evaluator:
 
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
             images = self.place(images, image_rows)
+            seeds = None if given is None else given.get(image_rows).to(self.group.device)
             condition = self.condition(images, image_rows) if slot.enabled and given is None else None
-            if given is not None:
-                slot.fill(given.get(image_rows).to(self.group.device))
-            with self.autocast():
+            with self.autocast(), slot.given(seeds):
                 features = self.model.network(images, condition)
                 assert self.model.head is not None
                 return features, self.model.head(features)

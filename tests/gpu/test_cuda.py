@@ -1,13 +1,17 @@
 """What only a CUDA device shows: bfloat16, channels_last, compilation, NCCL."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 import metalora
+from metalora.train.checkpointing import checkpoint_blocks
 from tests.integration.helpers import knn, series, train_small
 
 pytestmark = [
@@ -93,9 +97,50 @@ def test_a_fused_output_may_be_changed_in_place() -> None:
         assert torch.equal(met, wanted)
 
 
+@pytest.mark.parametrize("by", ["ours", "the network"])
+@pytest.mark.parametrize("format", ["lora", "tr"])
+def test_layers_recomputed_by_autograds_thread_read_their_own_seeds(format: str, by: str) -> None:
+    """Two forward passes before one backward pass; float64, so that other kernels make no difference."""
+    model = model_of(format).double().cuda().train()
+    images = torch.randn(4, 3, 64, 64, device="cuda", dtype=torch.float64)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        (model(images).square().sum() + model(images[:3].flip(0)).sin().sum()).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.trainable().items()}
+
+    wanted = gradients()
+    if by == "ours":
+        checkpoint_blocks(model.network.backbone)
+    else:
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            block = model.network.backbone.get_submodule(stage)[1]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-8, atol=1e-8 * float(wanted[name].abs().max()))
+
+
+def test_threads_that_share_a_model_get_their_own_answers() -> None:
+    model = model_of("tr").double().cuda()
+    batches = [torch.randn(1 + i % 3, 3, 64, 64, device="cuda", dtype=torch.float64) for i in range(8)]
+    answer = torch.no_grad()(lambda x: model(x))
+    wanted = [answer(x) for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            for met, alone in zip(pool.map(answer, batches), wanted, strict=True):
+                torch.testing.assert_close(met, alone)
+
+
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--no-cuda-graph"], ["--compile"], ["--compile", "--no-cuda-graph"], ["--activation-checkpointing"]],
+    [
+        [],
+        ["--no-cuda-graph"],
+        ["--compile"],
+        ["--compile", "--no-cuda-graph"],
+        ["--activation-checkpointing"],
+        ["--activation-checkpointing", "--compile"],
+    ],
     ids=str,
 )
 def test_trains_in_this_process(tree: Path, tmp_path: Path, extra: list[str]) -> None:

@@ -18,6 +18,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from metalora.adapters.fused.ops import FusedConv2d, padded
 from metalora.adapters.layer import AdaptedLayer
+from metalora.adapters.seed_slot import Call
 
 _log = logging.getLogger(__name__)
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -110,20 +111,18 @@ def fuse(
     """
     layers = [module for module in network.modules() if isinstance(module, AdaptedLayer)]
     like = layers[0].weight
-    enabled, layers[0].slot.enabled = layers[0].slot.enabled, False
     try:
         _refuse_hooks(network)
         drawn = _generators()
-        graph = fx.GraphModule(network, _Tracer().trace(network))
+        with layers[0].slot.within(Call(enabled=False)):
+            graph = fx.GraphModule(network, _Tracer().trace(network))
         if drawn != _generators():
             raise RuntimeError("random numbers decide what it does")
-        with torch.no_grad():
+        with layers[0].slot.within(Call(enabled=False)), torch.no_grad():
             ShapeProp(graph).propagate(torch.zeros(2, *input_size, device=like.device, dtype=like.dtype))
     except Exception as error:  # tracing runs the network's own code, which may do anything that a trace does not take
         _log.info("nothing is fused: the network's forward cannot be traced (%s)", error)
         return None, 0
-    finally:
-        layers[0].slot.enabled = enabled
     _split_norms(graph)
     _drop_identities(graph)
     modules = dict(graph.named_modules())

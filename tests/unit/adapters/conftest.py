@@ -10,8 +10,9 @@ from tensorly.tr_tensor import tr_to_tensor
 from torch import Tensor, nn
 
 from metalora.adapters.formats import build_format
-from metalora.adapters.layer import AdaptedLayer, fan
+from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import fan
 
 BRANCHES = 3
 

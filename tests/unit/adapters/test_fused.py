@@ -112,7 +112,7 @@ def test_resnets_are_fused_whole(network: Callable[[], nn.Module], format: str) 
         lambda n, x: F.relu(n.norm(n.conv(x)) + n.other(x)),
         lambda n, x: (n.other(x) + n.norm(n.conv(x))).relu(),
         lambda n, x: torch.sigmoid(n.norm(n.conv(x))) * n.norm(n.conv(x)),
-        lambda n, x: n.norm(n.conv(x)) + n.conv.weight.mean((1, 2, 3), keepdim=True).transpose(0, 1),  # broadcast
+        lambda n, x: n.norm(n.conv(x)) + n.norm.weight[:, None, None],  # broadcast
         lambda n, x: n.act(n.norm(n.conv(x)) * 2),
         lambda n, x: torch.sigmoid(n.conv(x)) * n.act(n.norm(n.conv(x))),  # one layer, two surroundings
         lambda n, x: n.capped(n.norm(n.conv(x)) * 1),

@@ -12,8 +12,9 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
 from metalora.adapters.formats import FORMATS, build_format
-from metalora.adapters.layer import AdaptedLayer, adapter_size
+from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import adapter_size
 from metalora.errors import UserError
 
 MakeLayer = Callable[..., AdaptedLayer]

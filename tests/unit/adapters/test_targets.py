@@ -1,14 +1,16 @@
 """Which layers are adapted, and the refusals."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 import metalora
-from metalora.adapters.inject import find_targets, place
+from metalora.adapters.inject import place
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import matches
 from metalora.adapters.probe import probe
@@ -178,7 +180,7 @@ def test_auto_leaves_out_what_no_seed_reaches(format: str) -> None:
     ("name", "reason"),
     [
         ("direct", "Helper uses its weight directly"),
-        ("indirect", "does not call it"),
+        ("indirect", "Helper uses its weight directly"),
         ("unused", "does not call it"),
         ("table", "no row for each image"),
         ("table_of_one", "no row for each image"),
@@ -200,10 +202,12 @@ def test_a_seedless_format_takes_any_layer_that_is_called() -> None:
 def test_probe_of_a_whole_network(resnet: nn.Module) -> None:
     layers = {"conv1", "fc", *RESNET18}
     random_state = torch.get_rng_state()
-    assert probe(resnet, SIZE) == (layers, layers)
+    assert probe(resnet, SIZE) == (layers, layers, set())
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert not any(module._forward_pre_hooks for module in resnet.modules())
-    with pytest.raises(UserError, match=r"ResNet fails with images of shape \(5, 32, 32\) \(set by input_size\)"):
+    assert not any("forward" in vars(module) for module in resnet.modules())
+    with pytest.raises(
+        UserError, match=r"ResNet fails with images of shape \(5, 32, 32\) \(set by input_size\), two at a time: "
+    ):
         probe(resnet, (5, 32, 32))
 
 
@@ -227,16 +231,72 @@ def test_multihead_attention() -> None:
             adapted_names(Attention(), (3, 4, 4), target_modules=[pattern, "mlp"])
 
 
+WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "functional": lambda net, x: F.linear(x, net.used.weight, net.used.bias),
+    "by name": lambda net, x: x @ getattr(net, "us" + "ed").weight.T,
+    "in a method": lambda net, x: net.helper(x),
+    "data": lambda net, x: x @ net.used.weight.data.t(),
+    "detached": lambda net, x: F.linear(x, net.used.weight.detach()),
+    "beside a call": lambda net, x: net.used(x) + net.used.weight.mean(),
+    "from a list": lambda net, x: x @ list(net.children())[1].weight.mT,
+    "tied": lambda net, x: F.linear(x, net.tied),
+}
+
+
+class Reader(nn.Module):
+    """Reads a layer's weight in one way or another, and that of another layer for what is no value of it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.used, self.called = nn.Linear(8, 8), nn.Linear(8, 8)
+        if way == "tied":
+            self.tied = self.used.weight
+        self.way = way
+
+    def helper(self, x: Tensor) -> Tensor:
+        layer = self.used
+        return torch.nn.functional.linear(x, layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).mean((2, 3)).to(self.called.weight.dtype)
+        return WAYS[self.way](self, self.called(input=h) + self.called.weight.new_zeros(8))
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_weight_that_is_read_is_not_adapted(way: str) -> None:
+    settings: Any = {"target_modules": ["auto", "called"], "size": (3, 8, 8)}
+    assert adapted_names(Reader(way), **settings) == ["called"]
+    with pytest.raises(UserError, match="'used' cannot be adapted: Reader uses its weight directly"):
+        adapted_names(Reader(way), (3, 8, 8), target_modules=["used"])
+
+
+def test_torchs_transformer_takes_a_faster_way_without_its_layers() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(3, 8)
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.mlp = nn.Linear(8, 8)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.mlp(self.block(self.stem(x.flatten(2).transpose(1, 2)))).mean(1))
+
+    assert adapted_names(Transformer(), (3, 4, 4)) == ["mlp"]
+    with pytest.raises(UserError, match=r"'block.linear1' cannot be adapted: TransformerEncoderLayer uses its weight"):
+        adapted_names(Transformer(), (3, 4, 4), target_modules=["block.linear1"])
+
+
 def test_torchvision_swin_attention_is_left_out() -> None:
     swin = torchvision.models.swin_transformer.SwinTransformer([2, 2], 12, [2, 2], [2, 2], [4, 4], num_classes=5)
-    names = find_targets(swin.eval())
-    assert names == [
+    assert adapted_names(swin, format="lora") == [
         *(f"features.1.{block}.mlp.{layer}" for block in (0, 1) for layer in (0, 3)),
         "features.2.reduction",
         *(f"features.3.{block}.mlp.{layer}" for block in (0, 1) for layer in (0, 3)),
     ]
     with pytest.raises(UserError, match=r"'features.1.0.attn.qkv' cannot be adapted: ShiftedWindowAttention"):
-        find_targets(swin, ["features.1.0.attn.qkv"])
+        adapted_names(swin, target_modules=["features.1.0.attn.qkv"])
 
 
 def test_depthwise_convolutions_are_left_to_the_user() -> None:

@@ -1,6 +1,7 @@
 """A small network with a bit of everything, and models of it with random adapters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,3 +92,10 @@ def fresh(net: nn.Module) -> MakeModel:
 def lively(fresh: MakeModel) -> MakeModel:
     """Adapt the network; the adapter changes the output, for each image in its own way."""
     return lambda *arguments, **settings: liven(fresh(*arguments, **settings))
+
+
+@pytest.fixture
+def gloo(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
