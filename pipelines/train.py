@@ -159,6 +159,11 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     table = load_table(config.data)
     if table.skipped:
         say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
+    if table.ignored:
+        say(
+            f"{len(table.ignored)} files in {config.data.data} are no images where images are looked for, and are left "
+            f"out, the first: {table.ignored[0]}"
+        )
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from metalora.errors import UserError
 from metalora.models.preprocessing import Preprocessing
 from metalora.models.resnet_cifar import ResNetCifar
+from metalora.places import WEIGHT_FILES
 from metalora.registry import nearest
 
 _log = logging.getLogger(__name__)
-
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
 
 class Backbone(nn.Module):

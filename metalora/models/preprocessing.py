@@ -32,7 +32,7 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Map an image of any size and mode to (3, H, W) uint8."""
-        return self.crop(image.convert("RGB"))
+        return self.crop(image if image.mode == "RGB" else image.convert("RGB"))
 
     def scale(self, pixels: Tensor) -> Tensor:
         """Map pixels, (..., 3, H, W) uint8, to float32; where they are, and in their memory format."""

@@ -40,9 +40,14 @@ def metalora(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
         return subprocess.CompletedProcess(done.args, done.returncode, output.read(), errors.read())
 
 
+def relative(path: Path, folder: Path) -> str:
+    """Return a path as a user who stands in a folder types it."""
+    return os.path.relpath(path, folder)
+
+
 def train_small(folder: Path, tree: Path, name: str, *arguments: str) -> Path:
     """Train on the small tree; return the run's folder."""
-    done = metalora(folder, "train", "--data", str(tree), *SMALL, "--run-name", name, *arguments)
+    done = metalora(folder, "train", "--data", relative(tree, folder), *SMALL, "--run-name", name, *arguments)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "runs" / name
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 import metalora
 from metalora.config import from_dict
 from metalora.data import ImageDataset, load_table
-from tests.integration.helpers import SMALL, importable, knn, series, train_small
+from tests.integration.helpers import SMALL, importable, knn, relative, series, train_small
 from tests.integration.helpers import metalora as command
 
 
@@ -140,8 +140,9 @@ def test_resume_with_other_settings_is_refused(run: Path, folder: Path) -> None:
 def _train(folder: Path, tree: Path, name: str, *arguments: str):
     from tests.integration.helpers import SMALL
 
-    return command(folder, "train", "--data", str(tree), *SMALL, "--workers", "0", "--tracking-uri", "none",
-                   "--run-name", name, *arguments)  # fmt: skip
+    data = ["--data", relative(tree, folder)]
+    return command(folder, "train", *data, *SMALL, "--workers", "0", "--tracking-uri", "none", "--run-name", name,
+                   *arguments)  # fmt: skip
 
 
 def _refused(done, *parts: str) -> None:
@@ -168,7 +169,7 @@ def _stop_after(folder: Path, tree: Path, name: str, checkpoint: str) -> None:
         f"    if path.name == {checkpoint!r}: os._exit(9)\n"
         "    return path\n"
         "CheckpointFolder.write = dying\n"
-        f"main(['train', '--data', {str(tree)!r}, *{SMALL!r}, '--workers', '0', '--tracking-uri', 'none',"
+        f"main(['train', '--data', {relative(tree, folder)!r}, *{SMALL!r}, '--workers', '0', '--tracking-uri', 'none',"
         f" '--checkpoint-every', '2', '--run-name', {name!r}])\n"
     )
     arguments = [sys.executable, "-c", script]
@@ -203,7 +204,7 @@ def test_what_is_compiled_is_found_again(folder: Path, tree: Path, tmp_path: Pat
     found, losses = [], []
     for name in ("first", "second"):
         done = command(
-            folder, "train", "--data", str(tree), *SMALL, "--workers", "0", "--epochs", "1", "--compile",
+            folder, "train", "--data", relative(tree, folder), *SMALL, "--workers", "0", "--epochs", "1", "--compile",
             "--kernel", "fused", "--run-name", f"compiled-{name}", METALORA_CACHE=str(tmp_path),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.helpers import SMALL, importable, knn, metalora, series, train_small
+from tests.integration.helpers import SMALL, importable, knn, metalora, relative, series, train_small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -39,7 +39,7 @@ def test_two_workers_are_one_process(undisturbed: Path, folder: Path, tree: Path
 
 
 def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, tree: Path) -> None:
-    arguments = ["train", "--data", str(tree), *SMALL, "--run-name", "killed", "--workers", "2", *LONG]
+    arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "killed", "--workers", "2", *LONG]
     run = folder / "runs" / "killed"
     process = _start(folder, *arguments)
     _wait_for(lambda: (run / "checkpoint_00000006").exists(), process)
@@ -51,7 +51,7 @@ def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, t
 
 
 def test_killed_driver_is_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
-    arguments = ["train", "--data", str(tree), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
+    arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
     run = folder / "runs" / "again"
     process = _start(folder, *arguments)
     _wait_for(lambda: (run / "checkpoint_00000009").exists(), process)
@@ -67,7 +67,9 @@ def test_killed_driver_is_resumed(undisturbed: Path, folder: Path, tree: Path) -
 
 def test_more_workers_than_cpus_is_said_at_once(folder: Path, tree: Path) -> None:
     started = time.monotonic()
-    done = metalora(folder, "train", "--data", str(tree), *SMALL, "--workers", "600", "--batch-size", "600")
+    done = metalora(
+        folder, "train", "--data", relative(tree, folder), *SMALL, "--workers", "600", "--batch-size", "600"
+    )
     assert done.returncode == 2
     assert "600 workers" in done.stderr
     assert f"has {os.cpu_count()}" in done.stderr
@@ -75,7 +77,7 @@ def test_more_workers_than_cpus_is_said_at_once(folder: Path, tree: Path) -> Non
 
 
 def test_error_in_the_workers_is_one_line(folder: Path, tree: Path) -> None:
-    done = metalora(folder, "train", "--data", str(tree), *SMALL, "--run-name", "nan", "--workers", "2",
+    done = metalora(folder, "train", "--data", relative(tree, folder), *SMALL, "--run-name", "nan", "--workers", "2",
                     "--lr", "1e30", "--clip-norm", "none", *LONG)  # fmt: skip
     assert done.returncode == 2
     assert "is not finite at step" in done.stderr.splitlines()[-1]

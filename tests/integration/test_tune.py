@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.campaign import TrialRecord, read_trials
-from tests.integration.helpers import SMALL, importable, knn, metalora, series
+from tests.integration.helpers import SMALL, importable, knn, metalora, relative, series
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -36,7 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tune(folder: Path, tree: Path, name: str, *arguments: str) -> tuple[Path, str]:
     """Run a campaign on the small tree; return its folder and what it printed."""
-    done = metalora(folder, "tune", "--space", "space.py", "--data", str(tree), *BASE, "--run-name", name, *arguments)
+    done = metalora(
+        folder, "tune", "--space", "space.py", "--data", relative(tree, folder), *BASE, "--run-name", name, *arguments
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "runs" / name, done.stdout
 
@@ -139,7 +141,7 @@ def test_a_killed_driver_is_resumed(campaign: tuple[Path, str], folder: Path, tr
     """Finished trials stay, open ones go on from their checkpoint, in the same runs; the tables are the same."""
     long = ["--epochs", "15"]
     whole, _ = tune(folder, tree, "whole", *long, "--tracking-uri", "none")
-    arguments = ["tune", "--space", "space.py", "--data", str(tree), *BASE, "--run-name", "cut", *long,
+    arguments = ["tune", "--space", "space.py", "--data", relative(tree, folder), *BASE, "--run-name", "cut", *long,
                  "--concurrent-trials", "1"]  # fmt: skip
     run = folder / "runs" / "cut"
     with (folder / "cut.log").open("w") as log:
@@ -182,7 +184,7 @@ def test_a_failing_trial_does_not_end_the_campaign(folder: Path, tree: Path) -> 
         "from ray import tune\nSPACE = [{'format': 'lora', 'lr': tune.choice([1e30, 0.003])}]\n"
         "SETTINGS = {'clip_norm': None}\nCAMPAIGN = {'searcher': 'random', 'trials': 3}\n"
     )
-    done = metalora(folder, "tune", "--space", "bad.py", "--data", str(tree), *BASE, "--run-name", "bad")
+    done = metalora(folder, "tune", "--space", "bad.py", "--data", relative(tree, folder), *BASE, "--run-name", "bad")
     assert done.returncode == 0, done.stderr[-3000:]
     records = read_trials(folder / "runs" / "bad")
     states = {record.trial.point["lr"]: (record.status, record.error) for record in records}
@@ -227,7 +229,7 @@ def test_bad_input_is_one_line_before_anything_starts(
     arguments: list[str],
     message: str,
 ) -> None:
-    data = [] if "--resume" in arguments else ["--data", str(tree), *BASE]
+    data = [] if "--resume" in arguments else ["--data", relative(tree, folder), *BASE]
     if "--batch-size" in arguments:
         data = [argument for argument in data if argument not in ("--batch-size", "12")]
     monkeypatch.chdir(folder)
