@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metalora.errors import UserError
 from metalora.redact import is_redacted
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
@@ -13,22 +14,25 @@ _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>(?!:memory:)[^?]
 
 
 def absolute(path: str | Path) -> Path:
-    """Return a path as an absolute one, ``~`` expanded; links in it stay."""
+    """Return a path as an absolute one, ``~`` expanded; links in it stay, unless ``..`` follows them."""
     try:
-        return Path(path).expanduser().absolute()
+        whole = Path(path).expanduser().absolute()
     except RuntimeError:  # "~" without a home folder, "~nobody-of-this-name": a folder may be called that
-        return Path(path).absolute()
+        whole = Path(path).absolute()
+    return whole.resolve() if ".." in whole.parts else whole
 
 
 def absolute_place(place: str) -> str:
     """Make a local path absolute; a URI stays.
 
     Raises:
-        ValueError: a URI that was recorded, and so without its password.
+        ValueError: it is empty, or a URI that was recorded, and so without its password.
     """
+    if not place:
+        raise ValueError("it is empty: a path or a URI is wanted")
     if is_redacted(place):
         raise ValueError("it was recorded without its password, so it must be given again")
-    return place if not place or "://" in place else str(absolute(place))
+    return place if "://" in place else str(absolute(place))
 
 
 def absolute_data(data: str) -> str:
@@ -38,12 +42,28 @@ def absolute_data(data: str) -> str:
 
 def absolute_weights(weights: str) -> str:
     """Make the setting ``weights`` absolute where it is the path of a file, not a name that a library knows."""
-    return absolute_place(weights) if Path(weights).suffix in WEIGHT_FILES else weights
+    return absolute_place(weights) if is_weight_file(weights) else weights
+
+
+def is_weight_file(weights: str) -> bool:
+    """Tell the path of a file of tensors from a name that a library knows."""
+    return Path(weights).suffix.lower() in WEIGHT_FILES
 
 
 def absolute_tracking(uri: str) -> str:
-    """Make the file of an sqlite tracking URI absolute; every other URI stays."""
-    return uri if sqlite_file(uri) is None else _with_path(uri, absolute_place)
+    """Make the file of an sqlite tracking URI absolute; every other URI stays.
+
+    Raises:
+        UserError: the file's path would hold a ``?``, where an sqlite URI ends its path.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        return uri
+    if "?" in str(absolute(file)):
+        raise UserError(
+            f"sqlite takes no '?' in a path, and {str(absolute(file))!r} holds one: give another tracking_uri"
+        )
+    return _with_path(uri, absolute_place)
 
 
 def sqlite_file(uri: str) -> Path | None:

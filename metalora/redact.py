@@ -9,21 +9,27 @@ from urllib.parse import unquote
 HIDDEN = "***"
 SHORTEST = 8  # a shorter value of a variable would be found by chance in ordinary text
 
-# user:password@ of a URI. The password ends at the last @, for it may hold any sign; a port ends at a slash.
-_USERINFO = re.compile(
-    r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)(?P<user>[^\s:/?#@]*):(?P<password>(?!\d+/)\S*)@", re.IGNORECASE
-)
+# user:password@ of a URI. A password may hold any sign, so it ends at the last @: too much is hidden before too little.
+_USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.\-]*://)(?P<user>[^\s:/?#]*):(?P<password>\S*)@", re.IGNORECASE)
 _TOKEN = re.compile(r"(?P<scheme>\bhttps?://)[^\s:/?#@]+@", re.IGNORECASE)
-_WORDS = r"passw(?:or)?d|pwd|secret|token|credential|signature|api_?key|access_?key|account_?key|private_?key"
+_WORDS = (
+    r"passw(?:or)?d|(?<![a-z])pass(?![a-z])|pwd|secret|token|credential|signature|"
+    r"api_?key|access_?key|account_?key|private_?key"
+)
 _QUERY = re.compile(rf"(?P<name>[?&;][^\s=&;]*?(?:{_WORDS}|\bsig)[^\s=&;]*=)[^\s&;#'\"]+", re.IGNORECASE)
 _VARIABLE = re.compile(_WORDS, re.IGNORECASE)
 
 
 def redact_uri(text: str) -> str:
     """Return a text with ``***`` for the passwords and tokens in its URIs."""
-    text = _USERINFO.sub(rf"\g<scheme>\g<user>:{HIDDEN}@", text)
+    text = _USERINFO.sub(_hide, text)
     text = _TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text)
     return _QUERY.sub(rf"\g<name>{HIDDEN}", text)
+
+
+def _hide(found: re.Match[str]) -> str:
+    """Hide a password; where there is none, what stands for the user is a token."""
+    return f"{found['scheme']}{found['user'] if found['password'] else HIDDEN}:{HIDDEN}@"
 
 
 def redact(text: str) -> str:

@@ -30,6 +30,7 @@ METRICS_PER_CALL = 1000
 MIGRATION_SECONDS = 120  # that another process may take to make the tables of a new store
 LONGEST_METRIC = 250
 LONGEST_PARAM = 6000
+LONGEST_EXPERIMENT = 500
 REFUSALS = (400, 404, 413, 422)  # statuses by which a server says that asking again is useless
 CHAMPION = "champion"
 
@@ -277,12 +278,16 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
     """Make the tracker of a tracking URI ("none": a null tracker).
 
     Raises:
-        UserError: a ``file:`` store, which MLflow no longer has.
+        UserError: a ``file:`` store, which MLflow no longer has; a database in memory; a name that is none.
     """
     if uri == "none":
         return NullTracker()
     if uri.startswith("file:") or "://" not in uri:
         raise UserError(f"tracking_uri {uri!r}: wanted sqlite:///FILE, http(s)://HOST, a database URI, or none")
+    if uri.startswith("sqlite") and sqlite_file(uri) is None:
+        raise UserError(f"tracking_uri {uri!r} keeps nothing: wanted sqlite:///FILE, or none")
+    if not experiment.strip() or not experiment.isprintable() or len(experiment) > LONGEST_EXPERIMENT:
+        raise UserError(f"experiment {experiment!r}: wanted a name of 1 to {LONGEST_EXPERIMENT} printable characters")
     return MlflowTracker(uri, experiment, run_name)
 
 

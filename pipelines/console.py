@@ -1,5 +1,6 @@
 """What a person sees in the terminal while a training runs."""
 
+import io
 import math
 import os
 import sys
@@ -58,7 +59,7 @@ class Output:
 
 def terminal() -> Console:
     """Make the console that a command writes to: texts are shown as they are, for names from data are no markup."""
-    output: Any = Output(sys.stdout)
+    output: Any = Output(sys.stdout or io.StringIO())  # a command may be started with its output closed
     return Console(file=output, markup=False, emoji=False, highlight=False)
 
 

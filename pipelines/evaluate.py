@@ -23,7 +23,7 @@ from metalora.train.evaluation import ADAPTER, KNN, Evaluator
 from metalora.train.reporter import Progress, Write
 from pipelines.console import ProgressDisplay, terminal
 from pipelines.options import add_settings, make_parser, parse, resolve
-from pipelines.results import find_run, read_settings
+from pipelines.results import find_run, read_settings, writable_file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
     add_settings(parser)
     options = parse(parser, arguments)
+    file = options.report and writable_file(options.report, "--report")
     console = terminal()
     with tempfile.TemporaryDirectory() as scratch:
         folder = _fetch(options.model, resolve(options), Path(scratch))
         config = resolve(options, read_settings(folder))
         report = evaluate(config, folder, console)
-    if options.report:
-        Path(options.report).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if file:
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    return read_yaml(Path(options.config)) if options.config else {}
+    return read_yaml(Path(options.config).expanduser()) if options.config else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

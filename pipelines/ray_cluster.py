@@ -38,7 +38,7 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     try:
         # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
-    except (OSError, ValueError, RuntimeError, SystemExit) as error:
+    except (Exception, SystemExit) as error:
         where = "cannot be started on this machine" if address is None else f"cannot be joined at {address!r}"
         raise UserError(f"Ray {where}: {one_line(error)}") from None
     try:
@@ -77,19 +77,19 @@ def ask(address: str) -> None:
         UserError: it does not, or this is no address of a cluster.
     """
     name = f"Ray address {address!r}"
-    if address.startswith(("http://", "https://")):
+    if address.lower().startswith(("http://", "https://")):
         raise UserError(
             f"{name} is where `ray job submit` sends jobs; to join a cluster, its head is wanted: HOST:6379, "
             "ray://HOST:10001, or auto on one of its nodes"
         )
-    place = _head() if address == "auto" else address.removeprefix("ray://")
+    place = _head() if address == "auto" else address.removeprefix("ray://").rpartition("@")[2]
     host, _, port = place.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or "/" in host:
         raise UserError(f"{name}: wanted HOST:PORT, ray://HOST:PORT, auto, or local for a Ray of one's own")
     try:
         with closing(socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)):
             pass
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: no name of a host
         raise UserError(f"{name}: no Ray cluster answers at {place}: {one_line(error)}") from None
     if not _speaks(place):
         raise UserError(f"{name}: what answers at {place} is no head of a Ray cluster")

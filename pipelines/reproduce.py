@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 from ray import tune
 from rich.console import Console
 
 from metalora.adapters.formats import build_format
-from metalora.config import Config
+from metalora.config import Config, to_dict
 from metalora.errors import UserError
 from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
+from metalora.redact import redact_settings
 from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
 from metalora.train.evaluation import KNN
 from pipelines.campaign import CAMPAIGN, TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
 from pipelines.claim import named_run
 from pipelines.console import terminal
-from pipelines.options import add_section, add_settings, given, make_parser, parse, resolve, settings_of
+from pipelines.options import add_section, add_settings, given, make_parser, parse, plain, resolve, settings_of
 from pipelines.ray_cluster import Open, lasting_cluster
-from pipelines.results import only_shows
+from pipelines.results import continued, find_run, only_shows, read_settings
 from pipelines.spaces import Space
 from pipelines.tune import best_point, run_campaign
 
-TABLE, PICTURE, SCORES = "table1.md", "table1.png", "table1.json"
+TABLE, PICTURE, SCORES, PLAN = "table1.md", "table1.png", "table1.json", "table.yaml"
 HIGHEST_SEED = 1000  # fresh seeds begin beyond those that were tuned with
 
 
@@ -71,11 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("format", "rank", "lr", "backbone", "seed"):
         if hasattr(options, name):
             raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
-    table: TableConfig = settings_of(TableConfig, given(TableConfig, options), "table")
+    base: dict[str, Any] = {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}}
+    before: dict[str, Any] = {}
     if options.resume:
-        options.run_name = options.resume
-    config = resolve(options, {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}})
-    with named_run(config, bool(options.resume), "table1") as (config, folder):
+        earlier = find_run(options.resume, Path(resolve(options, base).cluster.output), PLAN, "table")
+        recorded = read_settings(earlier, PLAN)
+        before, base = recorded["table"], continued(earlier, recorded["config"])
+    table: TableConfig = settings_of(TableConfig, {**before, **given(TableConfig, options)}, "table")
+    with named_run(resolve(options, base), bool(options.resume), "table1") as (config, folder):
+        plan = {"table": plain(table), "config": redact_settings(to_dict(config))}
+        with atomic_file(folder / PLAN) as file:
+            file.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
         reproduce(table, config, folder, terminal())
 
 

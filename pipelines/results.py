@@ -63,9 +63,11 @@ def read_run_note(folder: Path) -> tuple[str | None, str]:
 
 
 def tracked_id(folder: Path, tracking_uri: str) -> str | None:
-    """Return the id of the run of a store that a folder is, if it is one."""
+    """Return the id of the run of a store that a folder is, if it is one; a copy of a folder is not."""
     run_id, uri = read_run_note(folder)
-    return run_id if uri == redact_uri(tracking_uri) else None
+    original = Path(_note(folder).get("folder") or folder)
+    copied = original != folder and read_run_note(original)[0] == run_id
+    return run_id if uri == redact_uri(tracking_uri) and not copied else None
 
 
 def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> Path:
@@ -80,11 +82,25 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
     Raises:
         UserError: there is none; those that are in ``output`` are named.
     """
-    for folder in (output / name, absolute(name)):
+    for folder in (absolute(output / name), absolute(name)):
         if (folder / file).is_file():
-            return Path(os.path.normpath(folder))
+            return folder
     names = sorted(path.parent.name for path in output.glob(f"*/{file}")) if output.is_dir() else []
     raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
+
+
+def writable_file(path: str, option: str) -> Path:
+    """Return the absolute path of a file that a command is to write in the end.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    file = absolute(path)
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"{option} {path!r} cannot be written: {error.strerror}") from None
+    return file
 
 
 def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:

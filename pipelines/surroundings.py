@@ -21,13 +21,14 @@ def usable_surroundings() -> Iterator[None]:
 
 @contextmanager
 def _short_temporary_folder() -> Iterator[None]:
-    """Let ``TMPDIR`` be reached by a short link, if its path is too long for Ray's and multiprocessing's sockets.
+    """Let ``TMPDIR`` be reached by a short link, if it is relative or too long for Ray's and multiprocessing's sockets.
 
     Where no such link can be made, all stays as it is.
     """
     given = os.environ.get("TMPDIR", "")
     root = next((root for root in ROOTS if os.access(root, os.W_OK)), None)
-    if len(os.fsencode(given)) <= LONGEST or not Path(given).is_dir() or root is None:
+    fits = len(os.fsencode(given)) <= LONGEST and Path(given).is_absolute()
+    if fits or not given or not Path(given).is_dir() or root is None:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="ml-", dir=root) as folder:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,15 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
     if resume:
         plan.check_same(folder)
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
-    if resume and points is not None and _is_complete(read_trials(folder), len(points) * plan.campaign.seeds):
-        return
-    with open_cluster(config.cluster):
-        runner = CampaignRunner(plan, folder, prepared, points, console)
+    complete = resume and points is not None
+    complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.seeds)
+    with nullcontext() if complete else open_cluster(config.cluster):
+        runner = None if complete else CampaignRunner(plan, folder, prepared, points, console)
         parent = _start_tracking(tracker, plan, folder)
         status = "FAILED"
         try:
-            runner.run(parent)
+            if runner is not None:
+                runner.run(parent)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"

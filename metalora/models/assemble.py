@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -308,7 +308,30 @@ def adapt(
         labels=tuple(labels),
         feature_size=_width(copy_shared(backbone), size, "the backbone") if labels else 0,
     )
-    return assemble(backbone, spec, extractor)
+    model = assemble(backbone, spec, extractor)
+    _check_reached(model, size)
+    return model
+
+
+@torch.no_grad()
+def _check_reached(model: MetaLoRAModel, size: tuple[int, int, int]) -> None:
+    """Refuse adapters that the network passes by, as it does where a list of its own holds the layer too.
+
+    Raises:
+        UserError: a layer's adapter is never run.
+    """
+    missed = set(model.layers)
+    mode = model.training
+    with ExitStack() as hooks:
+        for name, layer in model.layers.items():
+            hooks.callback(layer.down.register_forward_pre_hook(lambda *_, name=name: missed.discard(name)).remove)
+        model.eval()(empty_images(model.network.backbone, size))
+    model.train(mode)
+    if missed:
+        raise UserError(
+            f"module {min(missed)!r} cannot be adapted: the network holds it in a plain list, dict or the like too and "
+            "calls it from there, past the adapter (nn.ModuleList and nn.ModuleDict will do)"
+        )
 
 
 def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None = None) -> MetaLoRAModel:

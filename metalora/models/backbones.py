@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metalora.errors import UserError
 from metalora.models.preprocessing import Preprocessing
 from metalora.models.resnet_cifar import ResNetCifar
-from metalora.places import WEIGHT_FILES
+from metalora.places import WEIGHT_FILES, is_weight_file
 from metalora.registry import nearest
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def build_backbone(
             f"(accepted: {', '.join(EMBEDDED)}, torchvision/NAME, timm/NAME)"
         )
     asked = weights
-    if Path(weights).suffix in WEIGHT_FILES:
+    if is_weight_file(weights):
         file, asked = file or weights, "none"
     file = None if file is None else Path(file).expanduser()
     tensors = _read_file(file) if file else None
@@ -344,7 +344,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"no weights file {str(file)!r}")
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             tensors: Any = load_file(file)

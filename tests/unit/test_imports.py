@@ -29,7 +29,7 @@ GROUND = {  # unit: the ground it may stand on
     "errors": [],
     "version": [],
     "files": ["errors", "places"],
-    "places": ["redact"],
+    "places": ["errors", "redact"],
     "redact": [],
     "registry": ["errors"],
     "config": ["errors", "registry", "places", "redact"],

@@ -259,3 +259,23 @@ def test_networks_that_have_a_tensor_under_several_names(tmp_path: Path) -> None
     state = backbone.net.state_dict()
     assert len({tensor.data_ptr() for tensor in state.values()}) < len(state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.net.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
+@pytest.mark.parametrize("format", ["lora", "tr"])
+def test_a_layer_that_is_called_from_a_plain_list_is_refused(kind, format):
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.c1, self.c2 = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+            layers = [self.stem, self.c1, self.c2]
+            self.stages = {"list": layers, "tuple": tuple(layers), "dict": dict(enumerate(layers))}[kind]
+
+        def forward(self, x):
+            for layer in self.stages.values() if kind == "dict" else self.stages:
+                x = layer(x)
+            return x.mean((2, 3))
+
+    with pytest.raises(UserError, match=r"module 'c1' cannot be adapted: the network holds it in a plain list"):
+        metalora.adapt(Held(), format=format, rank=1, input_size=(3, 16, 16))
