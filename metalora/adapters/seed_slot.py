@@ -45,10 +45,9 @@ class _Again(NamedTuple):
 class _Thread(threading.local):
     """What a thread runs: a call, or layers of a call again within a backward pass."""
 
-    call = Call()
-    again = _Again()
-
     def __init__(self) -> None:
+        self.call = Call()  # in each thread's own dictionary from the start, which torch.compile looks at
+        self.again = _Again()
         self.key = object()  # it is the thread's as long as anything refers to it: a number is given again
 
 

@@ -28,8 +28,8 @@ from pipelines.bench.training import (
 SIZES = {
     "repeats": Size("trainings of each kind, in turn", 1, 3),
     "images": Size("photographs to train on, where they are the data", 600, 8000),
-    "steps": Size("optimizer steps of a training, at least", 80, 200),
-    "threads": Size("CPU threads of a training", os.cpu_count() or 1, os.cpu_count() or 1),
+    "steps": Size("optimizer steps of a training, at least", 24, 200),
+    "threads": Size("CPU threads of a training", 1, os.cpu_count() or 1),
 }
 FEWEST_STEPS = 12  # the loop reports at the tenth and at the last
 KINDS = {"bare": 0, "Ray Train": 1}  # workers
