@@ -147,6 +147,46 @@ def test_a_training_leaves_a_run_that_can_be_gone_on_with(settings, refused, cap
     )
 
 
+def test_a_moved_and_renamed_project_goes_on(settings, tmp_path, monkeypatch, capsys):
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    main(settings("--run-name", "mine", "--format", "cp", "--tracking-uri", "sqlite:///m.db", "--no-log-model"))
+    metrics = (tmp_path / "old/runs/mine/metrics.jsonl").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    Path("new/runs/mine").rename("new/runs/yours")
+    capsys.readouterr()
+    main(["train", "--resume", "new/runs/yours"])
+    main(["evaluate", "--model", "new/runs/yours", "--report", "again.json"])
+    main(["seeds", "yours", "--output", "new/runs"])
+    assert f"sqlite:///{tmp_path}/new/m.db" in capsys.readouterr().out
+    assert (tmp_path / "new/runs/yours/metrics.jsonl").read_text() == metrics
+    report = json.loads(Path("new/runs/yours/knn.json").read_text())
+    assert json.loads(Path("again.json").read_text())["adapted"] == report["adapted"]
+
+
+def test_a_password_is_nowhere_to_be_seen(settings, refused, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:topsecret@127.0.0.1:1")
+    monkeypatch.setattr("metalora.tracking.TIMEOUT_SECONDS", 1)
+    assert "topsecret" not in refused(settings("--tracking-uri", "default"))
+    main([*settings("--tracking-uri", "default"), "--print-config"])
+    main(
+        [
+            *settings("--tracking-uri", "http://bob:topsecret@h", "--storage-path", "s3://K:topsecret@b"),
+            "--print-config",
+        ]
+    )
+    captured = capsys.readouterr()
+    assert "topsecret" not in captured.out + captured.err
+    assert "s3://K:***@b" in captured.out
+
+
+def test_a_closed_output_loses_no_training(settings, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    main(settings("--run-name", "mine"))
+    assert Path("runs/mine/knn.json").is_file()
+
+
 def test_a_tracker_lost_at_the_end_does_not_hide_the_results(settings, capsys, monkeypatch, tmp_path):
     def away(*arguments, **more):
         raise ConnectionError("the server is away")
