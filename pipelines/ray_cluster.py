@@ -14,6 +14,7 @@ from metalora.config import ClusterConfig
 from metalora.errors import UserError, one_line
 
 ANSWER_SECONDS = 5.0
+HIGHEST_PORT = 65535  # the system takes a higher one for another, lower one
 LOCAL = ("", "local")
 
 Open = Callable[[ClusterConfig], AbstractContextManager[None]]
@@ -84,12 +85,12 @@ def ask(address: str) -> None:
         )
     place = _head() if address == "auto" else address.removeprefix("ray://").rpartition("@")[2]
     host, _, port = place.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) <= HIGHEST_PORT:
         raise UserError(f"{name}: wanted HOST:PORT, ray://HOST:PORT, auto, or local for a Ray of one's own")
     try:
         with closing(socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)):
             pass
-    except (OSError, OverflowError, ValueError) as error:  # ValueError: no name of a host
+    except (OSError, ValueError) as error:  # ValueError: no name of a host
         raise UserError(f"{name}: no Ray cluster answers at {place}: {one_line(error)}") from None
     if not _speaks(place):
         raise UserError(f"{name}: what answers at {place} is no head of a Ray cluster")

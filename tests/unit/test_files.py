@@ -118,10 +118,9 @@ def test_the_cache_of_a_user_without_a_home_is_among_the_temporary_files(tmp_pat
 
         monkeypatch.setattr(Path, "home", nowhere)
     else:
-        monkeypatch.setenv("HOME", "/")
-        monkeypatch.setattr(
-            "os.access", lambda path, mode: not Path(path).is_relative_to("/") or len(Path(path).parts) > 1
-        )
+        (tmp_path / "closed").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path / "closed" / "home"))
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "closed")
     assert cache_dir("data") == tmp_path / f"metalora-{os.getuid()}" / "data"
 
 

@@ -27,7 +27,8 @@ from pipelines import ray_cluster
         ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: .*refused"),
         ("ray://127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: .*refused"),
         ("[::1]:1", r"no Ray cluster answers at \[::1\]:1"),
-        ("127.0.0.1:99999", "no Ray cluster answers at 127.0.0.1:99999"),
+        ("127.0.0.1:99999", "wanted HOST:PORT"),
+        ("127.0.0.1:0", "wanted HOST:PORT"),
         ("no-such-host.invalid:6379", "no Ray cluster answers at no-such-host.invalid:6379"),
     ],
 )
