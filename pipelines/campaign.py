@@ -116,8 +116,10 @@ def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must stay as it was, flat."""
     flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in (*BUDGET, "space")}
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
+    defaults = to_dict(Config())
     for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
-        flat |= {f"{section}.{name}": movable(value) for name, value in plan["config"][section].items()}
+        settings = {**defaults[section], **plan["config"][section]}  # what older code did not know had its default
+        flat |= {f"{section}.{name}": movable(value) for name, value in settings.items()}
     del flat["data.data"]  # the fingerprint tells
     return flat
 

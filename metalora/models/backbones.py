@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
 from metalora.models.preprocessing import Preprocessing
 from metalora.models.resnet_cifar import ResNetCifar
 from metalora.places import WEIGHT_FILES, is_weight_file
@@ -114,11 +114,11 @@ def build_backbone(
         raise
     except OSError as error:
         raise UserError(
-            f"the weights {weights!r} of backbone {name!r} could not be fetched ({_one_line(error)}): "
+            f"the weights {weights!r} of backbone {name!r} could not be fetched ({one_line(error)}): "
             f"give the path of a local file ({', '.join(WEIGHT_FILES)}), or 'none' for random weights"
         ) from error
     except Exception as error:  # the libraries' own, of any kind
-        raise UserError(f"backbone {name!r} cannot be built{_at(image_size)}: {_one_line(error)}") from error
+        raise UserError(f"backbone {name!r} cannot be built{_at(image_size)}: {one_line(error)}") from error
     if file and tensors is not None:
         _load(parts.net, parts.shapes, tensors, f"weights {str(file)!r} of backbone {name!r}")
     num_features = _probe(name, parts, image_size)
@@ -323,7 +323,7 @@ def _probe(name: str, parts: _Parts, image_size: int | None) -> int:
         with torch.no_grad():
             features = parts.net.eval()(torch.zeros(1, *parts.input_size))
     except Exception as error:  # as above
-        raise UserError(f"backbone {name!r} fails{_at(image_size)}: {_one_line(error)}") from error
+        raise UserError(f"backbone {name!r} fails{_at(image_size)}: {one_line(error)}") from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         met = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UserError(f"backbone {name!r} gives no feature vector per image, but {met}")
@@ -332,11 +332,6 @@ def _probe(name: str, parts: _Parts, image_size: int | None) -> int:
 
 def _at(image_size: int | None) -> str:
     return f" with images of {image_size}x{image_size}" if image_size else ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -354,7 +349,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             reason = "it is no file of tensors alone"
         else:
-            reason = _one_line(error)
+            reason = one_line(error)
         raise UserError(f"weights file {str(file)!r} cannot be read as a state dict: {reason}") from error
     if not isinstance(tensors, dict):
         raise UserError(f"weights file {str(file)!r} holds a {type(tensors).__name__}, not a state dict")

@@ -364,7 +364,8 @@ def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaL
     """
     state = read_state(folder)
     now = comparable(config)
-    changes = differences({name: movable(value) for name, value in state["settings"].items() if name in now}, now)
+    known = {name: movable(value) for name, value in state["settings"].items() if name in now}
+    changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
     if state["data"] != table.fingerprint:
         changes.append("the data are others")
     if state.get("networks", networks(model)) != networks(model):
