@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from metalora.tracking import TIMEOUT_SECONDS, MlflowTracker
 from pipelines.cli import main
@@ -163,6 +164,18 @@ def test_a_moved_and_renamed_project_goes_on(settings, tmp_path, monkeypatch, ca
     assert (tmp_path / "new/runs/yours/metrics.jsonl").read_text() == metrics
     report = json.loads(Path("new/runs/yours/knn.json").read_text())
     assert json.loads(Path("again.json").read_text())["adapted"] == report["adapted"]
+
+
+def test_a_run_of_older_code_goes_on_and_its_unknown_settings_had_their_defaults(settings, refused):
+    main(settings("--run-name", "mine"))
+    (state_file,) = Path("runs/mine").glob("checkpoint_*/state.pt")
+    state = torch.load(state_file, weights_only=True)
+    del state["settings"]["data.max_pixels"], state["networks"]
+    torch.save(state, state_file)
+    main(["train", "--resume", "mine"])
+    assert refused(["train", "--resume", "mine", "--max-pixels", "100"]).startswith(
+        "mine cannot be resumed, its settings changed: data.max_pixels was 67108864, is 100"
+    )
 
 
 def test_a_password_is_nowhere_to_be_seen(settings, refused, capsys, monkeypatch):
