@@ -63,7 +63,7 @@ def _is_parquet(path: Path) -> bool:
     except OSError as error:
         raise UserError(f"cannot read data {str(path)!r}: {error.strerror}") from None
     met = "is not a .parquet file" if path.exists() else "does not exist"
-    raise UserError(f"data {str(path)!r} {met}{nearest(str(path), ['embedded'])}; {_WANTED}")
+    raise UserError(f"data {str(path)!r} {met}{nearest(path.name, ['embedded'])}; {_WANTED}")
 
 
 def _first_is_parquet(folder: Path) -> bool:

@@ -26,6 +26,7 @@ print(table.fingerprint, len(table.read(9999)))
             r"data '.*/no/such/place' does not exist; wanted: embedded, a folder root/domain/class/",
         ),
         ("embeded", r"data '.*/embeded' does not exist, did you mean 'embedded'\?; wanted"),
+        ("/a/very/long/place/of/many/letters/embeded", r"embeded' does not exist, did you mean 'embedded'\?"),
     ],
 )
 def test_a_source_that_is_not_there(data, message):
