@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
 from metalora.places import absolute_data, absolute_place, absolute_tracking, absolute_weights
+from metalora.reading import describe_error, short
 from metalora.redact import redact_settings
 from metalora.registry import nearest
 
@@ -325,25 +326,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for section, settings in values.items():
         if section not in SECTIONS:
             hint = f", it belongs in section {known[section]!r}" if section in known else nearest(section, SECTIONS)
-            raise UserError(f"unknown section {section!r}{hint} (sections: {', '.join(SECTIONS)})")
+            raise UserError(f"unknown section {short(section)}{hint} (sections: {', '.join(SECTIONS)})")
         if not isinstance(settings, Mapping):
-            raise UserError(f"section {section!r} must hold settings, got {settings!r}")
+            raise UserError(f"section {section!r} must hold settings, got {short(settings)}")
         names = [field.name for field in dataclasses.fields(SECTIONS[section])]
         for name in settings:
             if name not in names:
                 hint = f", it belongs in section {known[name]!r}" if name in known else nearest(name, known)
-                raise UserError(f"unknown setting {section}.{name}{hint}")
+                raise UserError(f"unknown setting {section}.{name[:80]}{hint}")
     try:
         return TypeAdapter(Config).validate_python(dict(values))
     except ValidationError as error:
         raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
-
-
-def describe_error(error: Any) -> str:
-    """Say in one line what pydantic found."""
-    message = error["msg"].removeprefix("Value error, ")
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{place} = {error['input']!r}: {message[0].lower()}{message[1:]}" if place else message
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """The one exception a user's mistake becomes, and errors in one line."""
 
+LONGEST = 4000
+
 
 class UserError(ValueError):
     """Something the user can mend: bad setting, bad data, a resource that is not there.
 
     The message is one line that names the thing, what was met and what is accepted. The command line
-    prints it without a traceback and exits with status 2.
+    prints it without a traceback and exits with status 2. Of a longer one, `LONGEST` characters are kept.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:

@@ -1,10 +1,12 @@
-"""Atomic writes and the cache folder."""
+"""Atomic writes, sealed folders and the cache."""
 
 import errno
+import hashlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from metalora.errors import UserError
 from metalora.places import absolute
 
 ATTEMPTS = 20  # to put a folder in its place
+SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+
+_log = logging.getLogger(__name__)
 
 
 def cache_path(kind: str) -> Path:
@@ -33,6 +38,60 @@ def cache_dir(kind: str) -> Path:
         reason = f"{error.strerror}; METALORA_CACHE says where"
         raise UserError(f"the cache folder {folder} cannot be made ({reason})") from None
     return folder
+
+
+def cached(folder: Path, make: Callable[[Path], None], sealed: Iterable[str] | None = None) -> Path:
+    """Return a folder of the cache, made if it is not there, and made anew if it is damaged.
+
+    Args:
+        folder: The folder.
+        make: Writes its files into the folder it is given.
+        sealed: The files that are checked each time; default: all. For others, ``make`` has checks of its own.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    reason = damage(folder) if folder.exists() else None
+    if reason is None and (folder / SUMS).is_file():
+        return folder
+    if reason is not None:
+        _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
+    with atomic_folder(folder) as temporary:
+        make(temporary)
+        seal(temporary, sealed)
+    return folder
+
+
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the SHA-256 of a folder's files (default: of all), for `damage` to compare."""
+    if names is None:
+        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a folder that was sealed; None if nothing, or if it was not."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        pairs = [line.split("  ", 1) for line in lines]
+        for digest, name in pairs:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                return f"{SUMS} names a file outside"
+            if sha256(folder / name) != digest:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        return None if name == SUMS else f"{name} is missing"
+    except (OSError, ValueError):
+        return f"{SUMS} cannot be read"
+    return None
+
+
+def sha256(file: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _own_cache() -> Path:

@@ -7,10 +7,13 @@ from typing import Generic, TypeVar
 from metalora.errors import UserError
 
 T = TypeVar("T")
+LONGEST = 300
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"``, or an empty string when nothing is near."""
+    if len(name) > LONGEST:  # no misspelling, and it would take long
+        return ""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -13,9 +13,10 @@ from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.places import movable
+from metalora.reading import read_yaml
 from metalora.redact import redact
 from metalora.train.loop import differences
-from pipelines.options import plain, read_yaml
+from pipelines.options import plain
 from pipelines.search import Suggestion
 from pipelines.spaces import Space, sections_of
 

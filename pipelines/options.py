@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from metalora.config import SECTIONS, Config, describe_error, from_dict
+from metalora.config import SECTIONS, Config, from_dict
 from metalora.errors import UserError
+from metalora.reading import describe_error, read_yaml
 from metalora.registry import nearest
 
 
@@ -130,24 +130,6 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     return read_yaml(Path(options.config).expanduser()) if options.config else {}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections.
-
-    Raises:
-        UserError: missing, unreadable, no YAML, or no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise UserError(f"config file {str(path)!r} cannot be read: {reason}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"config file {str(path)!r} must hold sections with settings, got {type(content).__name__}")
-    return content
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from metalora.errors import UserError
 from metalora.evaluate.significance import compare, sentence
 from metalora.files import atomic_folder
 from metalora.places import absolute
+from metalora.reading import read_yaml
 from metalora.report.campaign import Campaign, Trial, is_accuracy, metric_label
 from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
 from metalora.report.campaign_tables import (
@@ -31,7 +32,7 @@ from metalora.report.importance import MIN_POINTS, importances
 from metalora.report.parallel_plot import plot_parallel
 from pipelines.console import terminal
 from pipelines.listener import read_metrics
-from pipelines.options import make_parser, read_yaml
+from pipelines.options import make_parser
 from pipelines.results import CONFIG, METRICS, find_run
 
 CAMPAIGN, TRIAL = "campaign.yaml", "trial.json"  # `pipelines.campaign` has them too, but imports Ray

@@ -17,12 +17,12 @@ from metalora.evaluate.seeds import read_seeds
 from metalora.files import atomic_file
 from metalora.models.backbones import Backbone
 from metalora.places import absolute, moved
+from metalora.reading import read_yaml
 from metalora.redact import redact_uri
 from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
-from pipelines.options import read_yaml
 
 CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 

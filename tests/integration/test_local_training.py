@@ -180,7 +180,7 @@ def _stop_after(folder: Path, tree: Path, name: str, checkpoint: str) -> None:
 def _backbone_of(run: Path) -> metalora.Backbone:
     """Rebuild the random backbone of a run: the trainer seeds it, so its hash is the one in the adapter."""
     from metalora.build import build_networks
-    from pipelines.options import read_yaml
+    from metalora.reading import read_yaml
 
     return build_networks(from_dict(read_yaml(run / "config.yaml")), print)[0]
 

@@ -28,15 +28,17 @@ ALLOWED = {
 GROUND = {  # unit: the ground it may stand on
     "errors": [],
     "version": [],
+    "limits": ["errors"],
+    "reading": ["errors", "limits"],
     "files": ["errors", "places"],
     "places": ["errors", "redact"],
     "redact": [],
     "registry": ["errors"],
-    "config": ["errors", "registry", "places", "redact"],
+    "config": ["errors", "registry", "places", "reading", "redact"],
     "report": ["config", "errors", "files"],
     "tracking": ["config", "errors", "files", "places", "redact"],
 }
-ANY_GROUND = ["config", "registry", "errors", "files", "places", "redact", "version"]
+ANY_GROUND = ["config", "registry", "errors", "files", "limits", "places", "reading", "redact", "version"]
 OUTSIDE = {
     "mlflow": {"tracking", "mlflow_model"},
     "ray": set(),

@@ -1,0 +1,73 @@
+"""How much is taken from a file that may come from a stranger: every limit, in one place.
+
+A limit is checked before anything of that size is allocated. ``METALORA_LIMITS`` sets others, by name:
+``METALORA_LIMITS="image_bytes=2e9 text_bytes=1e8"``. How many pixels an image may have is a setting of its own,
+``max_pixels``, since it decides what a training sees.
+"""
+
+import dataclasses
+import functools
+import os
+from dataclasses import dataclass
+
+from metalora.errors import UserError
+
+VARIABLE = "METALORA_LIMITS"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on what is read.
+
+    Attributes:
+        yaml_bytes: A YAML file, and what it says when its aliases are written out.
+        text_bytes: A JSON file, or a line of one that has many.
+        nesting: Levels of lists and mappings within one another, in YAML and JSON.
+        values: Single values of a YAML file or of a checkpoint's plain part, aliases written out.
+        image_bytes: An encoded image.
+        request_bytes: All images of one request to a served model, encoded.
+        request_images: Their number.
+        rows_bytes: Rows of a Parquet file that are held in memory at a time; one row at least.
+        width: Features, channels, labels, branches or seeds of an adapter, and the width of its mapping net.
+        depth: Layers of a mapping net.
+        pattern_seconds: A regular expression among ``target_modules`` and the like, over all names.
+    """
+
+    yaml_bytes: int = 2**20
+    text_bytes: int = 2**26
+    nesting: int = 64
+    values: int = 100_000
+    image_bytes: int = 2**28
+    request_bytes: int = 2**28
+    request_images: int = 4096
+    rows_bytes: int = 2**28
+    width: int = 2**20
+    depth: int = 256
+    pattern_seconds: float = 1.0
+
+
+def limits() -> Limits:
+    """Return the limits in force.
+
+    Raises:
+        UserError: ``METALORA_LIMITS`` has an unknown name, or what is no positive number.
+    """
+    return _read(os.environ.get(VARIABLE, ""))
+
+
+@functools.cache
+def _read(text: str) -> Limits:
+    known = {field.name: field.type for field in dataclasses.fields(Limits)}
+    changes: dict[str, int | float] = {}
+    for pair in text.replace(",", " ").split():
+        name, _, number = pair.partition("=")
+        if name not in known:
+            raise UserError(f"{VARIABLE}: unknown limit {name!r} (limits: {', '.join(known)})")
+        try:
+            value = float(number)
+            changes[name] = int(value) if known[name] is int else value
+        except (ValueError, OverflowError):
+            value = 0
+        if not value > 0:
+            raise UserError(f"{VARIABLE}: {name} must be a positive number, got {number!r}")
+    return Limits(**changes)  # type: ignore[arg-type]

@@ -1,0 +1,218 @@
+"""The gate through which files come in, a stranger's too: what is wrong with one becomes one line that names it.
+
+YAML and JSON are read here, within `metalora.limits`, into plain values: mappings with string keys, each key once,
+lists, strings, numbers, booleans, null.
+"""
+
+import json
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from metalora.errors import UserError, one_line
+from metalora.limits import limits
+
+T = TypeVar("T")
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+
+def short(value: object) -> str:
+    """Return a value as an error message quotes it: its ``repr``, cut to about a line."""
+    try:
+        text = _repr.repr(value)
+    except Exception:  # an integer of more digits than Python writes, or whatever its class does
+        text = type(value).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+@contextmanager
+def gate(what: str) -> Iterator[None]:
+    """Turn whatever the reading of a file raises into one line.
+
+    Args:
+        what: The file, as the message begins: ``"adapter PATH"``.
+
+    Raises:
+        UserError: the block failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # parsers raise nearly anything: recursion, memory, overflow, keys that are missing
+        raise UserError(f"{what} cannot be read: {_reason(error)}") from error
+
+
+def read_bytes(file: Path, most: int, what: str) -> bytes:
+    """Read a whole file.
+
+    Args:
+        file: The file.
+        most: The most bytes that are read.
+        what: What error messages call it.
+
+    Raises:
+        UserError: it cannot be read, is no plain file, or is larger.
+    """
+    with gate(what):
+        if file.exists() and not file.is_file():  # a pipe or a device would be waited for
+            raise ValueError("it is no file")
+        with file.open("rb") as stream:
+            data = stream.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"it has more than {most} bytes")
+    return data
+
+
+def read_json(file: Path, what: str, form: type[T] | Any = dict[str, Any]) -> T:
+    """Read a JSON file.
+
+    Args:
+        file: The file.
+        what: What error messages call it.
+        form: The type its value must have.
+
+    Raises:
+        UserError: it cannot be read, is no JSON, has a key twice or a number that is none, or another form.
+    """
+    value: T = parse_json(read_bytes(file, limits().text_bytes, what), what, form)
+    return value
+
+
+def parse_json(data: bytes, what: str, form: type[T] | Any = dict[str, Any]) -> T:
+    """Read the bytes of a JSON file; see `read_json`."""
+    with gate(what):
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+    checked: T = check_form(value, form, what)
+    return checked
+
+
+def check_form(value: object, form: type[T] | Any, what: str) -> T:
+    """Return a value as one of a type.
+
+    Raises:
+        UserError: it is none; the place in it is named.
+    """
+    with gate(what):
+        checked: T = TypeAdapter(form).validate_python(value)
+    return checked
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, which holds a mapping or nothing.
+
+    Dates stay strings. Tags are those of strings, numbers, booleans and null alone.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, larger or deeper than `limits` allow when its aliases are written out,
+            has a key twice or one that is no string, or holds no mapping.
+    """
+    what, most = f"config file {str(file)!r}", limits().yaml_bytes
+    text = read_bytes(file, most, what)
+    with gate(what):
+        content = text.decode("utf-8-sig")
+        _measure(content, most)
+        value = yaml.load(content, _Loader)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{what} must hold sections with settings, got {short(value)}")
+    return value
+
+
+def describe_error(error: Any) -> str:
+    """Say in one line what pydantic found."""
+    message = error["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part)[:80] for part in error["loc"])
+    return f"{place} = {short(error['input'])}: {message[0].lower()}{message[1:]}" if place else message
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False)
+        more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+        return f"{describe_error(found[0])}{more}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {short(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _measure(content: str, most: int) -> None:
+    """Check depth and size of a YAML text with its aliases written out, before anything is made of it."""
+    sizes: dict[str, tuple[int, int]] = {}  # of what each anchor names: values, and characters
+    open_: list[tuple[str | None, int, int]] = []
+    count = characters = 0
+    for event in yaml.parse(content, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"{_line(event)}: alias {short(event.anchor)} within what it names")
+            count, characters = count + sizes[event.anchor][0], characters + sizes[event.anchor][1]
+        elif isinstance(event, yaml.ScalarEvent):
+            count, characters = count + 1, characters + len(event.value)
+            if event.anchor:
+                sizes[event.anchor] = (1, len(event.value))
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, count, characters))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before, characters_before = open_.pop()
+            if anchor:
+                sizes[anchor] = (count - before, characters - characters_before)
+        place = _line(event)
+        if len(open_) > limits().nesting:
+            raise ValueError(f"{place}: nested in more than {limits().nesting} levels")
+        if count > limits().values or characters > most:
+            raise ValueError(f"{place}: with its aliases written out it is too long")
+
+
+def _line(met: Any) -> str:
+    return f"line {met.start_mark.line + 1}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of settings: what is not a number, a boolean or null is a string; keys are strings, each there once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            place = _line(key)
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise ValueError(f"{place}: key {short(key.value)} is no string (quote it)")
+            if key.value in seen:
+                raise ValueError(f"{place}: {short(key.value)} is set twice")
+            seen.add(key.value)
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PLAIN = ("str", "int", "float", "bool", "null", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN
+}
