@@ -128,8 +128,8 @@ def test_a_wrong_line_is_refused(resolved, line, message):
         ("train: 3", "section 'train' must hold settings, got 3"),
         ("train: {epochs: many}", "train.epochs = 'many': input should be a valid integer"),
         ("train: [", "cannot be read: while parsing"),
-        ("- a\n- b\n", "must hold sections with settings, got list"),
-        ("3", "must hold sections with settings, got int"),
+        ("- a\n- b\n", "must hold sections with settings, got ['a', 'b']"),
+        ("3", "must hold sections with settings, got 3"),
     ],
 )
 def test_a_wrong_file_is_refused(resolved, text, message):
