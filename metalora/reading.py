@@ -62,8 +62,8 @@ def read_bytes(file: Path, most: int, what: str) -> bytes:
         UserError: it cannot be read, is no plain file, or is larger.
     """
     with gate(what):
-        if file.exists() and not file.is_file():  # a pipe or a device would be waited for
-            raise ValueError("it is no file")
+        if file.exists() and not (file.is_file() or file.is_dir()):  # reading waits for what comes, perhaps for ever
+            raise ValueError("it is a pipe or a device")
         with file.open("rb") as stream:
             data = stream.read(most + 1)
         if len(data) > most:
