@@ -164,8 +164,8 @@ class MetaLoRAModel(nn.Module):
             state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
         return state
 
-    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors of `adapter_state`.
+    def check_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Check that `load_adapter_state` can take tensors.
 
         Raises:
             UserError: a tensor is missing, extra, or of another shape or type.
@@ -177,8 +177,12 @@ class MetaLoRAModel(nn.Module):
             if name not in own:
                 raise UserError(f"tensor {short(name)} is not part of this model")
             check_like(state[name], own[name], name)
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `adapter_state`; see `check_adapter_state` for what is refused."""
+        self.check_adapter_state(state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in self.adapter_state().items():
                 tensor.copy_(state[name])
 
     def count_parameters(self) -> tuple[int, int]:
