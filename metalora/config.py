@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
 from metalora.places import absolute_data, absolute_place, absolute_tracking, absolute_weights
-from metalora.reading import describe_error, short
-from metalora.redact import redact_settings
+from metalora.reading import check_form, describe_error, short
+from metalora.redact import is_redacted, redact_settings
 from metalora.registry import nearest
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -338,6 +338,26 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         return TypeAdapter(Config).validate_python(dict(values))
     except ValidationError as error:
         raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
+
+
+def check_file(values: Mapping[str, Any], what: str) -> None:
+    """Check the settings of a file each by itself, so that an error names the file; `from_dict` checks the rest.
+
+    Args:
+        values: ``{section: {setting: value}}``. Unknown ones are left to `from_dict`, and those that were recorded
+            without their secrets, since they must be given anew.
+        what: What error messages call the file.
+
+    Raises:
+        UserError: a value that is not accepted.
+    """
+    for section, kind in SECTIONS.items():
+        settings = values.get(section)
+        if isinstance(settings, Mapping):
+            names = {field.name for field in dataclasses.fields(kind)}
+            known = {n: v for n, v in settings.items() if n in names and not (isinstance(v, str) and is_redacted(v))}
+            form: Any = dict[str, kind]  # type: ignore[valid-type]
+            check_form({section: known}, form, what)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from metalora.errors import UserError
+from metalora.limits import limits
 from metalora.places import absolute
+from metalora.reading import check_plain, read_bytes
 
 ATTEMPTS = 20  # to put a folder in its place
 SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
@@ -51,10 +53,10 @@ def cached(folder: Path, make: Callable[[Path], None], sealed: Iterable[str] | N
     Raises:
         UserError: it cannot be written.
     """
-    reason = damage(folder) if folder.exists() else None
-    if reason is None and (folder / SUMS).is_file():
-        return folder
-    if reason is not None:
+    if folder.exists():
+        reason = damage(folder) if (folder / SUMS).exists() else f"{SUMS} is missing"
+        if reason is None:
+            return folder
         _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
     with atomic_folder(folder) as temporary:
         make(temporary)
@@ -72,24 +74,32 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with the files of a folder that was sealed; None if nothing, or if it was not."""
+    if not os.path.lexists(folder / SUMS):
+        return None
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        for digest, name in pairs:
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                return f"{SUMS} names a file outside"
+        lines = read_bytes(folder / SUMS, limits().text_bytes, SUMS).decode().splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError:
+        return f"{SUMS} cannot be read"
+    for name, digest in sums.items():
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            return f"{name} lies outside"
+        try:
             if sha256(folder / name) != digest:
                 return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        return None if name == SUMS else f"{name} is missing"
-    except (OSError, ValueError):
-        return f"{SUMS} cannot be read"
+        except (OSError, ValueError):
+            return f"{name} is missing" if not (folder / name).exists() else f"{name} cannot be read"
     return None
 
 
 def sha256(file: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal digits."""
+    """Return a file's SHA-256 in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a pipe or a device.
+    """
+    check_plain(file)
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -103,7 +113,10 @@ def _own_cache() -> Path:
         folder = Path.home() / ".cache" / "metalora"
         if os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK):
             return folder
-    return Path(tempfile.gettempdir()) / f"metalora-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"metalora-{os.getuid()}"
+    if os.path.lexists(shared) and (shared.is_symlink() or shared.stat().st_uid != os.getuid()):
+        raise UserError(f"the cache folder {shared} is another user's; METALORA_CACHE says where it shall be")
+    return shared
 
 
 @contextmanager

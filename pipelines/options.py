@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from metalora.config import SECTIONS, Config, from_dict
+from metalora.config import SECTIONS, Config, check_file, from_dict
 from metalora.errors import UserError
 from metalora.places import expanded
 from metalora.reading import describe_error, read_yaml
@@ -129,7 +129,11 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    return read_yaml(expanded(options.config)) if options.config else {}
+    if not options.config:
+        return {}
+    content = read_yaml(expanded(options.config))
+    check_file(content, f"config file {options.config!r}")
+    return content
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from metalora.adapters.formats import build_format
-from metalora.config import Config, place_settings
+from metalora.config import Config, check_file, place_settings
 from metalora.errors import UserError, one_line
 from metalora.evaluate.seeds import read_seeds
 from metalora.files import atomic_file, atomic_folder
@@ -143,6 +143,7 @@ def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
     old = Path(_note(folder).get("folder") or folder)
     what = f"config file {str(folder / file)!r}"
     sections: Sections = check_form(content if file == CONFIG else content.get("config", {}), Sections, what)
+    check_file(sections, what)
     for section, name in place_settings():
         value = sections.get(section, {}).get(name)
         if isinstance(value, str):

@@ -1,12 +1,13 @@
 import os
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 from metalora.errors import UserError
-from metalora.files import atomic_file, atomic_folder, cache_dir
+from metalora.files import SUMS, atomic_file, atomic_folder, cache_dir, cached, damage, seal, sha256
 
 
 def mode(path: Path) -> int:
@@ -142,3 +143,64 @@ def test_folders_that_are_written_at_once_are_each_whole(tmp_path):
     assert failures == []
     assert everything(tmp_path) == ["x", "x/a", "x/b", "x/c"]
     assert len({(tmp_path / "x" / name).read_text() for name in "abc"}) == 1
+
+
+def test_a_shared_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent/home")
+    monkeypatch.delenv("METALORA_CACHE", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"metalora-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="is another user's; METALORA_CACHE says where"):
+        cache_dir("data")
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+def make(folder):
+    (folder / "a").write_text("one")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "b").write_text("two")
+
+
+HARMS = {
+    "changed": lambda folder: (folder / "deep" / "b").write_text("twO"),
+    "longer": lambda folder: (folder / "a").write_text("one "),
+    "missing": lambda folder: (folder / "a").unlink(),
+    "no sums": lambda folder: (folder / SUMS).unlink(),
+    "no UTF-8": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
+    "no pairs": lambda folder: (folder / SUMS).write_text("x"),
+    "a folder": lambda folder: (folder / SUMS).unlink() or (folder / SUMS).mkdir(),
+    "outside": lambda folder: (folder / SUMS).write_text(f"{sha256(Path(__file__))}  ../../{Path(__file__)}\n"),
+    "a link": lambda folder: (folder / "a").unlink() or (folder / "a").symlink_to("/etc/passwd"),
+    "a pipe": lambda folder: (folder / "a").unlink() or os.mkfifo(folder / "a"),
+    "sums a pipe": lambda folder: (folder / SUMS).unlink() or os.mkfifo(folder / SUMS),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_damaged_folder_of_the_cache_is_made_anew_and_said(tmp_path, caplog, harm):
+    folder = cached(tmp_path / "kept", make)
+    made = folder.stat().st_ino
+    assert cached(tmp_path / "kept", make).stat().st_ino == made
+    assert damage(folder) is None
+    harm(folder)
+    caplog.clear()
+    assert cached(tmp_path / "kept", make).stat().st_ino != made
+    assert damage(folder) is None
+    assert (folder / "a").read_text() == "one"
+    assert "kept in the cache is damaged" in caplog.text
+    assert everything(tmp_path) == ["kept", "kept/SHA256SUMS", "kept/a", "kept/deep", "kept/deep/b"]
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    make(tmp_path)
+    seal(tmp_path)
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "a: OK\ndeep/b: OK\n"
+
+
+def test_some_files_are_sealed_alone(tmp_path):
+    folder = cached(tmp_path / "kept", make, ["a"])
+    (folder / "deep" / "b").write_text("twO")
+    assert damage(folder) is None

@@ -31,7 +31,7 @@ GROUND = {  # unit: the ground it may stand on
     "limits": ["errors"],
     "reading": ["errors", "limits"],
     "tensor_files": ["errors", "limits", "reading"],
-    "files": ["errors", "places"],
+    "files": ["errors", "limits", "places", "reading"],
     "places": ["errors", "redact"],
     "redact": [],
     "registry": ["errors"],
