@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
 from metalora.places import absolute_data, absolute_place, absolute_tracking, absolute_weights
-from metalora.reading import check_form, describe_error, short
+from metalora.reading import check_form, describe_error, gate, short
 from metalora.redact import is_redacted, redact_settings
 from metalora.registry import nearest
 
@@ -322,6 +322,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         UserError: an unknown section or setting (the nearest valid name is given), or a value that
             is not accepted.
     """
+    _check_names(values)
+    try:
+        return TypeAdapter(Config).validate_python(dict(values))
+    except ValidationError as error:
+        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
     known = setting_sections()
     for section, settings in values.items():
         if section not in SECTIONS:
@@ -334,30 +342,25 @@ def from_dict(values: Mapping[str, Any]) -> Config:
             if name not in names:
                 hint = f", it belongs in section {known[name]!r}" if name in known else nearest(name, known)
                 raise UserError(f"unknown setting {section}.{name[:80]}{hint}")
-    try:
-        return TypeAdapter(Config).validate_python(dict(values))
-    except ValidationError as error:
-        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
 
 
 def check_file(values: Mapping[str, Any], what: str) -> None:
     """Check the settings of a file each by itself, so that an error names the file; `from_dict` checks the rest.
 
     Args:
-        values: ``{section: {setting: value}}``. Unknown ones are left to `from_dict`, and those that were recorded
-            without their secrets, since they must be given anew.
+        values: ``{section: {setting: value}}``. Values that were recorded without their secrets are left out, since
+            they must be given anew.
         what: What error messages call the file.
 
     Raises:
-        UserError: a value that is not accepted.
+        UserError: an unknown section or setting, or a value that is not accepted.
     """
-    for section, kind in SECTIONS.items():
-        settings = values.get(section)
-        if isinstance(settings, Mapping):
-            names = {field.name for field in dataclasses.fields(kind)}
-            known = {n: v for n, v in settings.items() if n in names and not (isinstance(v, str) and is_redacted(v))}
-            form: Any = dict[str, kind]  # type: ignore[valid-type]
-            check_form({section: known}, form, what)
+    with gate(what):
+        _check_names(values)
+    for section, settings in values.items():
+        known = {n: value for n, value in settings.items() if not (isinstance(value, str) and is_redacted(value))}
+        kind: Any = SECTIONS[section]
+        check_form({section: known}, dict[str, kind], what)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

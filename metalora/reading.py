@@ -121,6 +121,7 @@ def parse_json(data: bytes, what: str, form: type[T] | Any = dict[str, Any]) -> 
     """Read the bytes of a JSON file; see `read_json`."""
     with gate(what):
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        _check_depth(value)
     checked: T = check_form(value, form, what)
     return checked
 
@@ -175,6 +176,20 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(limits().nesting + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested in more than {limits().nesting} levels")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -71,15 +71,21 @@ def read_torch(file: Path, what: str) -> Any:
     return content
 
 
-def check_like(met: Tensor, wanted: Tensor, name: str) -> None:
-    """Check that a tensor can be loaded into another one: of its shape, and both floats or of the same type.
+def check_like(met: Tensor, wanted: Tensor, name: str, exact: bool = False) -> None:
+    """Check that a tensor can be loaded into another one: of its shape, and of its type or both floats.
+
+    Args:
+        met: The tensor.
+        wanted: The other one.
+        name: What error messages call it.
+        exact: Whether a float of another precision is refused too.
 
     Raises:
         UserError: it cannot.
     """
     if met.shape != wanted.shape:
         raise UserError(f"tensor {short(name)} has shape {tuple(met.shape)}, not {tuple(wanted.shape)}")
-    if met.dtype != wanted.dtype and not (met.dtype in FLOATS and wanted.dtype in FLOATS):
+    if met.dtype != wanted.dtype and (exact or not {met.dtype, wanted.dtype} <= set(FLOATS)):
         raise UserError(f"tensor {short(name)} is of type {met.dtype}, not {wanted.dtype}")
 
 

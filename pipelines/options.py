@@ -132,7 +132,8 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     if not options.config:
         return {}
     content = read_yaml(expanded(options.config))
-    check_file(content, f"config file {options.config!r}")
+    settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that
+    check_file(settings, f"config file {options.config!r}")
     return content
 
 

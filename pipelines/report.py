@@ -83,7 +83,7 @@ def read_campaign(folder: Path) -> Campaign:
         UserError: ``campaign.yaml`` cannot be read, or does not say what was optimized.
     """
     plan = read_plan(folder)
-    search = plan["campaign"]
+    search: Mapping[str, Any] = plan["campaign"]
     metric, mode = search["metric"], search["mode"]
     read = [_read_trial(file) for file in sorted(folder.glob(f"{TRIALS}/*/{TRIAL}"))]
     task_metric = _task_metric(metric, {name for one in read for name in one.last})

@@ -130,10 +130,18 @@ def read_trial(file: Path) -> TrialRecord:
     return TrialRecord(trial, **values)
 
 
+class _Search(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    metric: str
+    mode: Literal["max", "min"]
+    objectives: NotRequired[list[str]]
+
+
 class PlanFile(TypedDict):
     """The form of ``campaign.yaml``."""
 
-    campaign: dict[str, Any]
+    campaign: _Search
     config: dict[str, dict[str, Any]]
     space: NotRequired[list[dict[str, str]]]
     data: NotRequired[str]
@@ -147,9 +155,6 @@ def read_plan(folder: Path) -> PlanFile:
     """
     file = folder / CAMPAIGN
     plan: PlanFile = check_form(read_yaml(file), PlanFile, f"config file {str(file)!r}")
-    search = plan["campaign"]
-    if not isinstance(search.get("metric"), str) or search.get("mode") not in ("max", "min"):
-        raise UserError(f"{file} must name the campaign's metric, and mode max or min")
     return plan
 
 

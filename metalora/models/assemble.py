@@ -164,8 +164,12 @@ class MetaLoRAModel(nn.Module):
             state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
         return state
 
-    def check_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+    def check_adapter_state(self, state: Mapping[str, Tensor], exact: bool = False) -> None:
         """Check that `load_adapter_state` can take tensors.
+
+        Args:
+            state: The tensors.
+            exact: Whether floats of another precision are refused too.
 
         Raises:
             UserError: a tensor is missing, extra, or of another shape or type.
@@ -176,7 +180,7 @@ class MetaLoRAModel(nn.Module):
                 raise UserError(f"tensor {name!r} is missing")
             if name not in own:
                 raise UserError(f"tensor {short(name)} is not part of this model")
-            check_like(state[name], own[name], name)
+            check_like(state[name], own[name], name, exact)
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the tensors of `adapter_state`; see `check_adapter_state` for what is refused."""

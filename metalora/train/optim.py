@@ -93,7 +93,7 @@ def _check_moments(moments: Mapping[str, Tensor], parameter: Tensor, name: str, 
     if set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
         raise UserError(f"{name} holds {short(sorted(moments))}, not step, exp_avg and exp_avg_sq")
     for part in ("exp_avg", "exp_avg_sq"):
-        check_like(moments[part], parameter, f"{name}.{part}")
+        check_like(moments[part], parameter, f"{name}.{part}", exact=True)
     if moments["exp_avg_sq"].numel() and float(moments["exp_avg_sq"].min()) < 0:
         raise UserError(f"{name}.exp_avg_sq has values below 0: it is a mean of squares")
     if moments["step"].numel() != 1 or not 0 <= float(moments["step"]) <= step:

@@ -1,9 +1,9 @@
 """Going on with a training from a checkpoint: what may have changed since, and what is taken from it."""
 
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, NonNegativeInt
+from pydantic import ConfigDict, NonNegativeInt, Strict
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -21,7 +21,7 @@ class State(TypedDict):
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # type: ignore[misc]
 
-    step: NonNegativeInt
+    step: Annotated[NonNegativeInt, Strict()]
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     generators: list[dict[str, Any]]
@@ -41,7 +41,7 @@ def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaL
         state: State = check_form(content, State, f"checkpoint {folder}")
         changes = _changes(state, config, table, model)
         if not changes:
-            model.check_adapter_state(state["model"])
+            model.check_adapter_state(state["model"], exact=True)
     if changes:
         raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
     return state

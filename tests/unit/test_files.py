@@ -173,6 +173,8 @@ HARMS = {
     "a folder": lambda folder: (folder / SUMS).unlink() or (folder / SUMS).mkdir(),
     "outside": lambda folder: (folder / SUMS).write_text(f"{sha256(Path(__file__))}  ../../{Path(__file__)}\n"),
     "a link": lambda folder: (folder / "a").unlink() or (folder / "a").symlink_to("/etc/passwd"),
+    "a link to itself": lambda folder: (folder / "a").unlink() or (folder / "a").symlink_to("a"),
+    "sums without end": lambda folder: (folder / SUMS).unlink() or (folder / SUMS).symlink_to("/dev/zero"),
     "a pipe": lambda folder: (folder / "a").unlink() or os.mkfifo(folder / "a"),
     "sums a pipe": lambda folder: (folder / SUMS).unlink() or os.mkfifo(folder / SUMS),
 }

@@ -189,5 +189,5 @@ def test_what_cannot_be_reported_is_refused_in_a_line(campaign: Path, tmp_path: 
     with pytest.raises(UserError, match=r"no campaign 'man' in .*, did you mean 'many'\? \(there: many\)"):
         main(["--campaign", "man", "--output-folder", str(campaign.parent)])
     folder = write_plan(tmp_path / "odd", mode="up")
-    with pytest.raises(UserError, match="mode max or min"):
+    with pytest.raises(UserError, match=r"campaign\.yaml' cannot be read: campaign\.mode = 'up'"):
         write_report(folder)

@@ -49,7 +49,10 @@ def group(state):
     [
         (lambda s: s.update(step=-5), r"step = -5: input should be greater than or equal to 0"),
         (lambda s: s.update(step=10**6), r"step 1000000 is beyond the last one of this training"),
-        (lambda s: s.update(step="3x"), r"step = '3x'"),
+        (lambda s: s.update(step="3"), r"step = '3'"),
+        (lambda s: s.update(step=True), r"step = True"),
+        (lambda s: s["model"].update({"head.bias": s["model"]["head.bias"].double()}), r"is of type torch\.float64"),
+        (lambda s: moments(s).update(exp_avg=moments(s)["exp_avg"].half()), r"is of type torch\.float16"),
         (lambda s: s.pop("step"), r"step = .*: field required"),
         (lambda s: s.update(data="0" * 32), r"the data are others"),
         (lambda s: s.update(networks=["0" * 64, None]), r"the tensors of backbone or extractor are others"),
