@@ -40,25 +40,31 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
-def cached(folder: Path, make: Callable[[Path], None], sealed: Iterable[str] | None = None) -> Path:
+def cached(
+    folder: Path, make: Callable[[Path], None], sealed: Iterable[str] | None = None, damaged: str | None = None
+) -> Path:
     """Return a folder of the cache, made if it is not there, and made anew if it is damaged.
 
     Args:
         folder: The folder.
         make: Writes its files into the folder it is given.
         sealed: The files that are checked each time; default: all. For others, ``make`` has checks of its own.
+        damaged: What the caller found damaged in it, if anything.
 
     Raises:
         UserError: it cannot be written.
     """
-    reason = damage(folder) if folder.exists() else None
+    reason = damaged or (damage(folder) if folder.exists() else None)
     if reason is None and (folder / SUMS).is_file():
         return folder
     if reason is not None:
         _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
-    with atomic_folder(folder) as temporary:
-        make(temporary)
-        seal(temporary, sealed)
+    try:
+        with atomic_folder(folder) as temporary:
+            make(temporary)
+            seal(temporary, sealed)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}; METALORA_CACHE says where)") from error
     return folder
 
 
