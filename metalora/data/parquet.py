@@ -6,7 +6,6 @@ The copy is a folder of two files: ``images.bin``, the encoded images one after 
 """
 
 import hashlib
-import logging
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property

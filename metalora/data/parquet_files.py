@@ -8,7 +8,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
