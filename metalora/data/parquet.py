@@ -7,10 +7,11 @@ The copy is a folder of two files: ``images.bin``, the encoded images one after 
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from metalora.reading import gate
 
 _COPY_VERSION = "3"
 _IMAGES, _INDEX = "images.bin", "index.arrow"
+_INDEX_ROWS = 4096  # of a record batch, at least
 _INDEX_SCHEMA = pa.schema(
     {
         "offset": pa.int64(),
@@ -140,28 +142,37 @@ def _copy_of(path: str, copy: Path, damaged: str | None = None) -> Path:
 
 
 def _write_copy(source: Source, folder: Path) -> None:
-    places: dict[bytes, int] = {}  # digest to offset
     with (
         (folder / _IMAGES).open("wb") as images,
         pa.OSFile(str(folder / _INDEX), "wb") as sink,
         pa.ipc.new_file(sink, _INDEX_SCHEMA) as index,
     ):
-        for rows in read_rows(source):
-            buffers = [image.as_buffer() for image in rows.images]
-            digests = [_digest(buffer) for buffer in buffers]
-            for digest, buffer in zip(digests, buffers, strict=True):
-                if digest not in places:
-                    places[digest] = images.tell()
-                    images.write(buffer)
-            columns = rows.texts | {
-                "offset": [places[digest] for digest in digests],
-                "length": [buffer.size for buffer in buffers],
-                "digest": digests,
-                "name": rows.names,
-            }
-            index.write_batch(
-                pa.record_batch([pa.array(columns[f.name], f.type) for f in _INDEX_SCHEMA], _INDEX_SCHEMA)
-            )
+        waiting: list[Any] = []  # since a batch may be of one row, and takes a kilobyte in the file
+        for batch in _copy_images(source, images):
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= _INDEX_ROWS:
+                index.write_table(pa.Table.from_batches(waiting).combine_chunks())
+                waiting = []
+        index.write_table(pa.Table.from_batches(waiting, _INDEX_SCHEMA).combine_chunks())
+
+
+def _copy_images(source: Source, file: IO[bytes]) -> Iterator[Any]:
+    """Write the images, equal ones once, and yield what the index says of them."""
+    places: dict[bytes, int] = {}  # digest to offset
+    for rows in read_rows(source):
+        buffers = [image.as_buffer() for image in rows.images]
+        digests = [_digest(buffer) for buffer in buffers]
+        for digest, buffer in zip(digests, buffers, strict=True):
+            if digest not in places:
+                places[digest] = file.tell()
+                file.write(buffer)
+        columns = rows.texts | {
+            "offset": [places[digest] for digest in digests],
+            "length": [buffer.size for buffer in buffers],
+            "digest": digests,
+            "name": rows.names,
+        }
+        yield pa.record_batch([pa.array(columns[f.name], f.type) for f in _INDEX_SCHEMA], _INDEX_SCHEMA)
 
 
 def _table_of(store: ParquetStore) -> ImageTable:

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 
 from metalora.data.columns import check_columns, class_names, is_hugging_face, read_images, read_texts
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
+from metalora.data.pages import read_pages
 from metalora.data.table import SPLITS, hash_of
 from metalora.errors import UserError
 from metalora.limits import limits
 from metalora.reading import gate, short
 
 _BATCH_ROWS = 256  # at most
+_EXPANSION = 1000  # what a file may hold, repeated images counted each time, to its own size
+_ROW_BYTES = 2**14  # what a row counts beside its image and texts
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,12 @@ def _read_file(source: Source, info: Any) -> Iterator[Rows]:
         schema = reader.schema_arrow
         told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(info.path, below)
         columns, meanings = check_columns(schema, told, file), class_names(schema)
-        first = 0
-        for batch in reader.iter_batches(_batch_rows(reader.metadata), columns=columns):
+        for first, batch in _read_batches(reader, handle, columns, info.size):
             texts = {name: [value] * len(batch) for name, value in told.items()}
             for name in columns:
                 if name != "image":
                     texts[name] = read_texts(batch[name], name, file, first, meanings.get(name))
             yield _rows(read_images(batch["image"], file, first), texts, file, below, first)
-            first += len(batch)
 
 
 def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first: int) -> Rows:
@@ -183,8 +184,39 @@ def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first
     return Rows(images, texts, names)
 
 
-def _batch_rows(metadata: Any) -> int:
-    """Return how many rows are read at a time: fewer of large images."""
-    size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    rows: int = limits().rows_bytes * metadata.num_rows // max(1, size)
-    return max(1, min(_BATCH_ROWS, rows))
+def _read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file of ``size`` bytes, a few at a time, each time with the number of the first."""
+    first = total = 0
+    for group in range(reader.metadata.num_row_groups):
+        count = _batch_rows(reader.metadata.row_group(group), handle, columns, size)
+        for batch in reader.iter_batches(count, row_groups=[group], columns=columns):
+            total += batch.nbytes + len(batch) * _ROW_BYTES
+            if total > max(_EXPANSION * size, 16 * limits().rows_bytes):
+                raise ValueError(f"its {size} bytes hold {total} and more: the same images and texts again and again")
+            yield first, batch
+            first += len(batch)
+
+
+def _batch_rows(group: Any, handle: Any, columns: list[str], size: int) -> int:
+    """Return how many rows of a row group are read at a time: as many as surely fit into `limits().rows_bytes`.
+
+    A row may name the largest value of a dictionary each time; without one, the values are those of the page.
+
+    Raises:
+        ValueError: a page becomes larger than that, and than its file.
+    """
+    most, row = limits().rows_bytes, 1
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema.partition(".")[0] not in columns:
+            continue
+        largest = 0
+        for page in read_pages(handle, chunk):
+            if page.size > max(most, size):
+                raise ValueError(
+                    f"column {short(chunk.path_in_schema)} has a page of {page.size} bytes, decompressed; "
+                    f"at most rows_bytes = {most} are read"
+                )
+            largest = max(largest, page.size if page.is_dictionary else page.size // max(1, page.values))
+        row += largest
+    return max(1, min(_BATCH_ROWS, most // row))
