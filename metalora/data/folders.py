@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from metalora.data.domains import check_named
-from metalora.data.images import MAX_BYTES, extensions
+from metalora.data.images import extensions
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
+from metalora.limits import limits
 
 _WANTED = (
     "wanted: a tree root/domain/class/image, root/split/class/image or root/split/domain/class/image, its splits "
@@ -20,6 +21,10 @@ _WANTED = (
 )
 
 Parts = tuple[str, ...]  # a path below the root, as the file system has it
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,15 @@ class FolderStore:
         """Return the content of the row's file; of one larger than any image, the beginning.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or is no file any more.
         """
         try:
-            with (self.root / self.files[row]).open("rb") as file:
-                return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+            # a pipe, which may have come in its place, is not waited for
+            with (self.root / self.files[row]).open("rb", opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise UserError(f"cannot read image {self.name(row)}: it is a pipe or a device")
+                return file.read(min(status.st_size, limits().image_bytes) + 1)
         except OSError as error:
             raise UserError(f"cannot read image {self.name(row)}: {error.strerror}") from None
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 _HEADER, _LARGEST_HEADER = 2**10, 2**24  # bytes read at first, and at most: there may be statistics in it
-_TYPE, _SIZE, _COMPRESSED_SIZE, _DATA, _DICTIONARY, _DATA_V2 = 1, 2, 3, 5, 7, 8  # fields of a page's header
+_TYPE, _SIZE, _COMPRESSED_SIZE, _DATA, _DATA_V2 = 1, 2, 3, 5, 8  # fields of a page's header
 _VALUES = 1  # field of each of the three headers within
+_ENCODING, _ENCODING_V2 = 2, 4  # fields of the headers of data
 _DICTIONARY_PAGE = 2
+_DELTA_BYTE_ARRAY = 7  # an encoding: a value begins with part of the one before
 _STRUCT = 12
 
 
@@ -22,12 +24,13 @@ class Page:
     Attributes:
         size: Bytes, decompressed.
         values: How many are in it.
-        is_dictionary: Whether the pages behind it name its values, each as often as they like.
+        repeats: Whether values that become as large as the page may come of it again and again: those of a dictionary,
+            which later pages name, and those that share what they begin with.
     """
 
     size: int
     values: int
-    is_dictionary: bool
+    repeats: bool
 
 
 def read_pages(handle: Any, chunk: Any) -> Iterator[Page]:
@@ -46,12 +49,13 @@ def read_pages(handle: Any, chunk: Any) -> Iterator[Page]:
     end = place + chunk.total_compressed_size
     while place < end:
         header, length = _read_header(handle, place)
-        inner = header.get(_DICTIONARY) or header.get(_DATA) or header.get(_DATA_V2) or {}
-        compressed = header[_COMPRESSED_SIZE]
-        if compressed < 0 or header[_SIZE] < 0:
+        if header[_COMPRESSED_SIZE] < 0 or header[_SIZE] < 0:
             raise ValueError("a page is smaller than nothing")
-        yield Page(header[_SIZE], inner.get(_VALUES, 0), header[_TYPE] == _DICTIONARY_PAGE)
-        place += length + compressed
+        data, data_v2 = header.get(_DATA, {}), header.get(_DATA_V2, {})
+        encodings = data.get(_ENCODING), data_v2.get(_ENCODING_V2)
+        repeats = header[_TYPE] == _DICTIONARY_PAGE or _DELTA_BYTE_ARRAY in encodings
+        yield Page(header[_SIZE], data.get(_VALUES, data_v2.get(_VALUES, 0)), repeats)
+        place += length + header[_COMPRESSED_SIZE]
 
 
 def _read_header(handle: Any, place: int) -> tuple[dict[int, Any], int]:

@@ -162,12 +162,19 @@ def _read_file(source: Source, info: Any) -> Iterator[Rows]:
         schema = reader.schema_arrow
         told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(info.path, below)
         columns, meanings = check_columns(schema, told, file), class_names(schema)
-        for first, batch in _read_batches(reader, handle, columns, info.size):
+        first, room = 0, max(_EXPANSION * info.size, 16 * limits().rows_bytes)
+        for batch in _read_batches(reader, handle, columns, info.size):
             texts = {name: [value] * len(batch) for name, value in told.items()}
             for name in columns:
                 if name != "image":
                     texts[name] = read_texts(batch[name], name, file, first, meanings.get(name))
-            yield _rows(read_images(batch["image"], file, first), texts, file, below, first)
+            images = read_images(batch["image"], file, first)
+            room -= images.nbytes + len(batch) * _ROW_BYTES
+            if room < 0:
+                raise ValueError(f"its {info.size} bytes hold the same images or texts again and again")
+            yield _rows(images, texts, file, below, first)
+            first += len(batch)
+            del batch, images, texts  # before the next are read
 
 
 def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first: int) -> Rows:
@@ -184,39 +191,39 @@ def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first
     return Rows(images, texts, names)
 
 
-def _read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file of ``size`` bytes, a few at a time, each time with the number of the first."""
-    first = total = 0
-    for group in range(reader.metadata.num_row_groups):
-        count = _batch_rows(reader.metadata.row_group(group), handle, columns, size)
-        for batch in reader.iter_batches(count, row_groups=[group], columns=columns):
-            total += batch.nbytes + len(batch) * _ROW_BYTES
-            if total > max(_EXPANSION * size, 16 * limits().rows_bytes):
-                raise ValueError(f"its {size} bytes hold {total} and more: the same images and texts again and again")
-            yield first, batch
-            first += len(batch)
+def _read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[Any]:
+    """Yield the rows of a file of ``size`` bytes, a few at a time."""
+    schema = reader.metadata.schema
+    for number in range(reader.metadata.num_row_groups):
+        group, row = reader.metadata.row_group(number), 1
+        for leaf in range(group.num_columns):
+            if group.column(leaf).path_in_schema.partition(".")[0] in columns:
+                row += _largest_value(group.column(leaf), schema.column(leaf).length, handle, size)
+        # a quarter: there are the batch before, and buffers of pyarrow, which double as they grow
+        count = max(1, min(_BATCH_ROWS, limits().rows_bytes // 4 // row))
+        yield from reader.iter_batches(count, row_groups=[number], columns=columns)
 
 
-def _batch_rows(group: Any, handle: Any, columns: list[str], size: int) -> int:
-    """Return how many rows of a row group are read at a time: as many as surely fit into `limits().rows_bytes`.
+def _largest_value(chunk: Any, width: int, handle: Any, size: int) -> int:
+    """Return how many bytes a row may take of a column chunk, on average over a page of rows.
 
-    A row may name the largest value of a dictionary each time; without one, the values are those of the page.
+    Args:
+        chunk: The `pyarrow.parquet.ColumnChunkMetaData`.
+        width: Of values of a fixed size, else 0; a null takes as much.
+        handle: The file.
+        size: Its bytes.
 
     Raises:
-        ValueError: a page becomes larger than that, and than its file.
+        ValueError: a value or a page becomes larger than `limits().rows_bytes`, and than the file.
     """
-    most, row = limits().rows_bytes, 1
-    for number in range(group.num_columns):
-        chunk = group.column(number)
-        if chunk.path_in_schema.partition(".")[0] not in columns:
-            continue
-        largest = 0
-        for page in read_pages(handle, chunk):
-            if page.size > max(most, size):
-                raise ValueError(
-                    f"column {short(chunk.path_in_schema)} has a page of {page.size} bytes, decompressed; "
-                    f"at most rows_bytes = {most} are read"
-                )
-            largest = max(largest, page.size if page.is_dictionary else page.size // max(1, page.values))
-        row += largest
-    return max(1, min(_BATCH_ROWS, most // row))
+    largest, most = max(0, width), limits().rows_bytes
+    sizes = [largest]
+    for page in read_pages(handle, chunk):
+        sizes.append(page.size)
+        largest = max(largest, page.size if page.repeats else page.size // max(1, page.values))
+    if max(sizes) > max(most, size):
+        raise ValueError(
+            f"column {short(chunk.path_in_schema)} has a page or value of {max(sizes)} bytes, decompressed; "
+            f"at most rows_bytes = {most} are read"
+        )
+    return largest

@@ -104,7 +104,7 @@ def write_seeds(
     columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
     columns["seed"] = pa.FixedSizeListArray.from_arrays(flat, seeds.shape[1])
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
 
 
 def read_seeds(path: Path) -> Seeds:
