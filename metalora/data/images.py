@@ -8,8 +8,8 @@ Pixels: of an animation or a file with several images, the first one. What is tr
 become 8 (the high byte). Numbers of which nobody says what is white (32 bits, floats, signed ones) are refused. Colour
 profiles are not applied, as in torchvision and timm: the published weights were trained without them.
 
-Memory: at most `limits().image_bytes` of file and ``max_pixels`` of image, checked before anything is decoded; larger JPEGs are
-decoded at 1/2, 1/4 or 1/8 of their size. All threads of a process together decode at most `PIXELS_AT_ONCE`.
+Memory: at most `limits().image_bytes` of file and ``max_pixels`` of image, checked before anything is decoded; larger
+JPEGs are decoded at 1/2, 1/4 or 1/8 of their size. All threads of a process together decode at most `PIXELS_AT_ONCE`.
 """
 
 import functools

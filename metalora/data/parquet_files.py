@@ -163,7 +163,7 @@ def _read_file(source: Source, info: Any) -> Iterator[Rows]:
         told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(info.path, below)
         columns, meanings = check_columns(schema, told, file), class_names(schema)
         first, room = 0, max(_EXPANSION * info.size, 16 * limits().rows_bytes)
-        for batch in _read_batches(reader, handle, columns, info.size):
+        for batch in read_batches(reader, handle, columns, info.size):
             texts = {name: [value] * len(batch) for name, value in told.items()}
             for name in columns:
                 if name != "image":
@@ -191,11 +191,23 @@ def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first
     return Rows(images, texts, names)
 
 
-def _read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[Any]:
-    """Yield the rows of a file of ``size`` bytes, a few at a time."""
+def read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[Any]:
+    """Yield the rows of a file a few at a time, so that they and the pages that they are in fit into memory.
+
+    Args:
+        reader: The `pyarrow.parquet.ParquetFile`.
+        handle: The file that it reads.
+        columns: Names of the columns to read.
+        size: The file's bytes.
+
+    Raises:
+        ValueError: a value or a page becomes larger than `limits().rows_bytes`, and than the file.
+    """
     schema = reader.metadata.schema
     for number in range(reader.metadata.num_row_groups):
         group, row = reader.metadata.row_group(number), 1
+        if not group.num_rows:  # and perhaps no pages
+            continue
         for leaf in range(group.num_columns):
             if group.column(leaf).path_in_schema.partition(".")[0] in columns:
                 row += _largest_value(group.column(leaf), schema.column(leaf).length, handle, size)

@@ -147,5 +147,6 @@ def test_mutants_are_read_or_refused_in_one_line(make_rows, write):
             read += 1
         except UserError as error:
             refused.append(str(error))
-    assert read and refused
+    assert read
+    assert refused
     assert not any("\n" in message for message in refused)
