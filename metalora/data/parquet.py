@@ -7,7 +7,7 @@ The copy is a folder of two files: ``images.bin``, the encoded images one after 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from filelock import FileLock
 
 from metalora.data.parquet_files import Source, find_files, read_rows
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
@@ -68,7 +67,7 @@ class ParquetStore:
         """
         image = self._stored(row)
         if image is None:
-            self._renew(row)
+            _copy_of(self.path, self.copy, lambda: self._damage(row))
             image = self._stored(row)
         if image is None:
             raise UserError(f"image {self.name(row)} is damaged in the cache {self.copy}, though that was made anew")
@@ -91,10 +90,8 @@ class ParquetStore:
             return None
         return image if _digest(image) == digest else None
 
-    def _renew(self, row: int) -> None:
-        with gate(f"the cache {self.copy}"), FileLock(f"{self.copy}.lock"):
-            if self._stored(row) is None:  # no other process was faster
-                _copy_of(self.path, self.copy, damaged=f"image {self.name(row)}")
+    def _damage(self, row: int) -> str | None:
+        return f"image {self.name(row)}" if self._stored(row) is None else None
 
 
 def load_parquet(path: str) -> ImageTable:
@@ -125,7 +122,7 @@ def _copy_name(source: Source) -> str:
     return f"images-{hash_of([_COPY_VERSION, source.stamp()])}"
 
 
-def _copy_of(path: str, copy: Path, damaged: str | None = None) -> Path:
+def _copy_of(path: str, copy: Path, check: Callable[[], str | None] = lambda: None) -> Path:
     """Return the copy of Parquet in the cache, made if it is not there, or damaged.
 
     Raises:
@@ -138,7 +135,7 @@ def _copy_of(path: str, copy: Path, damaged: str | None = None) -> Path:
             raise UserError(f"the copy of {path} in the cache {copy} is damaged, and {path} has changed since")
         _write_copy(source, folder)
 
-    return cached(copy, make, [_INDEX], damaged)
+    return cached(copy, make, [_INDEX], check)
 
 
 def _write_copy(source: Source, folder: Path) -> None:

@@ -1,12 +1,13 @@
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from metalora.errors import UserError
-from metalora.files import atomic_file, atomic_folder, cache_dir
+from metalora.files import atomic_file, atomic_folder, cache_dir, cached
 
 
 def mode(path: Path) -> int:
@@ -142,3 +143,18 @@ def test_folders_that_are_written_at_once_are_each_whole(tmp_path):
     assert failures == []
     assert everything(tmp_path) == ["x", "x/a", "x/b", "x/c"]
     assert len({(tmp_path / "x" / name).read_text() for name in "abc"}) == 1
+
+
+def test_one_of_many_makes_a_folder_of_the_cache_and_one_mends_it(tmp_path: Path) -> None:
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "x").write_text("right")
+
+    with ThreadPoolExecutor(8) as pool:
+        for times in (1, 2):
+            folders = list(pool.map(lambda _: cached(tmp_path / "a", make), range(16)))
+            assert {(folder / "x").read_text() for folder in folders} == {"right"}
+            assert len(made) == times
+            (tmp_path / "a" / "x").write_text("wrong")

@@ -84,7 +84,7 @@ def test_a_mended_image_is_looked_at_again(bad_tree, png):
 def test_a_passing_failure_to_read_is_not_remembered(make_tree, monkeypatch):
     root = make_tree({"a/x": 4, "a/y": 4})
     with monkeypatch.context() as patch:
-        patch.setattr("os.open", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        patch.setattr("os.fdopen", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
         with pytest.raises(UserError, match=r"cannot read image .*a/x/000\.png: I/O error"):
             load_table(DataConfig(data=str(root)))
     assert len(load_table(DataConfig(data=str(root)))) == 8
