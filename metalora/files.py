@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from metalora.errors import UserError
+from filelock import FileLock
+
+from metalora.errors import UserError, one_line
 from metalora.limits import limits
 from metalora.places import absolute
 from metalora.reading import check_plain, read_bytes
@@ -42,25 +44,46 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
-def cached(folder: Path, make: Callable[[Path], None], sealed: Iterable[str] | None = None) -> Path:
+def cached(
+    folder: Path,
+    make: Callable[[Path], None],
+    sealed: Iterable[str] | None = None,
+    check: Callable[[], str | None] = lambda: None,
+) -> Path:
     """Return a folder of the cache, made if it is not there, and made anew if it is damaged.
+
+    Of several processes that would make it, one does, and the others wait for it.
 
     Args:
         folder: The folder.
         make: Writes its files into the folder it is given.
-        sealed: The files that are checked each time; default: all. For others, ``make`` has checks of its own.
+        sealed: The files that are checked each time; default: all.
+        check: Says what else is damaged in it; None if nothing is.
 
     Raises:
         UserError: it cannot be written.
     """
-    if folder.exists():
-        reason = damage(folder) if (folder / SUMS).exists() else f"{SUMS} is missing"
-        if reason is None:
-            return folder
-        _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
-    with atomic_folder(folder) as temporary:
-        make(temporary)
-        seal(temporary, sealed)
+
+    def is_sound() -> bool:
+        return (folder / SUMS).is_file() and not (damage(folder) or check())
+
+    if is_sound():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if is_sound():  # made by another meanwhile
+                return folder
+            if folder.exists():
+                reason = damage(folder) or check() or "unfinished"
+                _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
+            with atomic_folder(folder) as temporary:
+                make(temporary)
+                seal(temporary, sealed)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or one_line(error)}; METALORA_CACHE says where)"
+        ) from error
     return folder
 
 

@@ -31,6 +31,7 @@ def short(value: object) -> str:
         text = _repr.repr(value)
     except Exception:  # an integer of more digits than Python writes, or whatever its class does
         text = type(value).__name__
+    text = " ".join(line.strip() for line in text.splitlines())  # of an array, say
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

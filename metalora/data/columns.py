@@ -14,7 +14,10 @@ import pyarrow.compute as pc
 
 from metalora.data.names import composed, printable
 from metalora.errors import UserError
+from metalora.limits import limits
+from metalora.reading import short
 
+_MOST_METADATA = 2**23  # bytes; parsed, they take a hundred times as much
 _WANTED = (
     "wanted: image (encoded bytes), label, domain (strings), split (train, val or test) "
     "and, if you like, id (string or integer)"
@@ -35,9 +38,7 @@ def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
     present = [name for name in _ACCEPTED if name in schema.names]
     for name in _ACCEPTED:
         if name not in present and name not in told and name != "id":
-            raise UserError(
-                f"{file} has no column {name!r} (columns: {', '.join(map(printable, schema.names))}); {_WANTED}"
-            )
+            raise UserError(f"{file} has no column {name!r} (columns: {_listed(schema.names)}); {_WANTED}")
     for name in present:
         if schema.names.count(name) > 1:
             raise UserError(f"{file} has {schema.names.count(name)} columns {name!r}; wanted: one")
@@ -55,13 +56,24 @@ def is_hugging_face(schema: Any) -> bool:
 
 
 def class_names(schema: Any) -> dict[str, list[str]]:
-    """Return the names of the integers of each column that is a `ClassLabel` in Hugging Face's metadata."""
+    """Return the names of the integers of each column that is a `ClassLabel` in Hugging Face's metadata.
+
+    Raises:
+        ValueError: the metadata are longer, or a name is, than is read.
+    """
+    said = (schema.metadata or {}).get(b"huggingface", b"null")
+    if len(said) > _MOST_METADATA:
+        raise ValueError(f"its metadata 'huggingface' have {len(said)} bytes; at most {_MOST_METADATA} are read")
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
+        features = json.loads(said)["info"]["features"].items()
     except (KeyError, TypeError, AttributeError, ValueError):  # none, or not of that form: then there are no names
         return {}
     named = {name: feature.get("names") for name, feature in features if isinstance(feature, dict)}
-    return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
+    known = {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
+    for name in (name for names in known.values() for name in names):
+        if len(name.encode(errors="replace")) > limits().name_bytes:
+            raise ValueError(f"the class name {short(name)} has more than name_bytes = {limits().name_bytes} bytes")
+    return known
 
 
 def read_images(column: Any, file: str, first: int) -> Any:
@@ -77,7 +89,7 @@ def read_images(column: Any, file: str, first: int) -> Any:
     if column.null_count:
         row = column.is_null().index(True).as_py()
         path = paths[row].as_py() if paths is not None else None
-        met = "is null; a value is wanted" if path is None else f"is the path {path!r} without the image's bytes"
+        met = "is null; a value is wanted" if path is None else f"is the path {short(path)} without the image's bytes"
         raise UserError(f"{file} row {first + row}: column 'image' {met}")
     return column.cast(pa.large_binary())
 
@@ -93,16 +105,26 @@ def read_texts(column: Any, name: str, file: str, first: int, names: list[str] |
         names: What its integers mean, if that is known.
 
     Raises:
-        UserError: a null, text that is not UTF-8, an integer without a name.
+        UserError: a null, text that is not UTF-8 or longer than `limits().name_bytes`, an integer without a name.
     """
     column = _plain(column)
-    values = (column if pa.types.is_integer(column.type) else column.cast(pa.large_binary())).to_pylist()
+    if not pa.types.is_integer(column.type):
+        column = column.cast(pa.large_binary())
+        most = limits().name_bytes
+        longer = pc.greater(pc.binary_length(column), most).index(True).as_py()
+        if longer >= 0:
+            raise UserError(f"{file} row {first + longer}: column {name!r} holds more than name_bytes = {most} bytes")
     texts = []
-    for row, value in enumerate(values, first):
+    for row, value in enumerate(column.to_pylist(), first):
         if value is None:
             raise UserError(f"{file} row {row}: column {name!r} is null; a value is wanted")
         texts.append(_text(value, names, f"{file} row {row}: column {name!r}"))
     return texts if name == "id" else [composed(text) for text in texts]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(printable(name)[:80] for name in names[:20]) + more
 
 
 def _text(value: int | bytes, names: list[str] | None, place: str) -> str:
@@ -110,7 +132,7 @@ def _text(value: int | bytes, names: list[str] | None, place: str) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            raise UserError(f"{place} holds {value[:80]!r}, which is not UTF-8; wanted: text in UTF-8") from None
+            raise UserError(f"{place} holds {short(value)}, which is not UTF-8; wanted: text in UTF-8") from None
     if names is None:
         return str(value)
     if not 0 <= value < len(names):

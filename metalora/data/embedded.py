@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from metalora.data.table import SPLITS, IntArray, hash_of
-from metalora.files import atomic_file, cache_dir
+from metalora.files import cache_dir, cached
 
 _RECIPE_VERSION = "1"
+_FILE = "tasks.parquet"
 _SEED = 2504_00460
 _PLAIN_SCANS = 3000
 _SPLIT_SCANS = {"train": 600, "val": 400, "test": 1000}
@@ -57,18 +58,19 @@ def plain_scans() -> tuple[Bytes, IntArray]:
 
 
 def embedded_file() -> Path:
-    """Return the Parquet file of the five tasks, made when it is not in the cache yet.
+    """Return the Parquet file of the five tasks, made when it is not in the cache yet, or damaged there.
 
     Its 10,000 images of 28x28 RGB have the digit as label, the task as domain, and ids such as
     ``mnist-0042/negative`` and ``mnist-0042+3107/red-on-red`` (the scan that counts, then the other).
     """
-    file = cache_dir("data") / f"embedded-{hash_of([_RECIPE_VERSION, _scans_file().read_bytes()])}.parquet"
-    if not file.exists():
-        with atomic_file(file) as path:
-            pq.write_table(_tasks_table(), path, row_group_size=1000)
-            # same content, same stamp: two processes that both make it share what hangs on the stamp
-            os.utime(path, (0, 0))
-    return file
+    key = hash_of([_RECIPE_VERSION, _scans_file().read_bytes()])
+    return cached(cache_dir("data") / f"embedded-{key}", _write_tasks) / _FILE
+
+
+def _write_tasks(folder: Path) -> None:
+    pq.write_table(_tasks_table(), folder / _FILE, row_group_size=1000, write_page_checksum=True)
+    # same content, same stamp: two processes that both make it share what hangs on the stamp
+    os.utime(folder / _FILE, (0, 0))
 
 
 def _scans_file() -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from metalora.data.domains import check_named
-from metalora.data.images import MAX_BYTES, extensions
+from metalora.data.images import extensions
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
+from metalora.limits import limits
 
 _WANTED = (
     "wanted: a tree root/domain/class/image, root/split/class/image or root/split/domain/class/image, its splits "
@@ -20,6 +22,9 @@ _WANTED = (
 )
 
 Parts = tuple[str, ...]  # a path below the root, as the file system has it
+Place = tuple[int, int]  # a folder's device and inode
+
+_MOST_LINKS = 100  # to one folder
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,15 @@ class FolderStore:
         """Return the content of the row's file; of one larger than any image, the beginning.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or is no file any more.
         """
         try:
-            with (self.root / self.files[row]).open("rb") as file:
-                return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+            # a pipe, which may have come in its place, is not waited for
+            with os.fdopen(os.open(self.root / self.files[row], os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise UserError(f"cannot read image {self.name(row)}: it is a pipe or a device")
+                return file.read(min(status.st_size, limits().image_bytes) + 1)
         except OSError as error:
             raise UserError(f"cannot read image {self.name(row)}: {error.strerror}") from None
 
@@ -192,7 +201,7 @@ def _read_tree(root: Path, excluded: Collection[str]) -> _Tree:
         UserError: a folder cannot be listed, or a file is not there (a broken link, say).
     """
     tree = _Tree(printable(str(root)), [], {}, [])
-    for parts, status in _walk(root, (), frozenset(excluded), frozenset()):
+    for parts, status in _walk(root, (), frozenset(excluded), frozenset(), Counter()):
         if stat.S_ISDIR(status.st_mode):
             tree.folders.append(parts)
         elif stat.S_ISREG(status.st_mode) and Path(parts[-1]).suffix.lower() in extensions():
@@ -203,11 +212,12 @@ def _read_tree(root: Path, excluded: Collection[str]) -> _Tree:
 
 
 def _walk(
-    folder: Path, parts: Parts, excluded: Collection[str], above: frozenset[tuple[int, int]]
+    folder: Path, parts: Parts, excluded: Collection[str], above: frozenset[Place], met: Counter[Place]
 ) -> Iterator[tuple[Parts, os.stat_result]]:
     """Yield what is visible below a folder, links followed: a path below the root, and its status.
 
-    ``above`` are the device and inode of the folders above, since a link may lead back to one of them.
+    ``above`` are the folders above, since a link may lead back to one of them; ``met`` counts how often each folder is
+    reached.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -222,9 +232,12 @@ def _walk(
         place = status.st_dev, status.st_ino
         if place in above and path.is_symlink():
             raise UserError(f"folder {printable(str(path))} is a link to a folder that it is in; wanted: none such")
+        met[place] += stat.S_ISDIR(status.st_mode)
+        if met[place] > _MOST_LINKS:  # a few links in each of many folders would lead to any number of paths
+            raise UserError(f"folder {printable(str(path))} is reached by more than {_MOST_LINKS} links")
         yield (*parts, path.name), status
         if stat.S_ISDIR(status.st_mode) and (parts or _name(path.name) not in excluded):
-            yield from _walk(path, (*parts, path.name), excluded, above | {place})
+            yield from _walk(path, (*parts, path.name), excluded, above | {place}, met)
 
 
 def _name(name: str) -> str:

@@ -8,8 +8,8 @@ Pixels: of an animation or a file with several images, the first one. What is tr
 become 8 (the high byte). Numbers of which nobody says what is white (32 bits, floats, signed ones) are refused. Colour
 profiles are not applied, as in torchvision and timm: the published weights were trained without them.
 
-Memory: at most `MAX_BYTES` of file and ``max_pixels`` of image, checked before anything is decoded; larger JPEGs are
-decoded at 1/2, 1/4 or 1/8 of their size. All threads of a process together decode at most `PIXELS_AT_ONCE`.
+Memory: at most `limits().image_bytes` of file and ``max_pixels`` of image, checked before anything is decoded; larger
+JPEGs are decoded at 1/2, 1/4 or 1/8 of their size. All threads of a process together decode at most `PIXELS_AT_ONCE`.
 """
 
 import functools
@@ -24,7 +24,8 @@ from typing import Any
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from metalora.config import DataConfig
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
+from metalora.limits import limits
 
 # formats without a signature come last: they take what they can
 FORMATS = (
@@ -32,7 +33,6 @@ FORMATS = (
     *("PSD", "QOI", "DDS", "BLP", "FTEX", "GBR", "SGI", "SUN", "FLI", "PCX", "DCX", "MSP", "PIXAR", "XBM", "XPM"),
     *("PCD", "IM", "IMT", "TGA"),
 )
-MAX_BYTES = 2**30
 PIXELS_AT_ONCE = 2**27
 
 _PILLOW = r"PIL\."
@@ -66,8 +66,8 @@ def decode(data: bytes, name: str, max_pixels: int = DataConfig().max_pixels) ->
     try:
         if not data:
             raise ValueError("it is empty")
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"its file has more than {MAX_BYTES >> 20} MiB")
+        if len(data) > limits().image_bytes:
+            raise ValueError(f"its file has more than image_bytes = {limits().image_bytes} bytes")
         with _open(data) as image:
             _limit(image, data, max_pixels)
             with _room_for(image.width * image.height):
@@ -76,8 +76,7 @@ def decode(data: bytes, name: str, max_pixels: int = DataConfig().max_pixels) ->
                     raise ValueError(_too_large(image, max_pixels))
                 return _upright_rgb(image, data)
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot decode image {name}: {reason}") from None
+        raise UserError(f"cannot decode image {name}: {one_line(error)}") from None
 
 
 @functools.cache

@@ -1,78 +1,98 @@
 """Parquet files in the one schema, local or on any file system pyarrow knows.
 
-Parquet has no random access, so its images are copied once into an Arrow IPC file in the cache, a
-record batch at a time, and read from there through a memory map.
+Parquet has no random access, so its images are copied once into the cache, a few rows at a time, and read from there.
+The copy is a folder of two files: ``images.bin``, the encoded images one after another, equal ones once, and
+``index.arrow``, a row each with the image's place and digest, and what the other columns say.
 """
 
 import hashlib
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
-from urllib.parse import unquote
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.ipc
-import pyarrow.parquet as pq
 
-from metalora.data.columns import check_columns, class_names, is_hugging_face, read_images, read_texts
-from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
+from metalora.data.parquet_files import Source, find_files, read_rows
 from metalora.data.table import SPLITS, ImageTable, encode, hash_of
 from metalora.errors import UserError
-from metalora.files import atomic_file, cache_dir
+from metalora.files import cache_dir, cached
+from metalora.places import absolute
+from metalora.reading import gate
 
-_COPY_VERSION = "2"
-_BATCH_ROWS, _BATCH_BYTES = 256, 2**28  # at most, as bytes are counted before compression
-_COPY_SCHEMA = pa.schema(
+_COPY_VERSION = "3"
+_IMAGES, _INDEX = "images.bin", "index.arrow"
+_INDEX_ROWS = 4096  # of a record batch, at least
+_INDEX_SCHEMA = pa.schema(
     {
-        "image": pa.large_binary(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+        "digest": pa.binary(16),  # of the image
         "label": pa.large_string(),
         "domain": pa.large_string(),
         "split": pa.large_string(),
         "id": pa.large_string(),
         "name": pa.large_string(),  # for error messages
-        "digest": pa.binary(16),  # of the image
     }
 )
 
 
 @dataclass(frozen=True)
 class ParquetStore:
-    """Reads images from the Arrow copy; opened where and when it is first read."""
+    """Reads images from the copy in the cache, and has it made anew where it is damaged.
 
+    Attributes:
+        path: Of the Parquet, as `load_parquet` takes it.
+        copy: The folder in the cache.
+    """
+
+    path: str
     copy: Path
 
     @cached_property
-    def _table(self) -> Any:
-        return _read_copy(self.copy, ["image", "name"])
+    def _index(self) -> Any:
+        return _read_index(_copy_of(self.path, self.copy), ["offset", "length", "digest", "name"])
 
-    def __getstate__(self) -> dict[str, Path]:
-        # the map is opened anew in each process
-        return {"copy": self.copy}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "copy": self.copy}  # the index is read anew in each process
 
     def read(self, row: int) -> bytes:
-        """Return the encoded image of a row."""
-        image: bytes = self._table["image"][row].as_py()
+        """Return the encoded image of a row.
+
+        Raises:
+            UserError: it is damaged, and the copy cannot be made anew.
+        """
+        image = self._stored(row)
+        if image is None:
+            _copy_of(self.path, self.copy, lambda: self._damage(row))
+            image = self._stored(row)
+        if image is None:
+            raise UserError(f"image {self.name(row)} is damaged in the cache {self.copy}, though that was made anew")
         return image
 
     def name(self, row: int) -> str:
         """Return the row's file, number and id."""
-        name: str = self._table["name"][row].as_py()
+        name: str = self._index["name"][row].as_py()
         return name
 
+    def _stored(self, row: int) -> bytes | None:
+        """Return the image in the copy; None if it is not what was written."""
+        offset, length, digest = (self._index[name][row].as_py() for name in ("offset", "length", "digest"))
+        try:
+            # opened each time, since the copy may have been made anew; read, not mapped, since a mapped file that
+            # becomes shorter ends the process
+            with (self.copy / _IMAGES).open("rb", buffering=0) as file:
+                image = os.pread(file.fileno(), length, offset)
+        except OSError:
+            return None
+        return image if _digest(image) == digest else None
 
-@dataclass(frozen=True)
-class _Source:
-    """Parquet files of a file system, and what lies beside them."""
-
-    filesystem: Any
-    folder: str  # that the files are in, or below
-    files: list[Any]  # `pyarrow.fs.FileInfo`
-    ignored: tuple[str, ...]
+    def _damage(self, row: int) -> str | None:
+        return f"image {self.name(row)}" if self._stored(row) is None else None
 
 
 def load_parquet(path: str) -> ImageTable:
@@ -90,76 +110,76 @@ def load_parquet(path: str) -> ImageTable:
         UserError: nothing there, not a Parquet file, a column is missing or of another type, a null,
             an unknown split.
     """
-    source = _find(path)
-    stamps = [str(stamp) for file in source.files for stamp in (file.path, file.size, file.mtime_ns)]
-    key = hash_of([_COPY_VERSION, source.filesystem.type_name, source.folder, *stamps])
-    copy = cache_dir("data") / f"images-{key}.arrow"
-    if not copy.exists():
-        _make_copy(source, copy)
-    table = _table_of(copy)
+    source = find_files(path)
+    copy = cache_dir("data") / _copy_name(source)
+    store = ParquetStore(path if "://" in path else str(absolute(path)), copy)
+    table = _table_of(store)
     if not len(table):
         raise UserError(f"{path} holds no images: its Parquet has no rows")
     return replace(table, ignored=source.ignored)
 
 
-def _find(path: str) -> _Source:
-    try:
-        if "://" in path:
-            filesystem, place = pyarrow.fs.FileSystem.from_uri(path)
-        else:
-            filesystem, place = pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-        info = filesystem.get_file_info(place)
-        if info.type == pyarrow.fs.FileType.File:
-            return _Source(filesystem, str(PurePosixPath(info.path).parent), [info], ())
-        if info.type != pyarrow.fs.FileType.Directory:
-            raise UserError(f"data {path!r} does not exist; wanted: a Parquet file or a folder of them")
-        inside = filesystem.get_file_info(pyarrow.fs.FileSelector(place, recursive=True))
-        below = {_below(info.path, file.path): file for file in inside if file.type == pyarrow.fs.FileType.File}
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read data {path!r}: {_line(error)}") from None
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # pyarrow's paths are UTF-8
-        raise UserError(f"cannot read data {path!r}: the name {error.object!r} is not UTF-8; rename it") from None
-    visible = [name for name in sorted(below) if not _is_hidden(PurePosixPath(name))]
-    found = [name for name in visible if name.endswith(".parquet")]
-    if not found:
-        raise UserError(f"folder {path!r} holds no .parquet files; wanted: some")
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        _check_links(Path(info.path), found)
-    ignored = tuple(printable(name) for name in visible if name not in found)
-    return _Source(filesystem, info.path, [below[name] for name in found], ignored)
+def _copy_name(source: Source) -> str:
+    return f"images-{hash_of([_COPY_VERSION, source.stamp()])}"
 
 
-def _check_links(folder: Path, files: list[str]) -> None:
-    """Check that no link hides files, or shows them twice as one to a folder above does; pyarrow tells neither.
+def _copy_of(path: str, copy: Path, check: Callable[[], str | None] = lambda: None) -> Path:
+    """Return the copy of Parquet in the cache, made if it is not there, or damaged.
 
     Raises:
-        UserError: there is one.
+        UserError: the Parquet cannot be read, or has changed since; the copy cannot be written.
     """
-    for link in sorted(folder.rglob("*")):
-        if not _is_hidden(link.relative_to(folder)) and not link.exists():
-            raise UserError(f"cannot read {printable(str(link))}: it is a link to what is not there")
-    met: dict[Path, str] = {}
-    for name in files:
-        other = met.setdefault((folder / name).resolve(), name)
-        if other != name:
-            raise UserError(f"{printable(str(folder))} holds one file twice, by a link: {other} and {name}")
+
+    def make(folder: Path) -> None:
+        source = find_files(path)
+        if _copy_name(source) != copy.name:
+            raise UserError(f"the copy of {path} in the cache {copy} is damaged, and {path} has changed since")
+        _write_copy(source, folder)
+
+    return cached(copy, make, [_INDEX], check)
 
 
-def _is_hidden(below: PurePath) -> bool:
-    return any(part[0] in "._" for part in below.parts)
+def _write_copy(source: Source, folder: Path) -> None:
+    with (
+        (folder / _IMAGES).open("wb") as images,
+        pa.OSFile(str(folder / _INDEX), "wb") as sink,
+        pa.ipc.new_file(sink, _INDEX_SCHEMA) as index,
+    ):
+        waiting: list[Any] = []  # since a batch may be of one row, and takes a kilobyte in the file
+        for batch in _copy_images(source, images):
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= _INDEX_ROWS:
+                index.write_table(pa.Table.from_batches(waiting).combine_chunks())
+                waiting = []
+        index.write_table(pa.Table.from_batches(waiting, _INDEX_SCHEMA).combine_chunks())
 
 
-def _below(folder: str, file: str) -> str:
-    return str(PurePosixPath(file).relative_to(folder))
+def _copy_images(source: Source, file: IO[bytes]) -> Iterator[Any]:
+    """Write the images, equal ones once, and yield what the index says of them."""
+    places: dict[bytes, int] = {}  # digest to offset
+    for rows in read_rows(source):
+        buffers = [image.as_buffer() for image in rows.images]
+        digests = [_digest(buffer) for buffer in buffers]
+        for digest, buffer in zip(digests, buffers, strict=True):
+            if digest not in places:
+                places[digest] = file.tell()
+                file.write(buffer)
+        columns = rows.texts | {
+            "offset": [places[digest] for digest in digests],
+            "length": [buffer.size for buffer in buffers],
+            "digest": digests,
+            "name": rows.names,
+        }
+        yield pa.record_batch([pa.array(columns[f.name], f.type) for f in _INDEX_SCHEMA], _INDEX_SCHEMA)
 
 
-def _table_of(copy: Path) -> ImageTable:
-    columns = _read_copy(copy, ["label", "domain", "split", "id", "digest"])
+def _table_of(store: ParquetStore) -> ImageTable:
+    columns = _read_index(_copy_of(store.path, store.copy), ["label", "domain", "split", "id", "digest"])
     said = {name: columns[name].to_pylist() for name in columns.column_names}
     label, labels = encode(said["label"])
     domain, domains = encode(said["domain"])
     return ImageTable(
-        store=ParquetStore(copy),
+        store=store,
         store_rows=np.arange(len(columns)),
         label=label,
         domain=domain,
@@ -171,82 +191,10 @@ def _table_of(copy: Path) -> ImageTable:
     )
 
 
-def _read_copy(copy: Path, columns: list[str]) -> Any:
-    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all().select(columns)
+def _read_index(copy: Path, columns: list[str]) -> Any:
+    with gate(f"the cache {copy}"), pa.OSFile(str(copy / _INDEX)) as file:
+        return pa.ipc.open_file(file).read_all().select(columns).combine_chunks()
 
 
-def _make_copy(source: _Source, copy: Path) -> None:
-    with (
-        atomic_file(copy) as path,
-        pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, _COPY_SCHEMA) as writer,
-    ):
-        for file in source.files:
-            for batch in _read_batches(source, file.path):
-                writer.write_batch(batch)
-
-
-def _read_batches(source: _Source, path: str) -> Iterator[Any]:
-    """Yield the rows of a file in `_COPY_SCHEMA`."""
-    file, below = printable(path), _below(source.folder, path)
-    try:
-        with source.filesystem.open_input_file(path) as handle:
-            # with a buffer, a row group of many gigabytes is not read as a whole
-            reader = pq.ParquetFile(handle, buffer_size=1 << 22)
-            if not reader.metadata.num_rows:
-                return
-            schema, names = reader.schema_arrow, class_names(reader.schema_arrow)
-            told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(path, below)
-            columns = check_columns(schema, told, file)
-            first = 0
-            for batch in reader.iter_batches(_batch_rows(reader.metadata), columns=columns):
-                texts = {name: [value] * len(batch) for name, value in told.items()}
-                for name in columns:
-                    if name != "image":
-                        texts[name] = read_texts(batch[name], name, file, first, names.get(name))
-                yield _copy_batch(read_images(batch["image"], file, first), texts, file, below, first)
-                first += len(batch)
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise UserError(f"{file} cannot be read as Parquet: {_line(error)}") from None
-
-
-def _told(path: str, below: str) -> dict[str, str]:
-    """Return the columns that a path tells: domain=photo, split=train, or a name that begins with a split's."""
-    *folders, file = PurePosixPath(below).parts
-    told = {}
-    for name in (*folders, re.split(r"[-_.]", file)[0]):
-        if name.casefold() in SPLIT_NAMES:
-            told["split"] = SPLIT_NAMES[name.casefold()]
-    for part in PurePosixPath(path).parts[:-1]:
-        key, _, value = part.partition("=")
-        value = composed(unquote(value))
-        if key in ("label", "domain", "split") and value not in ("", "__HIVE_DEFAULT_PARTITION__"):
-            told[key] = SPLIT_NAMES.get(value.casefold(), value) if key == "split" else value
-    return told
-
-
-def _batch_rows(metadata: Any) -> int:
-    """Return how many rows are read at a time: fewer of large images."""
-    size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    rows: int = _BATCH_BYTES * metadata.num_rows // max(1, size)
-    return max(1, min(_BATCH_ROWS, rows))
-
-
-def _copy_batch(images: Any, texts: dict[str, list[str]], file: str, below: str, first: int) -> Any:
-    """Return rows, the first of which is row ``first`` of the file, in `_COPY_SCHEMA`."""
-    rows = range(first, first + len(images))
-    for row, split in zip(rows, texts["split"], strict=True):
-        if split not in SPLITS:
-            raise UserError(f"{file} row {row}: split {split!r} is unknown; accepted: {', '.join(SPLITS)}")
-    if "id" in texts:
-        names = [f"{file} row {row} (id {printable(name)})" for row, name in zip(rows, texts["id"], strict=True)]
-    else:
-        texts = texts | {"id": [f"{printable(below)}:{row}" for row in rows]}
-        names = [f"{file} row {row}" for row in rows]
-    digests = [hashlib.blake2b(image.as_buffer(), digest_size=16).digest() for image in images]
-    columns = texts | {"image": images, "name": names, "digest": digests}
-    return pa.record_batch([pa.array(columns[f.name], f.type) for f in _COPY_SCHEMA], schema=_COPY_SCHEMA)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _digest(image: Any) -> bytes:
+    return hashlib.blake2b(image, digest_size=16).digest()

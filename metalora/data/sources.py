@@ -43,9 +43,9 @@ def load_table(config: DataConfig) -> ImageTable:
 def _open_source(config: DataConfig) -> ImageTable:
     if config.data == "embedded":
         return exclude_domains(load_parquet(str(embedded_file())), config.exclude_domains)
-    if "://" in config.data or _is_parquet(Path(config.data).expanduser()):
+    if "://" in config.data or _is_parquet(Path(config.data)):
         return exclude_domains(load_parquet(config.data), config.exclude_domains)
-    root = Path(config.data).expanduser()
+    root = Path(config.data)
     return load_tree(root, config.val_fraction, config.test_fraction, config.exclude_domains)
 
 

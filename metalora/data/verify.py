@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,8 +14,10 @@ import PIL
 from metalora.data.images import decode
 from metalora.data.table import ImageTable, hash_of
 from metalora.errors import UserError
-from metalora.files import atomic_file, cache_dir
+from metalora.files import cache_dir, cached
+from metalora.reading import read_json
 
+_FILE = "bad.json"
 _CHUNK = 256
 _DECODER_VERSION = "2"  # raised when `decode` accepts other images than before
 
@@ -43,16 +46,16 @@ def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTa
 def _bad_rows(table: ImageTable) -> dict[int, str]:
     # another Pillow may read other formats
     key = hash_of([table.fingerprint, PIL.__version__, _DECODER_VERSION, str(table.max_pixels)])
-    memory = cache_dir("data") / f"verified-{key}.json"
-    if memory.exists():
-        return {int(row): message for row, message in json.loads(memory.read_text()).items()}
+    folder = cached(cache_dir("data") / f"verified-{key}", lambda folder: _write_bad_rows(table, folder / _FILE))
+    bad: dict[int, str] = read_json(folder / _FILE, f"the cache {folder}", dict[int, str])
+    return bad
+
+
+def _write_bad_rows(table: ImageTable, file: Path) -> None:
     chunks = [range(start, min(start + _CHUNK, len(table))) for start in range(0, len(table), _CHUNK)]
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda chunk: _decode_all(table, chunk), chunks))
-    bad = dict(pair for pairs in found for pair in pairs)
-    with atomic_file(memory) as path:
-        path.write_text(json.dumps(bad))
-    return bad
+    file.write_text(json.dumps(dict(pair for pairs in found for pair in pairs)), encoding="utf-8")
 
 
 def _decode_all(table: ImageTable, rows: Iterable[int]) -> list[tuple[int, str]]:

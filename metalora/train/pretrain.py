@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from metalora.data.embedded import plain_scans
 from metalora.data.table import hash_of
-from metalora.files import atomic_file, cache_dir
+from metalora.files import cache_dir, cached
 from metalora.models.backbones import build_backbone
 from metalora.train.optim import build_optimizer, warmup_cosine
 
+_FILE = "weights.safetensors"
 RECIPES: dict[str, dict[str, float]] = {
     "resnet20": {
         "version": 2,
@@ -37,9 +38,9 @@ RECIPES: dict[str, dict[str, float]] = {
 
 
 def embedded_weights(name: str, say: Callable[[str], None]) -> Path:
-    """Return the file of a network's weights, training it first if the cache has none.
+    """Return the file of a network's weights, training it first if the cache has none, or damaged ones.
 
-    It learns the digits of 3,000 plain scans that are in no task of the embedded data set. The file's name is a
+    It learns the digits of 3,000 plain scans that are in no task of the embedded data set. Its folder is called by a
     hash of the scans and of the recipe.
 
     Args:
@@ -50,14 +51,14 @@ def embedded_weights(name: str, say: Callable[[str], None]) -> Path:
 
     scans, digits = plain_scans()
     key = hash_of([json.dumps(RECIPES[name]), scans.tobytes(), digits.tobytes()])
-    file = cache_dir("weights") / f"{name}-{key}.safetensors"
-    if not file.exists():
-        say(f"training the embedded {name} on {len(scans)} plain scans (once; it is kept as {file})")
+    folder = cache_dir("weights") / f"{name}-{key}"
+
+    def make(temporary: Path) -> None:
+        say(f"training the embedded {name} on {len(scans)} plain scans (once; it is kept as {folder / _FILE})")
         images = torch.from_numpy(scans).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
-        state = _pretrain(name, images, torch.from_numpy(digits))
-        with atomic_file(file) as path:
-            save_file(state, path)
-    return file
+        save_file(_pretrain(name, images, torch.from_numpy(digits)), temporary / _FILE)
+
+    return cached(folder, make) / _FILE
 
 
 def _pretrain(name: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

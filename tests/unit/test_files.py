@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def test_a_damaged_folder_of_the_cache_is_made_anew_and_said(tmp_path, caplog, h
     assert damage(folder) is None
     assert (folder / "a").read_text() == "one"
     assert "kept in the cache is damaged" in caplog.text
-    assert everything(tmp_path) == ["kept", "kept/SHA256SUMS", "kept/a", "kept/deep", "kept/deep/b"]
+    assert everything(tmp_path) == [".kept.lock", "kept", "kept/SHA256SUMS", "kept/a", "kept/deep", "kept/deep/b"]
 
 
 def test_sums_are_those_of_sha256sum(tmp_path):
@@ -206,3 +207,18 @@ def test_some_files_are_sealed_alone(tmp_path):
     folder = cached(tmp_path / "kept", make, ["a"])
     (folder / "deep" / "b").write_text("twO")
     assert damage(folder) is None
+
+
+def test_one_of_many_makes_a_folder_of_the_cache_and_one_mends_it(tmp_path: Path) -> None:
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "x").write_text("right")
+
+    with ThreadPoolExecutor(8) as pool:
+        for times in (1, 2):
+            folders = list(pool.map(lambda _: cached(tmp_path / "a", make), range(16)))
+            assert {(folder / "x").read_text() for folder in folders} == {"right"}
+            assert len(made) == times
+            (tmp_path / "a" / "x").write_text("wrong")

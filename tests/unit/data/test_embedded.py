@@ -1,6 +1,8 @@
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metalora.data import decode, plain_scans
@@ -88,3 +90,14 @@ def test_the_paper_and_its_noise(embedded):
 def test_it_is_made_once(embedded):
     stamp = embedded_file().stat().st_ino
     assert embedded_file().stat().st_ino == stamp
+
+
+def test_it_is_made_anew_where_it_is_damaged(empty_cache, monkeypatch):
+    tasks = pa.table({"image": [bytes(range(256))]})
+    monkeypatch.setattr("metalora.data.embedded._tasks_table", lambda: tasks)
+    whole = embedded_file().read_bytes()
+    file = embedded_file()
+    file.write_bytes(whole.replace(bytes(range(99, 199)), bytes(range(98, 198)), 1))
+    with pytest.raises(OSError, match="CRC checksum"):
+        pq.read_table(file, page_checksum_verification=True)
+    assert embedded_file().read_bytes() == whole

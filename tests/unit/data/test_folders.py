@@ -1,12 +1,13 @@
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metalora.config import DataConfig
-from metalora.data import SPLITS, decode, folders, images, load_table
+from metalora.data import SPLITS, decode, load_table
 from metalora.data.folders import load_tree
 from metalora.errors import UserError
 
@@ -287,8 +288,36 @@ def test_files_in_a_folder_that_may_only_be_listed_are_named(make_tree, monkeypa
 def test_no_more_of_a_file_is_read_than_an_image_may_have(make_tree, monkeypatch):
     table = load_tree(make_tree({"a/x": 2}), 0.1, 0.2)
     whole = table.read(0)
-    monkeypatch.setattr(folders, "MAX_BYTES", 10)
+    monkeypatch.setenv("METALORA_LIMITS", "image_bytes=10")
     assert table.read(0) == whole[:11]
-    monkeypatch.setattr(images, "MAX_BYTES", 10)
-    with pytest.raises(UserError, match="its file has more than 0 MiB"):
+    with pytest.raises(UserError, match="its file has more than image_bytes = 10 bytes"):
         decode(table.read(0), "x")
+
+
+def test_what_is_no_file_is_passed_over_and_never_waited_for(make_tree):
+    root = make_tree({"a/x": 4})
+    os.mkfifo(root / "a/x/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(root / "a/x/socket.png"))
+    for device in ("zero", "full", "tty"):
+        (root / f"a/x/{device}.png").symlink_to(f"/dev/{device}")
+    table = load_tree(root, 0.1, 0.2)
+    assert len(table) == 4
+    assert {name.rpartition("/")[2] for name in table.ignored} == {
+        f"{n}.png" for n in ("pipe", "socket", "zero", "full", "tty")
+    }
+    (root / table.store.files[0]).unlink()
+    os.mkfifo(root / table.store.files[0])
+    with pytest.raises(UserError, match=r"cannot read image .*a/x/\d+\.png: it is a pipe or a device"):
+        table.read(0)
+
+
+def test_links_that_multiply_folders_are_refused(make_tree):
+    root = make_tree({"a/x": 2})
+    for level in range(40):
+        (root / f"level{level}").mkdir()
+        for name in "ab":
+            (root / f"level{level}" / name).symlink_to(root / f"level{level + 1}")
+    (root / "level40").mkdir()
+    with pytest.raises(UserError, match=r"folder .* is reached by more than \d+ links"):
+        load_tree(root, 0.1, 0.2)

@@ -1,8 +1,11 @@
 import contextlib
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from PIL import ExifTags, Image
 from metalora.config import DataConfig
 from metalora.data import ImageDataset, decode, images, load_table
 from metalora.errors import UserError
-from tests.unit.data.helpers import encode, pixel, pixels, tiff
+from tests.unit.data.helpers import encode, pixel, pixels, png, tiff
 
 
 @pytest.mark.parametrize("size", [(0, 5), (1, 300), (300, 1)])
@@ -133,3 +136,36 @@ def test_no_image_takes_more_than_ten_bytes_a_pixel(tmp_path, mode):
     environment = {"PYTHONPATH": ":".join(sys.path)}
     printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert float(printed) < 11
+
+
+BOMB = zlib.compress(bytes(2**27), 9)  # 128 MiB in 128 KiB
+ICON = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, 2**20, 22)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize(
+    ("data", "accepted"),
+    [
+        (png(8, 0, [[0]], iCCP=b"x\0\0" + BOMB), False),
+        (png(8, 0, [[0]], zTXt=b"x\0\0" + BOMB), False),
+        (png(8, 0, [[0]], iTXt=b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB), False),
+        (ICON + encode(Image.new("L", (9000, 9000))), False),
+        (encode(Image.new("L", (8, 8)), "GIF").replace(b"\x2c", b"\x21\xfe" + b"\1a" * 10**6 + b"\0\x2c", 1), True),
+        (
+            encode(Image.new("L", (64, 64)), "GIF", save_all=True, append_images=[Image.effect_noise((64, 64), 9)] * 2),
+            True,
+        ),
+        (encode(Image.new("L", (8, 8)), "JPEG").replace(b"\xff\xdb", b"\xff" * 10**6 + b"\xff\xdb", 1), True),
+        (b"P6\n" + b"#" * 10**6 + b"\n8 8 255\n" + bytes(192), True),
+    ],
+)
+def test_small_files_take_neither_memory_nor_time(data, accepted):
+    def peak():
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    before, start = peak(), time.monotonic()
+    with contextlib.nullcontext() if accepted else pytest.raises(UserError, match="cannot decode image x"):
+        decode(data, "x")
+    assert peak() - before < 2**17  # KiB
+    assert time.monotonic() - start < 5

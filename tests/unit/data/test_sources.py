@@ -63,7 +63,8 @@ def test_threads_may_load_at_once(make_rows, write, empty_cache):
         tables = list(pool.map(lambda _: load_table(DataConfig(data=path)), range(4)))
     assert len({table.fingerprint for table in tables}) == 1
     assert len({table.read(27) for table in tables}) == 1
-    assert sorted(p.suffix for p in (empty_cache / "data").iterdir()) == [".arrow", ".json"]
+    folders = [path.name.partition("-")[0] for path in (empty_cache / "data").glob("[!.]*")]
+    assert sorted(folders) == ["images", "verified"]
 
 
 def test_processes_may_load_at_once_and_get_what_another_cache_holds(embedded, cache, empty_cache):
@@ -72,6 +73,7 @@ def test_processes_may_load_at_once_and_get_what_another_cache_holds(embedded, c
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert printed == [f"{embedded.fingerprint} {len(embedded.read(9999))}\n"] * 2
-    (made,) = (empty_cache / "data").glob("*.parquet")
-    assert made.read_bytes() == (cache / "data" / made.name).read_bytes()
-    assert sorted(p.suffix for p in (empty_cache / "data").iterdir()) == [".arrow", ".json", ".parquet"]
+    (made,) = (empty_cache / "data").glob("*/tasks.parquet")
+    assert made.read_bytes() == (cache / "data" / made.parent.name / made.name).read_bytes()
+    folders = [path.name.partition("-")[0] for path in (empty_cache / "data").glob("[!.]*")]
+    assert sorted(folders) == ["embedded", "images", "verified"]

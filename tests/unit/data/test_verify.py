@@ -47,6 +47,16 @@ def test_bad_images_can_be_skipped(bad_tree, decoded):
     assert len(decoded) == 24
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"null", b'{"x": 1}', b"[" * 9999])
+def test_a_damaged_memory_is_made_anew(bad_tree, decoded, empty_cache, damaged):
+    table = load_table(DataConfig(data=str(bad_tree), on_bad_image="skip"))
+    [memory] = (empty_cache / "data").glob("verified-*/bad.json")
+    memory.write_bytes(damaged)
+    again = load_table(DataConfig(data=str(bad_tree), on_bad_image="skip"))
+    assert (again.fingerprint, again.skipped) == (table.fingerprint, table.skipped)
+    assert len(decoded) == 48
+
+
 def test_the_checks_see_what_is_left(make_tree):
     root = make_tree({"a/x": 4, "a/y": 4})
     for path in (root / "a" / "y").iterdir():
@@ -74,7 +84,7 @@ def test_a_mended_image_is_looked_at_again(bad_tree, png):
 def test_a_passing_failure_to_read_is_not_remembered(make_tree, monkeypatch):
     root = make_tree({"a/x": 4, "a/y": 4})
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.open", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        patch.setattr("os.fdopen", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
         with pytest.raises(UserError, match=r"cannot read image .*a/x/000\.png: I/O error"):
             load_table(DataConfig(data=str(root)))
     assert len(load_table(DataConfig(data=str(root)))) == 8
