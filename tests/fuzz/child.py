@@ -12,12 +12,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz.judge import FILE, SECONDS, Watch, judge
+from metalora.errors import UserError
+from tests.fuzz.judge import FILE, SECONDS, Outcomes, Watch, judge
 from tests.fuzz.surface import Surface, fingerprint
 
 
@@ -39,16 +41,10 @@ def main(place: str, seed: int, first: int, last: int, work: Path, pipe: int) ->
     tempfile.tempdir = str(scratch)
     _make_outside(work)
     read = surface.make(seeds)
-    kinds = sorted(path.name for path in seeds.iterdir())
-    right = {}
-    for kind in kinds:
-        met = {}
-        for _ in range(2):
-            _copy(seeds / kind, mutant, cache)
-            met[fingerprint(read(mutant))] = None
-        assert len(met) == 1, f"{surface.name}: reading {kind} twice gives two things"
-        right[kind] = next(iter(met))
-    watch = Watch([*(mutant / name for name in surface.writes), cache, scratch])
+    told = {path.name: _read_twice(read, path, mutant, cache) for path in sorted(seeds.iterdir())}
+    kinds = [kind for kind in told if not kind.endswith("~")]
+    right = {kind: Outcomes(told[kind], frozenset(told[k] for k in told if k == f"{kind}~")) for kind in kinds}
+    watch = Watch([cache, scratch, *([mutant] if surface.writes else [])])
     log = (work / "log").open("w")
     faulthandler.enable(log)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # too large a file is then an OSError
@@ -78,6 +74,19 @@ def find_surface(place: str) -> Surface:
     module, _, name = place.partition(":")
     surface: Surface = getattr(import_module(module), name)
     return surface
+
+
+def _read_twice(read: Callable[[Path], object], seed: Path, mutant: Path, cache: Path) -> str:
+    """Return the fingerprint of what a folder reads as before it is changed; verdicts rest on its being the same twice."""
+    met = set()
+    for _ in range(2):
+        _copy(seed, mutant, cache)
+        try:
+            met.add(fingerprint(read(mutant)))
+        except UserError:  # some are files of a kind that is never read
+            met.add("refused")
+    assert len(met) == 1, f"reading {seed.name} twice gives two things"
+    return met.pop()
 
 
 def _make_outside(work: Path) -> None:

@@ -52,6 +52,19 @@ class Judged:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """Fingerprints.
+
+    Attributes:
+        whole: Of what a valid folder reads as.
+        fallbacks: Of what its reader may fall back to where it is damaged, such as an earlier checkpoint.
+    """
+
+    whole: str
+    fallbacks: frozenset[str] = frozenset()
+
+
 class Watch:
     """Sees what Python does outside of some folders, while it is on.
 
@@ -84,7 +97,9 @@ class Watch:
             self.seen.append(f"{event} {real}")
 
 
-def judge(surface: Surface, read: Callable[[Path], object], folder: Path, expect: Expect, right: str, watch: Watch) -> Judged:
+def judge(
+    surface: Surface, read: Callable[[Path], object], folder: Path, expect: Expect, right: Outcomes, watch: Watch
+) -> Judged:
     """Have a mutant read, within the operating system's bounds, and judge what comes of it.
 
     Args:
@@ -92,10 +107,10 @@ def judge(surface: Surface, read: Callable[[Path], object], folder: Path, expect
         read: Its reader.
         folder: The mutant; `outside` lies beside it.
         expect: What may come of it.
-        right: The fingerprint of what the valid file reads as.
+        right: The fingerprints of what the valid file reads as.
         watch: Sees what is done elsewhere; on for the length of the reading.
     """
-    before = _state(folder, surface.writes), _state(folder.parent / "outside")
+    before = _files(surface, folder)
     _reset_peak()
     start = _memory("VmRSS")
     soft = _memory("VmSize") + ADDRESSES
@@ -114,7 +129,7 @@ def judge(surface: Surface, read: Callable[[Path], object], folder: Path, expect
             watch.on = False
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     grown = _memory("VmHWM") - start
-    if (_state(folder, surface.writes), _state(folder.parent / "outside")) != before:
+    if _files(surface, folder) != before:
         return Judged(Verdict.OUTSIDE, "a file was changed that is not to be written")
     if watch.seen:
         return Judged(Verdict.OUTSIDE, "; ".join(watch.seen[:3]))
@@ -142,10 +157,13 @@ def _judge_error(error: BaseException, surface: Surface, folder: Path, expect: E
     return Judged(Verdict.REFUSED, message[:300])
 
 
-def _judge_outcome(outcome: str, expect: Expect, right: str) -> Judged:
-    if expect is Expect.ANY or (outcome == right and expect is not Expect.REFUSED):
+def _judge_outcome(outcome: str, expect: Expect, right: Outcomes) -> Judged:
+    whole = outcome == right.whole
+    if expect is Expect.ANY or (whole and expect is not Expect.REFUSED):
         return Judged(Verdict.RIGHT)
-    met = "as if nothing were wrong" if outcome == right else "as something else"
+    if outcome in right.fallbacks and expect is not Expect.SAME:
+        return Judged(Verdict.RIGHT, "an earlier one")
+    met = "as if nothing were wrong" if whole else "as something else"
     return Judged(Verdict.SILENT, f"it was read {met}")
 
 
@@ -167,17 +185,14 @@ def _describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error)[:300].split())}{where}"
 
 
-def _state(folder: Path, but: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
-    """Return what tells whether a folder's files were written: number, kind, size and time of each."""
+def _files(surface: Surface, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return what tells whether files that are not to be written were: number, kind, size and time of each."""
     found = {}
-    for place, folders, files in os.walk(folder):
-        if Path(place) == folder:
-            folders[:] = [name for name in folders if name not in but]
-            files = [name for name in files if name not in but]
-        for name in (*folders, *files):
-            status = os.lstat(os.path.join(place, name))
-            written = 0 if os.path.isdir(os.path.join(place, name)) else status.st_mtime_ns
-            found[os.path.join(place, name)] = (status.st_ino, status.st_mode, status.st_size, written)
+    for top in (folder.parent / "outside", *(() if surface.writes else (folder,))):
+        for place, folders, files in os.walk(top):
+            for name in (*folders, *files):
+                status = os.lstat(os.path.join(place, name))
+                found[os.path.join(place, name)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
     return found
 
 

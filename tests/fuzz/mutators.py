@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from metalora.files import SUMS, seal
+
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 BACKTRACKING = "re:(a|a?)+(([a-z.0-9]+)+)+$!"
 STRINGS = (
@@ -53,7 +55,7 @@ def replace_file(random: Random, file: Path) -> str:
     return f"{file.name}: {kind}"
 
 
-def change_value(random: Random, value: Any, pool: Sequence[Any] = VALUES) -> tuple[Any, str]:
+def change_value(random: Random, value: Any, depths: Sequence[int] = (50, 70, 2000, 200_000)) -> tuple[Any, str]:
     """Change a plain value somewhere within; return the changed one, which is in part the same, and what was done."""
     root = [value]
     places = _places(root)
@@ -68,12 +70,12 @@ def change_value(random: Random, value: Any, pool: Sequence[Any] = VALUES) -> tu
         place += f" to {name[:40]!r}"
     elif kind == "add" and isinstance(held, dict):
         name = random.choice((*STRINGS, *(str(key) for key in held)))
-        held[name] = random.choice(pool)
+        held[name] = random.choice(VALUES)
         place += f".{name[:40]!r} = {_short(held[name])}"
     elif kind == "wrap":
         parent[key] = random.choice(([held], {"x": held}, _short(held), [held, held]))
     elif kind == "nest":
-        depth = random.choice((50, 70, 2000, 200_000))
+        depth = random.choice(depths)
         for _ in range(depth):
             held = [held]
         parent[key] = held
@@ -88,12 +90,18 @@ def change_value(random: Random, value: Any, pool: Sequence[Any] = VALUES) -> tu
         if not _within(held, other) and not _within(other[name], parent):
             parent[key], other[name] = other[name], held
     else:
-        kind, parent[key] = "replace", random.choice(pool)
+        kind, parent[key] = "replace", random.choice(VALUES)
         place += f" by {_short(parent[key])}"
     return root[0], f"{kind} {place}"
 
 
-def dump(value: Any, indent: int | None = None) -> str:
+def reseal(folder: Path) -> None:
+    """Write a folder's checksums anew, if it has some, as somebody does who means harm."""
+    if (folder / SUMS).is_file():
+        seal(folder)
+
+
+def dump(value: Any) -> str:
     """Write a plain value as JSON, however deep, with whatever numbers and strings."""
     parts: list[str] = []
     todo: list[Any] = [value]  # by hand, since json's writer recurses
@@ -123,7 +131,7 @@ class _Text(str):
 def _scalar(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:d}" if abs(value) < 10**4000 else "9" * 5000
-    return json.dumps(value)
+    return json.dumps(value, default=lambda other: f"a {type(other).__name__}")
 
 
 def _short(value: Any) -> str:

@@ -41,12 +41,13 @@ class Surface:
     Attributes:
         name: Its name on the command line and in the table.
         make: Writes valid files, each kind into a folder of its own below the one it is given, and returns what reads
-            such a folder. What that returns is compared by its `fingerprint`.
+            such a folder. What that returns is compared by its `fingerprint`. A folder ``KIND~`` is not changed: it is
+            what the reader of ``KIND`` may fall back to.
         mutate: Changes a copy of such a folder.
         checked: Whether the files carry checksums, so that a changed byte cannot pass for another value.
         named: What a refusal has to name, one of them; ``{folder}`` is the folder of the mutant.
         share: Mutants of this surface for each of another whose share is 1.
-        writes: Names in the folder that reading may write.
+        writes: Whether reading may write into the folder.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Surface:
     checked: bool = False
     named: tuple[str, ...] = ("{folder}",)
     share: float = 1.0
-    writes: tuple[str, ...] = ()
+    writes: bool = False
 
     @property
     def bytes_expect(self) -> Expect:

@@ -16,8 +16,15 @@ ODD_SHAPES = ([0, 2**63, 2**63], [2**63], [2**40, 2**40], [0], [], [-1], [1.5], 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
 
 
-def change_tensors(random: Random, file: Path) -> tuple[str, Expect]:
-    """Change a file of tensors whose reader knows which it wants; return what was done and what may come of it."""
+def change_tensors(random: Random, file: Path, dtype: Expect = Expect.REFUSED) -> tuple[str, Expect]:
+    """Change a file of tensors whose reader knows which it wants; return what was done and what may come of it.
+
+    Args:
+        random: Draws the change.
+        file: The file.
+        dtype: What may come of a tensor of another type.
+    """
+    expect = Expect.REFUSED
     kind = random.choice(("header", "shape", "values", "dtype", "reshape", "names"))
     if kind == "header":
         return _change_header(random, file), Expect.ANY
@@ -35,6 +42,7 @@ def change_tensors(random: Random, file: Path) -> tuple[str, Expect]:
     elif kind == "dtype":
         tensors[name] = tensor.to(random.choice([dtype for dtype in DTYPES if dtype != tensor.dtype]))
         recipe = f"{name} as {tensors[name].dtype}"
+        expect = dtype
     elif kind == "reshape":
         shapes = (tensor[None], tensor.reshape(-1, 1, 1), tensor.reshape(-1)[:-1], torch.cat([tensor.reshape(-1)] * 2))
         tensors[name] = random.choice([t for t in shapes if t.shape != tensor.shape]).clone()
@@ -44,7 +52,7 @@ def change_tensors(random: Random, file: Path) -> tuple[str, Expect]:
         tensors[other] = tensors.pop(name) if random.random() < 0.5 else tensor.clone()
         recipe = f"{other[:40]!r} for or beside {name}"
     save_file(tensors, file)
-    return f"{file.name}: {recipe}", Expect.REFUSED
+    return f"{file.name}: {recipe}", expect
 
 
 def _split(file: Path) -> tuple[dict[str, Any], bytes]:
