@@ -41,7 +41,7 @@ def main(place: str, seed: int, first: int, last: int, work: Path, pipe: int) ->
     tempfile.tempdir = str(scratch)
     _make_outside(work)
     read = surface.make(seeds)
-    told = {path.name: _read_twice(read, path, mutant, cache) for path in sorted(seeds.iterdir())}
+    told = {path.name: _read_twice(read, path, mutant, cache, path.name in surface.refused) for path in sorted(seeds.iterdir())}
     kinds = [kind for kind in told if not kind.endswith("~")]
     right = {kind: Outcomes(told[kind], frozenset(told[k] for k in told if k == f"{kind}~")) for kind in kinds}
     watch = Watch([cache, scratch, *([mutant] if surface.writes else [])])
@@ -76,14 +76,16 @@ def find_surface(place: str) -> Surface:
     return surface
 
 
-def _read_twice(read: Callable[[Path], object], seed: Path, mutant: Path, cache: Path) -> str:
+def _read_twice(read: Callable[[Path], object], seed: Path, mutant: Path, cache: Path, refused: bool) -> str:
     """Return the fingerprint of what a folder reads as before it is changed; verdicts rest on its being the same twice."""
     met = set()
     for _ in range(2):
         _copy(seed, mutant, cache)
         try:
             met.add(fingerprint(read(mutant)))
-        except UserError:  # some are files of a kind that is never read
+        except UserError:
+            if not refused:
+                raise
             met.add("refused")
     assert len(met) == 1, f"reading {seed.name} twice gives two things"
     return met.pop()

@@ -22,8 +22,8 @@ FILE = 2**28  # bytes of a file that it may write
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc", "malloc", "file too large")
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "pickle.find_class", "exec_module")  # fmt: skip
-_CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2, "os.truncate": 1,
-            "os.chmod": 1, "os.chown": 1, "shutil.rmtree": 1, "os.utime": 1}  # fmt: skip  # event: how many are paths
+_ENTRIES = {"os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.symlink": (1,), "os.link": (1,)}
+_CONTENTS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -85,9 +85,11 @@ class Watch:
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
             self._check(event, arguments[0])
-        elif event in _CHANGES:
-            for path in arguments[: _CHANGES[event]]:
-                self._check(event, path)
+        elif event in _CONTENTS:
+            self._check(event, arguments[0])
+        elif event in _ENTRIES:  # of a folder: what a link points to is not touched
+            for path in (arguments[place] for place in _ENTRIES[event]):
+                self._check(event, path if isinstance(path, int) else os.path.dirname(os.path.abspath(path)))
 
     def _check(self, event: str, path: Any) -> None:
         if isinstance(path, int) or path is None or os.fsdecode(path) == os.devnull:

@@ -46,6 +46,7 @@ class Surface:
         mutate: Changes a copy of such a folder.
         checked: Whether the files carry checksums, so that a changed byte cannot pass for another value.
         named: What a refusal has to name, one of them; ``{folder}`` is the folder of the mutant.
+        refused: Kinds that are files of formats that are never read.
         share: Mutants of this surface for each of another whose share is 1.
         writes: Whether reading may write into the folder.
     """
@@ -55,6 +56,7 @@ class Surface:
     mutate: Callable[[Random, Path], Mutation]
     checked: bool = False
     named: tuple[str, ...] = ("{folder}",)
+    refused: tuple[str, ...] = ()
     share: float = 1.0
     writes: bool = False
 

@@ -90,4 +90,4 @@ def _bomb(random: Random, text: str) -> tuple[str, str]:
     return "\n".join(lists) + "\n" + tail + (text if random.random() < 0.5 else ""), f"{recipe}, {where}"
 
 
-surface = Surface("config", make, mutate, named=("{folder}", "section", "setting", "."), share=2)
+surface = Surface("config", make, mutate, named=("{folder}", "section", "setting", ".", "batch_size"), share=2)

@@ -49,7 +49,7 @@ def mutate(random: Random, folder: Path) -> Mutation:
     if kind == "file":
         return Mutation(replace_file(random, file), Expect.EITHER)
     table = pq.read_table(file)
-    make_table = _bomb if random.random() < 0.02 else random.choice(_TABLES)
+    make_table = _bomb if random.random() < 0.02 else random.choice(TABLES)
     recipe, table, expect = make_table(random, table)
     pq.write_table(table, file, store_schema=make_table is not _bomb)  # its images are to be read as plain ones
     return Mutation(recipe, expect)
@@ -161,6 +161,6 @@ def _features(random: Random, table: Any) -> tuple[str, Any, Expect]:
     return f"metadata {text[:60]}", table.replace_schema_metadata({"huggingface": text}), Expect.ANY
 
 
-_TABLES = (_type, _type, _type, _twice, _missing, _nulls, _text, _text, _text, _image, _image, _many, _features)
+TABLES = (_type, _type, _type, _twice, _missing, _nulls, _text, _text, _text, _image, _image, _many, _features)
 
 surface = Surface("parquet", make, mutate, named=("{folder}", "data", "image", "domain"))
