@@ -3,7 +3,6 @@
 MLflow runs this file ("models from code"), so nothing is pickled.
 """
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 
 from metalora.data.images import decode
 from metalora.models.backbones import Backbone, build_backbone
-from metalora.models.persist import load
+from metalora.models.persist import Identity, describe, load
 
 BATCH = 64
 PACKAGES = (
@@ -41,10 +40,10 @@ class AdapterModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Rebuild backbone, extractor and adapter from the model's artifacts."""
         folder = Path(context.artifacts["adapter"])
-        description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        self.backbone = _network(description["backbone"], context.artifacts["backbone"])
+        description = describe(folder)
+        self.backbone = _network(description.backbone, context.artifacts["backbone"])
         other = context.artifacts.get("extractor")
-        extractor = _network(description["extractor"], other) if other else None
+        extractor = _network(description.extractor, other) if other and description.extractor else None
         self.model = load(self.backbone, folder, extractor)
         if torch.cuda.is_available():
             self.model.cuda()
@@ -100,8 +99,9 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
 
 
-def _network(identity: dict[str, Any], file: str) -> Backbone:
-    return build_backbone(identity["name"], identity["weights"], identity["input_size"][1], file=file)
+def _network(identity: Identity, file: str) -> Backbone:
+    size = None if identity.input_size is None else identity.input_size[-1]
+    return build_backbone(identity.name, identity.weights, size, file=file)
 
 
 set_model(AdapterModel())

@@ -44,8 +44,10 @@ def gate(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if what in str(error):
+            raise
+        raise UserError(f"{what}: {error}") from error
     except Exception as error:  # parsers raise nearly anything: recursion, memory, overflow, keys that are missing
         raise UserError(f"{what} cannot be read: {_reason(error)}") from error
 

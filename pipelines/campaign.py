@@ -15,7 +15,7 @@ from metalora.files import atomic_file
 from metalora.places import movable
 from metalora.reading import read_yaml
 from metalora.redact import redact
-from metalora.train.loop import differences
+from metalora.train.resume import differences
 from pipelines.options import plain
 from pipelines.search import Suggestion
 from pipelines.spaces import Space, sections_of

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.backbones import Backbone
 from metalora.redact import redact
-from metalora.train.checkpoint import PREFIX
+from metalora.train.checkpoint import PREFIX, whole
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
 from pipelines.board import new_board
@@ -234,11 +235,15 @@ def _worker(arguments: dict[str, Any]) -> None:
             trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)
         else:
             with opened(checkpoint) as folder:
-                trainer.fit(folder)
+                trainer.fit(whole(folder, partial(board.push.remote, "say") if group.first else _say_nothing))
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         logging.disable(logging.ERROR)  # the driver says it in one line; Ray Train would print its traceback
         raise
+
+
+def _say_nothing(text: str) -> None:
+    """Take a message that another rank tells."""
 
 
 def _reason(error: Exception, file: Path) -> str:

@@ -21,9 +21,10 @@ from metalora.models.assemble import MetaLoRAModel
 from metalora.models.backbones import Backbone
 from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker
-from metalora.train.checkpoint import CheckpointFolder
+from metalora.train.checkpoint import CheckpointFolder, whole
 from metalora.train.evaluation import ADAPTER, KNN
-from metalora.train.loop import Trainer, build_sampler, read_resumable
+from metalora.train.loop import Trainer, build_sampler
+from metalora.train.resume import read_resumable
 from pipelines.claim import named_run
 from pipelines.console import ProgressDisplay, terminal
 from pipelines.listener import Listener, LocalReporter, read_metrics
@@ -100,7 +101,8 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
         prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
-        last = checkpoints.latest() if resume else None
+        newest = checkpoints.latest() if resume else None
+        last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
         if last is not None:
             read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
         _start_tracking(tracker, config, folder)

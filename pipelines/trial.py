@@ -24,6 +24,7 @@ from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
+from metalora.train.checkpoint import whole
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
 from metalora.train.shared import compute_shared
@@ -132,7 +133,7 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     run = _nested if settings.cluster.workers > 1 else _alone
     try:
         with _checkpoint(materials, trial) as resume:
-            run(settings, materials, reporter, resume)
+            run(settings, materials, reporter, resume and whole(resume, reporter.say))
     except UserError as error:
         ray.get(materials.board.push.remote("failed", trial.name, str(error)))
     finally:

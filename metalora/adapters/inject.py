@@ -12,6 +12,9 @@ from metalora.adapters.probe import Uses
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import ADAPTABLE, check, refusal
 from metalora.errors import UserError
+from metalora.reading import short
+
+MAX_ALPHA = 1e6  # the update is a small thing beside the weight it is added to
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,15 @@ class Placement:
 
     rank: int
     alpha: float
+
+    def check(self) -> None:
+        """Check that the scale, alpha / rank, is a number to multiply with.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not 0 < self.alpha <= MAX_ALPHA:
+            raise UserError(f"alpha {short(self.alpha)} is out of range: above 0, at most {MAX_ALPHA:g}")
 
 
 def find_targets(
@@ -112,9 +124,10 @@ def check_placements(network: nn.Module, placements: Mapping[str, Placement]) ->
     modules = dict(network.named_modules())
     for name, placement in placements.items():
         if name not in modules:
-            raise UserError(f"the network has no module {name!r}")
+            raise UserError(f"the network has no module {short(name)}")
         try:
             check(modules[name], placement.rank)
+            placement.check()
         except UserError as error:
             raise UserError(
                 f"module {name!r}: {error} (--exclude-modules or --rank-pattern can set it apart)"

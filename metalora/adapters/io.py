@@ -1,5 +1,10 @@
-"""Adapter files: ``adapter.safetensors`` and ``adapter.json`` in one folder. No pickle."""
+"""Adapter files: ``adapter.safetensors`` and ``adapter.json`` in one folder. No pickle.
 
+``adapter.json`` has, beside the description, the SHA-256 of both: of the tensors' file, then the description without
+``sha256`` itself, as JSON with sorted keys and no spaces.
+"""
+
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +15,8 @@ from torch import Tensor
 
 from metalora.errors import UserError
 from metalora.files import atomic_folder
+from metalora.reading import read_json, short
+from metalora.tensor_files import read_safetensors
 
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 FILE_VERSION = 1
@@ -29,7 +36,8 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], description: Mapping[
         # clones, since a file takes no two tensors that share memory
         plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
         save_file(plain, folder / TENSORS)
-        text = json.dumps({"file_version": FILE_VERSION, **description}, indent=2)
+        said = {"file_version": FILE_VERSION, **description}
+        text = json.dumps({**said, "sha256": _sha256(folder, said)}, indent=2)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
@@ -37,20 +45,36 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_adapter` wrote.
 
     Raises:
-        UserError: a file is missing or unreadable, or of another file version.
+        UserError: a file is missing, unreadable or damaged, or of another file version.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    description = read_description(path)
+    digest = description.pop("sha256", None)  # older code wrote none
+    if digest is not None and digest != _sha256(path, description):
+        raise UserError(
+            f"adapter {path} is damaged: its files are not those that were written (SHA-256); fetch it again "
+            f"(or, if you changed {DESCRIPTION} yourself, take its line sha256 out)"
+        )
+    return read_safetensors(path / TENSORS, f"adapter {path}: {TENSORS}"), description
 
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read an adapter's ``adapter.json``, of which `read_adapter` checks that it belongs to the tensors.
+
+    Raises:
+        UserError: a file is missing, or this one is unreadable or of another file version.
+    """
     for name in (TENSORS, DESCRIPTION):
         if not (path / name).is_file():
             raise UserError(f"{path} is no adapter folder: {name} is missing")
-    try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        state = load_file(path / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"adapter {path} cannot be read: {error}") from None
-    version = description.get("file_version") if isinstance(description, dict) else None
+    description: dict[str, Any] = read_json(path / DESCRIPTION, f"adapter {path}: {DESCRIPTION}")
+    version = description.get("file_version")
     if version != FILE_VERSION:
-        raise UserError(f"adapter {path} has file version {version!r}; this metalora reads {FILE_VERSION}")
-    return state, description
+        raise UserError(f"adapter {path} has file version {short(version)}; this metalora reads {FILE_VERSION}")
+    return description
+
+
+def _sha256(folder: Path, description: Mapping[str, Any]) -> str:
+    with (folder / TENSORS).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    digest.update(json.dumps(description, sort_keys=True, separators=(",", ":")).encode())
+    return digest.hexdigest()

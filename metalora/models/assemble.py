@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
@@ -17,16 +18,24 @@ from metalora.adapters.patterns import select
 from metalora.adapters.probe import attempt, empty_images, probe
 from metalora.adapters.seed_slot import Call, SeedSlot
 from metalora.errors import UserError
+from metalora.limits import limits
 from metalora.models.extractor import FEATURES, Extractor, early_layers
 from metalora.models.mapping import SCOPES, MappingNet, mapping_size, seed_layout
 from metalora.models.network import AdaptedNetwork
 from metalora.models.plain import copy_shared, described, identify, plain
+from metalora.reading import short
 from metalora.registry import nearest
+from metalora.tensor_files import check_like
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Everything that, with the backbone and the extractor, rebuilds a `MetaLoRAModel`'s structure."""
+    """Everything that, with the backbone and the extractor, rebuilds a `MetaLoRAModel`'s structure.
+
+    All names are plain ones: patterns are for `adapt`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     format: str
     branches: int
@@ -40,6 +49,36 @@ class AdapterSpec:
     condition_size: int
     labels: tuple[str, ...]
     feature_size: int
+
+    def check(self, backbone: nn.Module, extractor: nn.Module | None) -> None:
+        """Check that it makes sense, on these networks, before anything is made by it.
+
+        Raises:
+            UserError: an unknown choice, a number out of `limits`, a module that is not there, or is named twice.
+        """
+        build_format(self.format, 1)
+        _check_settings(self.branches, self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
+        for name in ("condition_size", "feature_size", "labels"):
+            value = getattr(self, name)
+            _check_size(name, value if isinstance(value, int) else len(value), 0, limits().width)
+        if not self.layers:
+            raise UserError("layers: there are none; wanted: one or more")
+        check_placements(backbone, self.layers)
+        modules = {name for name, _ in backbone.named_modules() if name}
+        looked_at = {name for name, _ in (extractor or backbone).named_modules() if name}
+        for setting, names, there in (
+            ("modules_to_save", self.modules_to_save, modules),
+            ("extractor_layers", self.extractor_layers, looked_at),
+        ):
+            unknown = [name for name in names if name not in there]
+            if unknown:
+                raise UserError(f"{setting}: the network has no module {short(unknown[0])}")
+            if len(set(names)) < len(names):
+                raise UserError(f"{setting}: a module is named twice: {short(names)}")
+        inside = set(self.modules_to_save) - set(_outermost(self.modules_to_save))
+        inside |= {name for name in self.layers if any(f"{name}.".startswith(f"{m}.") for m in self.modules_to_save)}
+        if inside:
+            raise UserError(f"modules_to_save: {short(min(inside))} is within another module that is saved as a whole")
 
 
 class MetaLoRAModel(nn.Module):
@@ -125,24 +164,25 @@ class MetaLoRAModel(nn.Module):
             state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
         return state
 
-    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors of `adapter_state`.
+    def check_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Check that `load_adapter_state` can take tensors.
 
         Raises:
-            UserError: a tensor is missing, extra, or of another shape.
+            UserError: a tensor is missing, extra, or of another shape or type.
         """
         own = self.adapter_state()
         for name in sorted(own.keys() | state.keys()):
             if name not in state:
-                raise UserError(f"adapter: tensor {name!r} is missing")
+                raise UserError(f"tensor {name!r} is missing")
             if name not in own:
-                raise UserError(f"adapter: tensor {name!r} is not part of this model")
-            if own[name].shape != state[name].shape:
-                raise UserError(
-                    f"adapter: tensor {name!r} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-                )
+                raise UserError(f"tensor {short(name)} is not part of this model")
+            check_like(state[name], own[name], name)
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `adapter_state`; see `check_adapter_state` for what is refused."""
+        self.check_adapter_state(state)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in self.adapter_state().items():
                 tensor.copy_(state[name])
 
     def count_parameters(self) -> tuple[int, int]:
@@ -340,8 +380,7 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     Raises:
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
-    check_placements(backbone, spec.layers)
-    select(spec.modules_to_save, dict(backbone.named_modules()), "modules_to_save")
+    spec.check(backbone, extractor)
     format = build_format(spec.format, spec.branches)
     identity_of_backbone = identify(backbone)
     backbone = copy.deepcopy(backbone).requires_grad_(False)
@@ -398,10 +437,18 @@ def _check_settings(branches: int, features: str, scope: str, depth: int, width:
         ("seed_scope", scope, SCOPES),
     ):
         if value not in choices:
-            raise UserError(f"unknown {name} {value!r}{nearest(value, choices)} (choices: {', '.join(choices)})")
-    for name, number in (("branches", branches), ("mapping_depth", depth), ("mapping_width", width)):
-        if number < 1:
-            raise UserError(f"{name} must be 1 or more, got {number}")
+            raise UserError(f"unknown {name} {short(value)}{nearest(value, choices)} (choices: {', '.join(choices)})")
+    for name, number, most in (
+        ("branches", branches, limits().width),
+        ("mapping_depth", depth, limits().depth),
+        ("mapping_width", width, limits().width),
+    ):
+        _check_size(name, number, 1, most)
+
+
+def _check_size(name: str, number: int, least: int, most: int) -> None:
+    if not least <= number <= most:
+        raise UserError(f"{name} must be {least} to {most}, got {short(number)}")
 
 
 def _outermost(names: Sequence[str]) -> tuple[str, ...]:

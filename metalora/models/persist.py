@@ -1,18 +1,50 @@
 """Saving adapters without their backbone, and putting them back on it."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from pydantic import ConfigDict
+from torch import Tensor, nn
 
-from metalora.adapters.io import read_adapter, write_adapter
+from metalora.adapters.formats import build_format
+from metalora.adapters.io import DESCRIPTION, TENSORS, read_adapter, read_description, write_adapter
+from metalora.adapters.support import adapter_size
 from metalora.errors import UserError
 from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble
+from metalora.models.mapping import mapping_size, seed_layout
 from metalora.models.plain import identify, plain
+from metalora.reading import check_form, gate, short
 from metalora.version import __version__
+
+SLACK = 2**20  # numbers that an adapter may describe beyond those of its file: which is missing is then told by name
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A network, as `identify` describes it."""
+
+    name: str
+    weights: str
+    input_size: tuple[int, ...] | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``adapter.json`` says."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    file_version: int
+    versions: dict[str, str]
+    backbone: Identity
+    extractor: Identity | None
+    spec: AdapterSpec
+    sha256: str | None = None
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
@@ -51,22 +83,57 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
         UserError: no adapter there, another backbone or extractor (by a hash of its tensors), or a tensor is
             missing, extra or misshapen.
     """
-    state, description = read_adapter(Path(path))
-    try:
-        spec = TypeAdapter(AdapterSpec).validate_python(description["spec"])
-        identity = TypeAdapter(dict[str, Any] | None)
-        wanted = {part: identity.validate_python(description[part]) for part in ("backbone", "extractor")}
-    except (KeyError, ValidationError) as error:
-        raise UserError(f"adapter {path}: its description is incomplete: {error}") from None
+    state, content = read_adapter(Path(path))
+    description = _described(Path(path), content)
     backbone = plain(backbone)
     extractor = None if extractor is None else plain(extractor, "extractor")
     for part, network in (("backbone", backbone), ("extractor", extractor)):
-        met, want = None if network is None else identify(network), wanted[part]
-        if (met or {}).get("hash") != (want or {}).get("hash"):
+        met = None if network is None else Identity(**identify(network))
+        want: Identity | None = getattr(description, part)
+        if (met and met.hash) != (want and want.hash):
             raise UserError(f"adapter {path} was trained with {part} {_name(want)}, this is {_name(met)}")
-    model = assemble(backbone, spec, extractor)
-    model.load_adapter_state(state)
+    with gate(f"adapter {path}"):
+        description.spec.check(backbone, extractor)
+        _check_extent(backbone, description.spec, state)
+        model = assemble(backbone, description.spec, extractor)
+        model.load_adapter_state(state)
     return model.eval()
+
+
+def describe(path: Path) -> Description:
+    """Return what an adapter's ``adapter.json`` says.
+
+    Raises:
+        UserError: it cannot be read, or lacks something.
+    """
+    return _described(path, read_description(path))
+
+
+def _described(path: Path, content: dict[str, Any]) -> Description:
+    what = f"adapter {path}: {DESCRIPTION}"
+    description: Description = check_form(content, Description, what)
+    return description
+
+
+def _check_extent(backbone: nn.Module, spec: AdapterSpec, state: Mapping[str, Tensor]) -> None:
+    """Check, before anything is made, that a spec describes no more numbers than there are, or nearly.
+
+    Raises:
+        UserError: it describes far more.
+    """
+    there = sum(tensor.numel() for tensor in state.values())
+    most = 2 * there + SLACK
+    format = build_format(spec.format, spec.branches)
+    ranks = {name: placement.rank for name, placement in spec.layers.items()}
+    described = max(format.channels(rank) for rank in ranks.values())
+    if described <= most:  # else even a seed is too much
+        described = sum(adapter_size(backbone.get_submodule(name), format, rank) for name, rank in ranks.items())
+        described += spec.feature_size * len(spec.labels)
+    if described <= most and format.seed == "generated":
+        seeds = seed_layout(format, ranks, spec.seed_scope)[1].numel()
+        described += mapping_size(spec.condition_size, seeds, spec.mapping_depth, spec.mapping_width)
+    if described > most:
+        raise UserError(f"{DESCRIPTION} describes {described} numbers or more, {TENSORS} holds {there}")
 
 
 def unwrap(model: nn.Module) -> MetaLoRAModel:
@@ -83,8 +150,8 @@ def unwrap(model: nn.Module) -> MetaLoRAModel:
     return inner
 
 
-def _name(identity: dict[str, Any] | None) -> str:
+def _name(identity: Identity | None) -> str:
     if identity is None:
         return "the backbone itself"
-    name, weights, digest = (str(identity.get(key)) for key in ("name", "weights", "hash"))
-    return f"{name} (weights {weights}, hash {digest[:12]})"
+    name, weights = (text if len(text) <= 200 else short(text) for text in (identity.name, identity.weights))
+    return f"{name} (weights {weights}, hash {identity.hash[:12]})"

@@ -2,8 +2,7 @@
 
 import random
 import shutil
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 
 from metalora.errors import UserError
-from metalora.files import atomic_folder
+from metalora.files import atomic_folder, damage
+from metalora.tensor_files import read_torch
 from metalora.train.reporter import Write
 
 STATE = "state.pt"
@@ -24,17 +24,36 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote; nothing in it is executed (``weights_only``).
+    """Read what `write_state` wrote; nothing in it is executed.
 
     Raises:
-        UserError: there is no readable state in the folder.
+        UserError: there is no readable state in the folder, or its files are not those that were written.
     """
-    try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {folder} cannot be read: {reason}") from None
+    reason = damage(folder)
+    if reason:
+        raise UserError(f"checkpoint {folder} is damaged: {reason}")
+    state = read_torch(folder / STATE, f"checkpoint {folder}")
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {folder} cannot be read: it holds a {type(state).__name__}, not a state")
     return state
+
+
+def whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return a checkpoint, or the newest one before it, beside it, that is not damaged; None if there is none.
+
+    Args:
+        folder: The checkpoint.
+        say: Told of each that is damaged.
+    """
+    older = [path for path in folder.parent.glob(f"{PREFIX}*") if path.name < folder.name]
+    for path in (folder, *sorted(older, reverse=True)):
+        try:
+            read_state(path)
+        except UserError as error:
+            say(f"{error}; it is left out")
+        else:
+            return path
+    return None
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
@@ -106,8 +125,8 @@ class CheckpointFolder:
         return path
 
     def all(self) -> list[Path]:
-        """Return the checkpoints, oldest first; one that was cut off while Ray copied it is none."""
-        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if zipfile.is_zipfile(path / STATE))
+        """Return the checkpoints, oldest first; `whole` tells which of them can be read."""
+        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint."""

@@ -17,29 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalora.adapters.fused import refusal
-from metalora.config import Config, to_dict
+from metalora.config import Config
 from metalora.data.episodes import EpisodeSampler
 from metalora.data.loaders import train_loader
 from metalora.data.sampler import BatchSampler
 from metalora.data.table import ImageTable
 from metalora.errors import UserError
 from metalora.evaluate.embed import Batch, Shared
+from metalora.files import seal
 from metalora.group import Group, synchronised
 from metalora.models.assemble import MetaLoRAModel
 from metalora.models.preprocessing import Preprocessing
-from metalora.places import movable
-from metalora.train.checkpoint import (
-    generator_states,
-    read_state,
-    restore_generators,
-    seed_everything,
-    write_state,
-)
+from metalora.reading import gate
+from metalora.train.checkpoint import generator_states, restore_generators, seed_everything, write_state
 from metalora.train.checkpointing import checkpoint_blocks
 from metalora.train.evaluation import Evaluator, has_results
 from metalora.train.objective import knn_loss
-from metalora.train.optim import build_optimizer, warmup_cosine
+from metalora.train.optim import build_optimizer, restore, warmup_cosine
 from metalora.train.reporter import Progress, Reporter, Write
+from metalora.train.resume import State, comparable, networks, read_resumable
 
 LOG_EVERY = 10
 _log = logging.getLogger(__name__)
@@ -198,7 +194,7 @@ class Trainer:
                 return
         self.evaluator.prepare()
         if resume is not None:
-            self._restore(state)
+            self._restore(state, resume)
         while self.step < self.total_steps:
             self._epoch(self.step // self.steps_per_epoch)
         self._keep(self.evaluator.test(self.step))
@@ -329,6 +325,7 @@ class Trainer:
             write_state(folder, self._state(generators))
             if write_more is not None:
                 write_more(folder)
+            seal(folder)
 
         self.reporter.checkpoint(self.step, write if self.group.first else None)
         self.kept_step = self.step
@@ -338,41 +335,23 @@ class Trainer:
             "step": self.step,
             "model": self.model.adapter_state(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "generators": generators,
             "settings": comparable(self.config),
             "data": self.table.fingerprint,
             "networks": networks(self.model),
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_adapter_state(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step = self.kept_step = int(state["step"])
-        if len(state["generators"]) == self.group.world:
-            restore_generators(state["generators"][self.group.rank], self.device)
-        else:  # another number of workers: no state to go on with, so a seed that no step before has used
-            seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
-
-
-def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaLoRAModel) -> dict[str, Any]:
-    """Read a checkpoint's state, if a training with these settings and data can go on with it.
-
-    Raises:
-        UserError: it cannot; all that differs is named.
-    """
-    state = read_state(folder)
-    now = comparable(config)
-    known = {name: movable(value) for name, value in state["settings"].items() if name in now}
-    changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
-    if state["data"] != table.fingerprint:
-        changes.append("the data are others")
-    if state.get("networks", networks(model)) != networks(model):
-        changes.append("the tensors of backbone or extractor are others")
-    if changes:
-        raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
-    return state
+    def _restore(self, state: State, folder: Path) -> None:
+        with gate(f"checkpoint {folder}"):
+            if state["step"] > self.total_steps:
+                raise UserError(f"step {state['step']} is beyond the last one of this training, {self.total_steps}")
+            self.model.load_adapter_state(state["model"])
+            restore(self.optimizer, self.schedule, state["optimizer"], state["step"])
+            self.step = self.kept_step = state["step"]
+            if len(state["generators"]) == self.group.world:
+                restore_generators(state["generators"][self.group.rank], self.device)
+            else:  # another number of workers: no state to go on with, so a seed that no step before has used
+                seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
 
 
 def leaves_out(config: Config) -> bool:
@@ -424,29 +403,3 @@ class Clock:
     def rate(self, steps: int) -> float:
         """Return the mean rate after ``steps`` optimizer steps."""
         return steps * self.batch_size / max(1e-9, time.monotonic() - self.started)
-
-
-def comparable(config: Config) -> dict[str, Any]:
-    """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
-    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features", "keep_images"}
-    free |= {"kernel", "compile", "cuda_graph", "activation_checkpointing", "channels_last"}
-    free |= {"data"}  # the fingerprint tells
-    sections = ("backbone", "adapter", "mapping", "data", "train")
-    plain = to_dict(config)
-    return {
-        f"{section}.{name}": movable(value)
-        for section in sections
-        for name, value in plain[section].items()
-        if name not in free
-    }
-
-
-def networks(model: MetaLoRAModel) -> list[str | None]:
-    """Return the hashes of backbone and extractor, None for an extractor that is the backbone itself."""
-    return [model.backbone_identity["hash"], model.extractor_identity and model.extractor_identity["hash"]]
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say which settings differ."""
-    names = {**before, **now}
-    return [f"{n} was {before.get(n)!r}, is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]

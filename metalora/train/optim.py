@@ -1,11 +1,16 @@
 """The optimizer and its schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+
+from metalora.errors import UserError
+from metalora.reading import short
+from metalora.tensor_files import check_like
 
 
 def build_optimizer(
@@ -51,3 +56,43 @@ def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> Lamb
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
+
+
+def restore(optimizer: AdamW, schedule: LambdaLR, state: Mapping[str, Any], step: int) -> None:
+    """Put an optimizer and its schedule where they were after a step.
+
+    Args:
+        optimizer: Fresh, of the same parameters.
+        schedule: Its schedule.
+        state: The optimizer's ``state_dict``, of which only the moments are taken.
+        step: The optimizer steps taken.
+
+    Raises:
+        UserError: moments of other parameters.
+    """
+    own = optimizer.state_dict()
+    sizes = [len(group["params"]) for group in own["param_groups"]]
+    met = [len(group["params"]) for group in state["param_groups"]]
+    if met != sizes:
+        raise UserError(f"the optimizer's groups have {short(met)} parameters, not {short(sizes)}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in state["state"].items():
+        if index not in range(len(parameters)):
+            raise UserError(f"the optimizer has no parameter {short(index)}")
+        _check_moments(moments, parameters[index], f"optimizer.state.{index}", step)
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    groups = [{**group, "lr": rate} for group, rate in zip(own["param_groups"], rates, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    there = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    schedule.load_state_dict({**schedule.state_dict(), **there})
+
+
+def _check_moments(moments: Mapping[str, Tensor], parameter: Tensor, name: str, step: int) -> None:
+    if set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
+        raise UserError(f"{name} holds {short(sorted(moments))}, not step, exp_avg and exp_avg_sq")
+    for part in ("exp_avg", "exp_avg_sq"):
+        check_like(moments[part], parameter, f"{name}.{part}")
+    if moments["exp_avg_sq"].numel() and float(moments["exp_avg_sq"].min()) < 0:
+        raise UserError(f"{name}.exp_avg_sq has values below 0: it is a mean of squares")
+    if moments["step"].numel() != 1 or not 0 <= float(moments["step"]) <= step:
+        raise UserError(f"{name}.step is {short(moments['step'])}, not 0 to {step}")

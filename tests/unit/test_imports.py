@@ -30,6 +30,7 @@ GROUND = {  # unit: the ground it may stand on
     "version": [],
     "limits": ["errors"],
     "reading": ["errors", "limits"],
+    "tensor_files": ["errors", "limits", "reading"],
     "files": ["errors", "places"],
     "places": ["errors", "redact"],
     "redact": [],
@@ -38,7 +39,7 @@ GROUND = {  # unit: the ground it may stand on
     "report": ["config", "errors", "files"],
     "tracking": ["config", "errors", "files", "places", "redact"],
 }
-ANY_GROUND = ["config", "registry", "errors", "files", "limits", "places", "reading", "redact", "version"]
+ANY_GROUND = [unit for unit in GROUND if unit not in ("report", "tracking")]
 OUTSIDE = {
     "mlflow": {"tracking", "mlflow_model"},
     "ray": set(),

@@ -47,6 +47,11 @@ def test_description_that_is_none(text: str, folder: Path) -> None:
 @pytest.mark.parametrize("left", [0, 7, 40, -1])
 def test_truncated_tensors(left: int, folder: Path) -> None:
     (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:left])
+    with pytest.raises(UserError, match="is damaged"):
+        read_adapter(folder)
+    description = json.loads((folder / DESCRIPTION).read_text())
+    del description["sha256"]
+    (folder / DESCRIPTION).write_text(json.dumps(description))
     with pytest.raises(UserError, match="cannot be read"):
         read_adapter(folder)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,20 @@ def folder(lively: MakeModel, tmp_path: Path) -> Path:
     return metalora.save(lively("tr", labels=["a", "b"], modules_to_save=["norm"]), tmp_path / "adapter")
 
 
+def edit_description(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change adapter.json as its reader says one should: without the line sha256."""
+    path = folder / "adapter.json"
+    description = json.loads(path.read_text())
+    del description["sha256"]
+    edit(description)
+    path.write_text(json.dumps(description))
+
+
 def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
     tensors = load_file(folder / "adapter.safetensors")
     edit(tensors)
     save_file(tensors, folder / "adapter.safetensors")
+    edit_description(folder, lambda description: None)
 
 
 @pytest.mark.parametrize("name", ["layers.tokens.up.weight", "mapping.mean", "head.bias", "saved.norm.running_mean"])
@@ -190,25 +201,111 @@ def test_the_extractor_must_be_the_same(
     ("edit", "message"),
     [
         (lambda d: d.update(file_version=2), "has file version 2"),
-        (lambda d: d.pop("spec"), "description is incomplete"),
-        (lambda d: d.pop("backbone"), "description is incomplete"),
-        (lambda d: d["spec"].pop("layers"), "description is incomplete"),
-        (lambda d: d["spec"].update(mapping_depth="deep"), "description is incomplete"),
+        (lambda d: d.pop("spec"), "spec = .*: field required"),
+        (lambda d: d.pop("backbone"), "backbone = .*: field required"),
+        (lambda d: d["spec"].pop("layers"), "spec.layers = .*: field required"),
+        (lambda d: d["spec"].update(mapping_depth="deep"), "spec.mapping_depth = 'deep'"),
         (lambda d: d["spec"].update(format="tt"), "unknown adapter format 'tt'"),
         (lambda d: d["spec"]["layers"].update(nowhere={"rank": 2, "alpha": 2}), "no module 'nowhere'"),
         (lambda d: d["spec"]["layers"]["tokens"].update(rank=99), "'tokens': rank 99 does not fit"),
         (lambda d: d["spec"]["layers"]["tokens"].update(rank=3), "has shape"),
-        (lambda d: d["spec"].update(modules_to_save=["nowhere"]), "'nowhere' matches no module"),
-        (lambda d: d.update(backbone="resnet"), "description is incomplete"),
+        (lambda d: d["spec"]["layers"]["tokens"].update(alpha=1e308), r"'tokens': alpha 1e\+308 is out of range"),
+        (lambda d: d["spec"]["layers"]["tokens"].update(alpha=-1), "'tokens': alpha -1"),
+        (lambda d: d["spec"].update(layers={}), "layers: there are none"),
+        (
+            lambda d: d["spec"].update(modules_to_save=["nowhere"]),
+            "modules_to_save: the network has no module 'nowhere'",
+        ),
+        (lambda d: d["spec"].update(modules_to_save=["*"]), r"modules_to_save: the network has no module '\*'"),
+        (lambda d: d["spec"].update(modules_to_save=["re:(a|a)*b"]), "modules_to_save: the network has no module 're:"),
+        (lambda d: d["spec"].update(modules_to_save=["norm", "norm"]), "modules_to_save: a module is named twice"),
+        (lambda d: d["spec"].update(modules_to_save=["tokens"]), "'tokens' is within another module"),
+        (lambda d: d["spec"].update(extractor_layers=["x"]), "extractor_layers: the network has no module 'x'"),
+        (lambda d: d["spec"].update(mapping_width=10**7), "mapping_width must be 1 to 1048576, got 10000000"),
+        (lambda d: d["spec"].update(mapping_width=10**6), "describes 10.* numbers or more, .* holds"),
+        (lambda d: d["spec"].update(mapping_depth=10**6), "mapping_depth must be 1 to 256, got 1000000"),
+        (lambda d: d["spec"].update(format="multi_lora", branches=10**8), "branches must be 1 to 1048576"),
+        (lambda d: d["spec"].update(format="multi_lora", branches=10**6), "describes .* numbers or more"),
+        (lambda d: d["spec"].update(feature_size=10**8), "feature_size must be 0 to 1048576"),
+        (lambda d: d["spec"].update(feature_size=10**6), "describes .* numbers or more"),
+        (lambda d: d["spec"].update(condition_size=10**6), "describes .* numbers or more"),
+        (lambda d: d["spec"].update(condition_size=-1), "condition_size must be 0 to"),
+        (lambda d: d["spec"].update(labels=["x" * 10**5] * 3), "has shape"),
+        (lambda d: d["spec"].update(surprise=1), "spec.surprise = 1: unexpected keyword argument"),
+        (lambda d: d.update(surprise=1), "surprise = 1: unexpected keyword argument"),
+        (lambda d: d.update(backbone="resnet"), "backbone = 'resnet'"),
+        (
+            lambda d: d["backbone"].update(hash="0" * 10**6),
+            r"with backbone Net \(weights unknown, hash 0{12}\)",
+        ),
+        (lambda d: d["backbone"].update(name="x" * 10**6, hash=""), "trained with backbone 'xxx"),
     ],
 )
 def test_another_description_is_refused(edit: Any, message: str, folder: Path, net: nn.Module) -> None:
-    path = folder / "adapter.json"
-    description = json.loads(path.read_text())
-    edit(description)
-    path.write_text(json.dumps(description))
-    with pytest.raises(UserError, match=message):
+    edit_description(folder, edit)
+    with pytest.raises(UserError, match=message) as error:
         metalora.load(net, folder)
+    assert str(folder) in str(error.value)
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"file_version": 1, "a": ' + "[" * 10**5, '{"file_version": 1, "file_version": 1}', '{"file_version": NaN}',
+     '{"file_version": ' + "1" * 5000 + "}", "\xff", '{"file_version": 1, "spec": "' + "x" * 2**27],
+)  # fmt: skip
+def test_json_that_is_none_is_refused(text: str, folder: Path, net: nn.Module) -> None:
+    (folder / "adapter.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"adapter\.json cannot be read: ") as error:
+        metalora.load(net, folder)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([float("nan")] * 5), "holds numbers that are not finite"),
+        (torch.tensor([float("-inf")] * 5), "holds numbers that are not finite"),
+        (torch.ones(5, dtype=torch.int64), "is of type torch.int64, not torch.float32"),
+        (torch.ones(5, dtype=torch.bool), "is of type torch.bool, not torch.float32"),
+        (torch.ones(5, dtype=torch.complex64), "is of type torch.complex64, not torch.float32"),
+    ],
+)
+def test_other_numbers_are_refused(value: Tensor, message: str, folder: Path, net: nn.Module) -> None:
+    name = "saved.norm.running_mean"
+    edit_tensors(folder, lambda tensors: tensors.update({name: value[:1].expand(tensors[name].shape).clone()}))
+    with pytest.raises(UserError, match=f"{name}' {message}"):
+        metalora.load(net, folder)
+
+
+def test_half_precision_is_read(folder: Path, net: nn.Module, images: Tensor) -> None:
+    before = metalora.load(net, folder)(images)
+    edit_tensors(folder, lambda tensors: tensors.update({n: t.bfloat16() for n, t in tensors.items() if t.ndim}))
+    torch.testing.assert_close(metalora.load(net, folder)(images), before, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+def test_a_changed_bit_is_noticed(name: str, folder: Path, net: nn.Module, images: Tensor) -> None:
+    file = folder / name
+    whole, before, noticed = file.read_bytes(), metalora.load(net, folder)(images), 0
+    generator = random.Random(0)
+    for _ in range(60):
+        place = generator.randrange(len(whole))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.randrange(8)]) + whole[place + 1 :])
+        try:
+            met = metalora.load(net, folder)
+        except UserError:
+            noticed += 1
+        else:
+            assert torch.equal(met(images), before)  # a space of the JSON is another one
+    assert noticed > 50
+
+
+def test_adapters_of_older_code_have_no_checksum(folder: Path, net: nn.Module, images: Tensor) -> None:
+    before = metalora.load(net, folder)(images)
+    edit_description(folder, lambda description: None)
+    assert torch.equal(metalora.load(net, folder)(images), before)
 
 
 def test_refusals_leave_the_backbone_alone(folder: Path, net: nn.Module, images: Tensor) -> None:

@@ -1,0 +1,166 @@
+"""Files of tensors, a stranger's too: safetensors, and what ``torch.save`` writes. Nothing in them is run.
+
+What comes out are dense tensors in memory, finite, none larger than the file: a tensor that is a view of one number can
+claim any size. Files of ``torch.save`` are zip archives, whose CRC-32 of every tensor is checked; older ones are plain
+pickles, without.
+"""
+
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalora.errors import UserError
+from metalora.limits import limits
+from metalora.reading import gate, short
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of the storages; then the storages
+# what the pickle of tensors and plain values names; torch.load (weights_only) knows more, such as bytearray(10**12)
+_NAMES = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+}
+
+
+def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        file: The file.
+        what: What error messages call it.
+
+    Raises:
+        UserError: it cannot be read, or holds numbers that are not finite.
+    """
+    from safetensors.torch import load_file
+
+    with gate(what):
+        tensors: dict[str, Tensor] = load_file(_plain_file(file))
+        for name, tensor in tensors.items():
+            _check(tensor, name, file.stat().st_size)
+    return tensors
+
+
+def read_torch(file: Path, what: str) -> Any:
+    """Read a file of ``torch.save`` that holds tensors, numbers, strings, None, and lists, tuples and dicts of these.
+
+    Args:
+        file: The file.
+        what: What error messages call it.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or holds something else.
+    """
+    with gate(what):
+        with _plain_file(file).open("rb") as stream:
+            _check_names(_check_zip(stream) if zipfile.is_zipfile(stream) else _legacy(stream))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        _measure(content, file.stat().st_size, "", {}, 0)
+    return content
+
+
+def check_like(met: Tensor, wanted: Tensor, name: str) -> None:
+    """Check that a tensor can be loaded into another one: of its shape, and both floats or of the same type.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if met.shape != wanted.shape:
+        raise UserError(f"tensor {short(name)} has shape {tuple(met.shape)}, not {tuple(wanted.shape)}")
+    if met.dtype != wanted.dtype and not (met.dtype in FLOATS and wanted.dtype in FLOATS):
+        raise UserError(f"tensor {short(name)} is of type {met.dtype}, not {wanted.dtype}")
+
+
+def _plain_file(file: Path) -> Path:
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise ValueError("it is a pipe or a device")
+    return file
+
+
+def _check(tensor: Tensor, name: str, most: int) -> None:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ValueError(f"{short(name)} is no dense tensor of plain numbers")
+    if tensor.numel() * tensor.element_size() > most:
+        raise ValueError(f"tensor {short(name)} of shape {short(tuple(tensor.shape))} is larger than the file")
+    if not _is_finite(tensor):
+        raise ValueError(f"tensor {short(name)} holds numbers that are not finite")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    numbers = (tensor.float() if half else tensor).detach().numpy()  # NumPy's sum does not wait for threads
+    with np.errstate(all="ignore"):
+        # where the sum is finite all are; it tells so many times faster than a look at each, but may overflow
+        return bool(np.isfinite(numbers.sum()) or np.isfinite(numbers).all())
+
+
+def _measure(value: Any, most: int, name: str, sizes: dict[int, int], depth: int) -> int:
+    """Check a value, and return how many values it is when what stands there several times is written out."""
+    if isinstance(value, Tensor):
+        _check(value, name, most)
+        return 1
+    if value is None or isinstance(value, str | int | float):
+        return 1
+    if not isinstance(value, dict | list | tuple):
+        raise ValueError(f"it holds a {type(value).__name__}{f' under {short(name)}' if name else ''}")
+    if depth > limits().nesting or sizes.get(id(value)) == 0:
+        raise ValueError(f"it is nested in more than {limits().nesting} levels")
+    if id(value) not in sizes:
+        sizes[id(value)] = 0  # being measured
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        total = 1 + sum(
+            _measure(item, most, f"{name}.{key}" if name else str(key), sizes, depth + 1) for key, item in items
+        )
+        sizes[id(value)] = total
+    if sizes[id(value)] > limits().values:
+        raise ValueError(f"it holds more than {limits().values} values")
+    return sizes[id(value)]
+
+
+def _check_zip(stream: BinaryIO) -> Iterator[bytes]:
+    """Check that all of an archive is as it was written, and yield its pickle."""
+    size = stream.seek(0, 2)
+    with zipfile.ZipFile(stream) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        if len(set(names)) < len(names):
+            raise ValueError("it has a part twice")
+        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            raise ValueError("it is compressed; wanted: a file of torch.save")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"it is damaged: {short(damaged)} is not what was written (CRC-32)")
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is no file of torch.save")
+        yield archive.read(pickles[0])
+
+
+def _legacy(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Yield the file at each of its pickles; reading one goes on to the next."""
+    stream.seek(0)
+    for _ in range(_LEGACY_PICKLES):
+        yield stream
+
+
+def _check_names(pickles: Iterator[Any]) -> None:
+    """Check that pickles name nothing but what makes tensors."""
+    for pickle in pickles:
+        for operation, argument, _ in pickletools.genops(pickle):
+            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+                module, _, name = str(argument).partition(" ")
+                if str(argument) not in _NAMES and not (
+                    module in ("torch", "torch.storage") and name.endswith("Storage")
+                ):
+                    raise ValueError(f"it is no file of tensors alone: it names {short(str(argument))}")

@@ -1,0 +1,85 @@
+"""Going on with a training from a checkpoint: what may have changed since, and what is taken from it."""
+
+from pathlib import Path
+from typing import Any, NotRequired
+
+from pydantic import ConfigDict, NonNegativeInt
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from metalora.config import Config, to_dict
+from metalora.data import ImageTable
+from metalora.errors import UserError
+from metalora.models.assemble import MetaLoRAModel
+from metalora.places import movable
+from metalora.reading import check_form, gate, short
+from metalora.train.checkpoint import read_state
+
+
+class State(TypedDict):
+    """A training's state, as a checkpoint has it. Rates are not taken from it: settings and step tell them."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # type: ignore[misc]
+
+    step: NonNegativeInt
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    generators: list[dict[str, Any]]
+    settings: dict[str, Any]
+    data: str
+    networks: NotRequired[list[str | None]]
+
+
+def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaLoRAModel) -> State:
+    """Read a checkpoint's state, if a training with these settings and data can go on with it.
+
+    Raises:
+        UserError: it cannot be read; or a training cannot go on with it: all that differs is named.
+    """
+    content = read_state(folder)
+    with gate(f"checkpoint {folder}"):
+        state: State = check_form(content, State, f"checkpoint {folder}")
+        changes = _changes(state, config, table, model)
+        if not changes:
+            model.check_adapter_state(state["model"])
+    if changes:
+        raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
+    return state
+
+
+def _changes(state: State, config: Config, table: ImageTable, model: MetaLoRAModel) -> list[str]:
+    """Say what differs between the training that a checkpoint is of and this one."""
+    now = comparable(config)
+    known = {name: movable(value) for name, value in state["settings"].items() if name in now}
+    changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
+    if state["data"] != table.fingerprint:
+        changes.append("the data are others")
+    if state.get("networks", networks(model)) != networks(model):
+        changes.append("the tensors of backbone or extractor are others")
+    return changes
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
+    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features", "keep_images"}
+    free |= {"kernel", "compile", "cuda_graph", "activation_checkpointing", "channels_last"}
+    free |= {"data"}  # the fingerprint tells
+    sections = ("backbone", "adapter", "mapping", "data", "train")
+    plain = to_dict(config)
+    return {
+        f"{section}.{name}": movable(value)
+        for section in sections
+        for name, value in plain[section].items()
+        if name not in free
+    }
+
+
+def networks(model: MetaLoRAModel) -> list[str | None]:
+    """Return the hashes of backbone and extractor, None for an extractor that is the backbone itself."""
+    return [model.backbone_identity["hash"], model.extractor_identity and model.extractor_identity["hash"]]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Say which settings differ."""
+    names = {**before, **now}
+    return [f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names if before.get(n) != now.get(n)]
