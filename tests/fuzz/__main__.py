@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +17,17 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the fuzzer; return 1 if a mutant showed a fault."""
-    parser = argparse.ArgumentParser("python -m tests.fuzz", description="Have changed files read, and judge what comes of it.")
+    parser = argparse.ArgumentParser(
+        "python -m tests.fuzz", description="Have changed files read, and judge what comes of it."
+    )
     parser.add_argument("--mutants", type=int, default=1000, metavar="N", help="over all surfaces (default: 1000)")
     parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="stop after this time")
     parser.add_argument("--surface", action="append", choices=sorted(SURFACES), help="this one alone; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="K", help="of the mutants (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, metavar="J", help="surfaces at a time (default: 2)")
-    parser.add_argument("--replay", metavar="SURFACE:SEED:NUMBER", help="read one mutant again, and say what comes of it")
+    parser.add_argument(
+        "--replay", metavar="SURFACE:SEED:NUMBER", help="read one mutant again, and say what comes of it"
+    )
     parser.add_argument("--write", action="store_true", help="write the table into tests/fuzz/README.md")
     options = parser.parse_args(arguments)
     if options.replay:
@@ -51,7 +55,7 @@ def fuzz(names: Sequence[str], mutants: int, seconds: float, seed: int, jobs: in
         return dict(zip(names, pool.map(one, names), strict=True))
 
 
-def teller(name: str, seed: int):
+def teller(name: str, seed: int) -> Callable[[Fault], None]:
     """Return what prints a fault."""
 
     def tell(fault: Fault) -> None:

@@ -41,7 +41,10 @@ def main(place: str, seed: int, first: int, last: int, work: Path, pipe: int) ->
     tempfile.tempdir = str(scratch)
     _make_outside(work)
     read = surface.make(seeds)
-    told = {path.name: _read_twice(read, path, mutant, cache, path.name in surface.refused) for path in sorted(seeds.iterdir())}
+    told = {
+        path.name: _read_twice(read, path, mutant, cache, path.name in surface.refused)
+        for path in sorted(seeds.iterdir())
+    }
     kinds = [kind for kind in told if not kind.endswith("~")]
     right = {kind: Outcomes(told[kind], frozenset(told[k] for k in told if k == f"{kind}~")) for kind in kinds}
     watch = Watch([cache, scratch, *([mutant] if surface.writes else [])])

@@ -19,10 +19,24 @@ MEMORY = 768 * 2**20  # bytes of RSS it may add while it is read
 ADDRESSES = 4 * MEMORY  # of address space, the bound that the operating system enforces: maps and stacks count too
 FILE = 2**28  # bytes of a file that it may write
 
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc", "malloc", "file too large")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad alloc",
+    "malloc",
+    "file too large",
+)
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "pickle.find_class", "exec_module")  # fmt: skip
-_ENTRIES = {"os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.symlink": (1,), "os.link": (1,)}
+_ENTRIES = {
+    "os.rename": (0, 1),
+    "os.remove": (0,),
+    "os.mkdir": (0,),
+    "os.rmdir": (0,),
+    "os.symlink": (1,),
+    "os.link": (1,),
+}
 _CONTENTS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -83,9 +97,7 @@ class Watch:
             return
         if event.startswith(_PROGRAMS):
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
-            self._check(event, arguments[0])
-        elif event in _CONTENTS:
+        elif (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING) or event in _CONTENTS:
             self._check(event, arguments[0])
         elif event in _ENTRIES:  # of a folder: what a link points to is not touched
             for path in (arguments[place] for place in _ENTRIES[event]):

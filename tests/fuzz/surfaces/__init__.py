@@ -1,7 +1,19 @@
 """The surfaces, by name. A new one is a module here with a `Surface` called ``surface``, and a line below."""
 
 from tests.fuzz.surface import Surface
-from tests.fuzz.surfaces import adapter, cache, checkpoint, config, folders, images, parquet, requests, results, runs, weights
+from tests.fuzz.surfaces import (
+    adapter,
+    cache,
+    checkpoint,
+    config,
+    folders,
+    images,
+    parquet,
+    requests,
+    results,
+    runs,
+    weights,
+)
 
 _MODULES = (adapter, weights, checkpoint, cache, images, parquet, folders, config, runs, results, requests)
 

@@ -42,7 +42,16 @@ def data_settings(data: Path) -> Any:
 def everything(table: ImageTable) -> object:
     """Return all that a table says, with the pixels of its images."""
     pixels = [np.asarray(decode(table.read(row), table.name(row), table.max_pixels)) for row in range(len(table))]
-    return table.label, table.domain, table.split, list(table.id), table.labels, table.domains, table.fingerprint, pixels
+    return (
+        table.label,
+        table.domain,
+        table.split,
+        list(table.id),
+        table.labels,
+        table.domains,
+        table.fingerprint,
+        pixels,
+    )
 
 
 def read_all(data: Path) -> object:

@@ -39,16 +39,22 @@ def mutate(random: Random, folder: Path) -> Mutation:
     elif kind == "folder name":
         os.rename(domain, os.path.join(os.fsencode(root), name))
     elif kind == "link up":
-        (random.choice((domain, file.parent)) / "up").symlink_to(random.choice((root, domain, folder, Path("/"), Path("."))))
+        (random.choice((domain, file.parent)) / "up").symlink_to(
+            random.choice((root, domain, folder, Path("/"), Path()))
+        )
     elif kind == "link":
-        (file.parent / "link.png").symlink_to(random.choice((outside / "canary", Path("/dev/stdin"), Path("/proc/self/mem"), file)))
+        (file.parent / "link.png").symlink_to(
+            random.choice((outside / "canary", Path("/dev/stdin"), Path("/proc/self/mem"), file))
+        )
     elif kind == "socket":
         with socket.socket(socket.AF_UNIX) as bound:
             os.chdir(file.parent)  # a socket's path is short
             bound.bind("socket.png")
             os.chdir(folder.parent)
     elif kind == "program":
-        file.write_bytes(f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({outside}/ran) (w) file\nshowpage\n".encode())
+        file.write_bytes(
+            f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({outside}/ran) (w) file\nshowpage\n".encode()
+        )
     elif kind == "empty":
         (root / "empty" / random.choice(("", "circle"))).mkdir(parents=True)
     elif kind == "deep":

@@ -16,7 +16,6 @@ from tests.fuzz.mutators import change_file
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.data import draw
 
-
 NEVER = ("EPS", "PDF")  # which Pillow writes
 
 
@@ -73,7 +72,9 @@ def _change_header(random: Random, file: Path) -> str:
     data = file.read_bytes()
     fields = list(struct.unpack(">IIBBBBB", data[16:29]))
     which = random.randrange(7)
-    fields[which] = random.choice((0, 1, 2, 3, 4, 6, 8, 16, 255) if which > 1 else (0, 1, 31, 33, 8192, 13300, 2**31 - 1, 2**32 - 1))
+    fields[which] = random.choice(
+        (0, 1, 2, 3, 4, 6, 8, 16, 255) if which > 1 else (0, 1, 31, 33, 8192, 13300, 2**31 - 1, 2**32 - 1)
+    )
     file.write_bytes(data[:8] + _chunk(b"IHDR", struct.pack(">IIBBBBB", *fields)) + data[33:])
     return f"PNG header {fields}"
 

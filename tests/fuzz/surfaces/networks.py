@@ -38,7 +38,13 @@ def tiny_images() -> Tensor:
 def tiny_model(backbone: nn.Module, format: str) -> metalora.MetaLoRAModel:
     """Adapt a backbone such that every tensor of the adapter matters."""
     model = metalora.adapt(
-        backbone, format, rank=2, labels=LABELS, target_modules=["conv", "last"], modules_to_save=["norm"], mapping_width=4
+        backbone,
+        format,
+        rank=2,
+        labels=LABELS,
+        target_modules=["conv", "last"],
+        modules_to_save=["norm"],
+        mapping_width=4,
     )
     with torch.no_grad():
         for parameter in model.trainable().values():

@@ -83,7 +83,9 @@ def small_table() -> Any:
 def _with_features(table: Any) -> Any:
     images = pa.array([{"bytes": image, "path": None} for image in table["image"].to_pylist()], TYPES[9])
     labels = pa.array([LABELS.index(name) for name in table["label"].to_pylist()])
-    told = {"info": {"features": {"label": {"names": list(LABELS), "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
+    told = {
+        "info": {"features": {"label": {"names": list(LABELS), "_type": "ClassLabel"}, "image": {"_type": "Image"}}}
+    }
     told_table = pa.table({"image": images, "label": labels, "domain": table["domain"], "split": table["split"]})
     return told_table.replace_schema_metadata({"huggingface": json.dumps(told)})
 
@@ -131,7 +133,9 @@ def _image(random: Random, table: Any) -> tuple[str, Any, Expect]:
     row = random.randrange(len(images))
     whole = images[row]["bytes"] if isinstance(images[row], dict) else images[row]
     data, recipe = change_bytes(random, whole)
-    images[row] = {"bytes": data, "path": random.choice(STRINGS[:4] + STRINGS[5:9])} if isinstance(images[row], dict) else data
+    images[row] = (
+        {"bytes": data, "path": random.choice(STRINGS[:4] + STRINGS[5:9])} if isinstance(images[row], dict) else data
+    )
     images = pa.array(images, table["image"].type)
     return f"image {row}: {recipe}", table.set_column(0, "image", images), Expect.ANY
 

@@ -145,12 +145,23 @@ _CHANGES = {".json": _change_json, ".jsonl": _change_lines, ".yaml": _change_yam
 
 
 def _settings(**adapter: Any) -> Config:
-    return from_dict({"adapter": adapter, "tracking": {"tracking_uri": "none"}, "cluster": {"workers": 0}, "data": {"batch_size": 32}})
+    return from_dict(
+        {
+            "adapter": adapter,
+            "tracking": {"tracking_uri": "none"},
+            "cluster": {"workers": 0},
+            "data": {"batch_size": 32},
+        }
+    )
 
 
 def _write_metrics(folder: Path, steps: Sequence[int] = (10, 20)) -> None:
     lines = [
-        {"step": step, "time": 1.5e9, "metrics": {OBJECTIVE: 0.5 + step / 100, f"{OBJECTIVE}/paper": 0.6, "train/images_per_second": 99.0}}
+        {
+            "step": step,
+            "time": 1.5e9,
+            "metrics": {OBJECTIVE: 0.5 + step / 100, f"{OBJECTIVE}/paper": 0.6, "train/images_per_second": 99.0},
+        }
         for step in steps
     ]
     (folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
@@ -170,7 +181,14 @@ def write_run(folder: Path) -> None:
     names = [f"n{number}" for number in range(12)]
     vectors = np.random.default_rng(0).normal(size=(12, 4))
     (folder / "seeds").mkdir()
-    write_seeds(folder / "seeds" / "seeds.parquet", names, ["paper", "slate"] * 6, ["circle"] * 6 + ["cross"] * 6, ["test"] * 12, vectors)
+    write_seeds(
+        folder / "seeds" / "seeds.parquet",
+        names,
+        ["paper", "slate"] * 6,
+        ["circle"] * 6 + ["cross"] * 6,
+        ["test"] * 12,
+        vectors,
+    )
 
 
 def write_campaign(folder: Path) -> None:
@@ -183,7 +201,9 @@ def write_campaign(folder: Path) -> None:
         place = folder / "trials" / trial.name
         place.mkdir(parents=True)
         error = "Traceback:\n  x\nValueError: y" if number else None
-        record = TrialRecord(trial, "failed" if number else "finished", error, 1000, 2.5, None, {OBJECTIVE: 0.7}, "checkpoint_00000020")
+        record = TrialRecord(
+            trial, "failed" if number else "finished", error, 1000, 2.5, None, {OBJECTIVE: 0.7}, "checkpoint_00000020"
+        )
         record.write(place)
         _write_metrics(place)
         (place / "config.yaml").write_text(to_yaml(_settings(format=format)), encoding="utf-8")

@@ -12,7 +12,20 @@ from safetensors.torch import load_file, save_file
 from tests.fuzz.mutators import change_value, dump
 from tests.fuzz.surface import Expect
 
-ODD_SHAPES = ([0, 2**63, 2**63], [2**63], [2**40, 2**40], [0], [], [-1], [1.5], [2**31, 2], ["1"], [[1]], None, [0, 2**32])
+ODD_SHAPES = (
+    [0, 2**63, 2**63],
+    [2**63],
+    [2**40, 2**40],
+    [0],
+    [],
+    [-1],
+    [1.5],
+    [2**31, 2],
+    ["1"],
+    [[1]],
+    None,
+    [0, 2**32],
+)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
 
 

@@ -71,7 +71,9 @@ def _write_code(random: Random, file: Path) -> str:
 
 def _change_state(random: Random, file: Path) -> Mutation:
     state = torch.load(file, weights_only=True)
-    name = random.choice(sorted(name for name, tensor in state.items() if tensor.ndim > 0 and tensor.is_floating_point()))
+    name = random.choice(
+        sorted(name for name, tensor in state.items() if tensor.ndim > 0 and tensor.is_floating_point())
+    )
     tensor = state[name]
     odd: dict[str, tuple[Any, Expect]] = {
         "sparse": (tensor.to_sparse(), Expect.EITHER),
@@ -81,7 +83,10 @@ def _change_state(random: Random, file: Path) -> Mutation:
         "on no device": (tensor.to("meta"), Expect.REFUSED),
         "quantized": (torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), Expect.REFUSED),
         "nested": ({name: tensor}, Expect.REFUSED),
-        "not finite": (torch.where(torch.arange(tensor.numel()).view_as(tensor) == 0, float("nan"), tensor), Expect.REFUSED),
+        "not finite": (
+            torch.where(torch.arange(tensor.numel()).view_as(tensor) == 0, float("nan"), tensor),
+            Expect.REFUSED,
+        ),
         "of another type": (tensor.to(random.choice(DTYPES[:-1])), Expect.ANY),
         "complex": (tensor.to(torch.complex64), Expect.REFUSED),
         "of another shape": (tensor[None], Expect.REFUSED),
@@ -92,7 +97,9 @@ def _change_state(random: Random, file: Path) -> Mutation:
     if kind in odd:
         state[name], expect = odd[kind]
     elif kind == "keys":
-        kind = repr(key := random.choice((1, None, b"x", ("a", 1), "", "x" * 10**5, "\n", "\ud800", f"{name}.x", "../x")))[:40]
+        kind = repr(
+            key := random.choice((1, None, b"x", ("a", 1), "", "x" * 10**5, "\n", "\ud800", f"{name}.x", "../x"))
+        )[:40]
         state[key] = state.pop(name) if random.random() < 0.5 else tensor
     elif kind == "order":
         state, expect = OrderedDict(reversed(state.items())), Expect.SAME
