@@ -28,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--replay", metavar="SURFACE:SEED:NUMBER", help="read one mutant again, and say what comes of it"
     )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="with --replay: leave the mutant's files there")
     parser.add_argument("--write", action="store_true", help="write the table into tests/fuzz/README.md")
     options = parser.parse_args(arguments)
     if options.replay:
         name, seed, number = options.replay.split(":")
-        result = run(place(name), int(seed), range(int(number), int(number) + 1), hear=teller(name, int(seed)))
+        numbers = range(int(number), int(number) + 1)
+        result = run(place(name), int(seed), numbers, hear=teller(name, int(seed)), keep=options.keep)
         print(*(verdict.value for verdict in result.counts))
         return bool(result.faults)
     results = fuzz(options.surface or list(SURFACES), options.mutants, options.seconds, options.seed, options.jobs)

@@ -80,7 +80,7 @@ def find_surface(place: str) -> Surface:
 
 
 def _read_twice(read: Callable[[Path], object], seed: Path, mutant: Path, cache: Path, refused: bool) -> str:
-    """Return the fingerprint of what a folder reads as before it is changed; verdicts rest on its being the same twice."""
+    """Return the fingerprint of what a folder reads as, unchanged; verdicts rest on its being the same twice."""
     met = set()
     for _ in range(2):
         _copy(seed, mutant, cache)

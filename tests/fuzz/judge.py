@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ _NO_MEMORY = (
     "malloc",
     "file too large",
 )
-_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
+    "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "pickle.find_class", "exec_module")  # fmt: skip
 _ENTRIES = {
     "os.rename": (0, 1),
@@ -101,7 +103,7 @@ class Watch:
             self._check(event, arguments[0])
         elif event in _ENTRIES:  # of a folder: what a link points to is not touched
             for path in (arguments[place] for place in _ENTRIES[event]):
-                self._check(event, path if isinstance(path, int) else os.path.dirname(os.path.abspath(path)))
+                self._check(event, path if isinstance(path, int) else Path(os.fsdecode(path)).absolute().parent)
 
     def _check(self, event: str, path: Any) -> None:
         if isinstance(path, int) or path is None or os.fsdecode(path) == os.devnull:
@@ -205,17 +207,16 @@ def _files(surface: Surface, folder: Path) -> dict[str, tuple[int, ...]]:
     for top in (folder.parent / "outside", *(() if surface.writes else (folder,))):
         for place, folders, files in os.walk(top):
             for name in (*folders, *files):
-                status = os.lstat(os.path.join(place, name))
-                found[os.path.join(place, name)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
+                path = Path(place) / name
+                status = path.lstat()
+                found[str(path)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
     return found
 
 
 def _reset_peak() -> None:
     """Have the kernel count the peak of RSS anew; where it does not, the peak is the process's, and bounds it too."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _memory(name: str) -> int:

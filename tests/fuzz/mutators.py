@@ -12,12 +12,16 @@ from metalora.files import SUMS, seal
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 BACKTRACKING = "re:(a|a?)+(([a-z.0-9]+)+)+$!"
 STRINGS = (
-    "", " ", "\0", "\n", "\ud800", "é", "../../outside/canary", "/dev/zero", "/etc/passwd", "~nobody/x", "*", "re:(", "re:.*",
-    BACKTRACKING, "*a" * 40, "nan", "1e999", "auto", "a" * 300, "x" * 10**6, "[red]", "%s", "{0}", "../..", "s3://x", "CON",
+    "", " ", "\0", "\n", "\ud800", "é", "../../outside/canary", "/dev/zero", "/etc/passwd", "~nobody/x", "*", "re:(",
+    "re:.*",
+    BACKTRACKING, "*a" * 40, "nan", "1e999", "auto", "a" * 300, "x" * 10**6, "[red]", "%s", "{0}", "../..", "s3://x",
+    "CON",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 10**7, 10**9, 10**18, 2**64, -(2**63), 10**400, 0.0, -0.0, 0.5, 1e-320,
-    1e308, -1e308, float("nan"), float("inf"), float("-inf"), [], {}, [[]], [None], {"": None}, ["*"], [1] * 1000, *STRINGS,
+    None, True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 10**7, 10**9, 10**18, 2**64, -(2**63), 10**400, 0.0, -0.0, 0.5,
+    1e-320,
+    1e308, -1e308, float("nan"), float("inf"), float("-inf"), [], {}, [[]], [None], {"": None}, ["*"], [1] * 1000,
+    *STRINGS,
 )  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def _short(value: Any) -> str:
 
 
 def _places(root: list[Any]) -> list[tuple[Any, Any, str]]:
-    """Return every value within as its holder and its key there, with a name for people, of deep ones only the begin."""
+    """Return every value within as its holder and its key there, with a name for people, of deep ones cut."""
     found: list[tuple[Any, Any, str]] = [(root, 0, "")]
     for parent, key, place in found:
         value = parent[key]
@@ -219,5 +223,6 @@ def _append(random: Random, data: bytes) -> tuple[bytes, str]:
 
 
 _BYTES: tuple[Callable[[Random, bytes], tuple[bytes, str]], ...] = (
-    _flip, _flip, _flip, _early_flip, _late_flip, _set, _noise, _number, _number, _cut, _delete, _insert, _double, _append,
+    _flip, _flip, _flip, _early_flip, _late_flip, _set, _noise, _number, _number, _cut, _delete, _insert, _double,
+    _append,
 )  # fmt: skip

@@ -10,22 +10,10 @@ from random import Random
 
 from metalora.errors import UserError
 from metalora.reading import gate
+from tests.fuzz.judge import Verdict
 from tests.fuzz.surface import Expect, Mutation, Surface
 
-VALID, CHANGED = "valid", "changed"
-
-
-def _surface(fault: Callable[[Path], object], expect: Expect = Expect.EITHER) -> Surface:
-    def make(seeds: Path) -> Callable[[Path], object]:
-        (seeds / "one").mkdir(parents=True)
-        (seeds / "one" / "file").write_text(VALID)
-        return lambda folder: fault(folder) if (folder / "file").read_text() != VALID else VALID
-
-    def mutate(random: Random, folder: Path) -> Mutation:
-        (folder / "file").write_text(CHANGED)
-        return Mutation("changed", expect)
-
-    return Surface(fault.__name__, make, mutate)
+VALID = "valid"
 
 
 def _right(folder: Path) -> object:
@@ -37,7 +25,7 @@ def _refusing(folder: Path) -> object:
 
 
 def _silent(folder: Path) -> object:
-    return (folder / "file").read_text()
+    return "something else"
 
 
 def _raising(folder: Path) -> object:
@@ -91,10 +79,46 @@ def _starting_a_program(folder: Path) -> object:
     return VALID
 
 
-right, refusing, silent, raising = _surface(_right), _surface(_refusing), _surface(_silent), _surface(_raising)
-vague, talkative, warning, crashing = _surface(_vague), _surface(_talkative), _surface(_warning), _surface(_crashing)
-hanging, eating, eating_within_a_gate = _surface(_hanging), _surface(_eating), _surface(_eating_within_a_gate)
-writing_outside, writing_elsewhere = _surface(_writing_outside), _surface(_writing_elsewhere)
-starting_a_program = _surface(_starting_a_program)
-taking_what_is_wrong = _surface(_right, Expect.REFUSED)
-refusing_what_is_right = _surface(_refusing, Expect.SAME)
+# What a reader does: what may come of it, and the verdict that is due.
+FAULTS: dict[str, tuple[Callable[[Path], object], Expect, Verdict]] = {
+    "right": (_right, Expect.EITHER, Verdict.RIGHT),
+    "refusing": (_refusing, Expect.EITHER, Verdict.REFUSED),
+    "silent": (_silent, Expect.EITHER, Verdict.SILENT),
+    "legal": (_silent, Expect.ANY, Verdict.RIGHT),
+    "taking what is wrong": (_right, Expect.REFUSED, Verdict.SILENT),
+    "raising": (_raising, Expect.ANY, Verdict.TRACEBACK),
+    "vague": (_vague, Expect.ANY, Verdict.TRACEBACK),
+    "talkative": (_talkative, Expect.ANY, Verdict.TRACEBACK),
+    "warning": (_warning, Expect.ANY, Verdict.TRACEBACK),
+    "refusing what is right": (_refusing, Expect.SAME, Verdict.TRACEBACK),
+    "eating": (_eating, Expect.ANY, Verdict.MEMORY),
+    "eating within a gate": (_eating_within_a_gate, Expect.ANY, Verdict.MEMORY),
+    "writing outside": (_writing_outside, Expect.ANY, Verdict.OUTSIDE),
+    "writing elsewhere": (_writing_elsewhere, Expect.ANY, Verdict.OUTSIDE),
+    "starting a program": (_starting_a_program, Expect.ANY, Verdict.OUTSIDE),
+    "crashing": (_crashing, Expect.ANY, Verdict.TRACEBACK),
+    "hanging": (_hanging, Expect.ANY, Verdict.HANG),
+}
+ENDING = ("crashing", "hanging")  # after which a child has to be started anew
+
+
+def _surface(*names: str) -> Surface:
+    def make(seeds: Path) -> Callable[[Path], object]:
+        (seeds / "one").mkdir(parents=True)
+        (seeds / "one" / "file").write_text(VALID)
+        return read
+
+    def read(folder: Path) -> object:
+        said = (folder / "file").read_text()
+        return VALID if said == VALID else FAULTS[said][0](folder)
+
+    def mutate(random: Random, folder: Path) -> Mutation:
+        name = random.choice(names)
+        (folder / "file").write_text(name)
+        return Mutation(name, FAULTS[name][1])
+
+    return Surface("planted", make, mutate)
+
+
+lasting = _surface(*(name for name in FAULTS if name not in ENDING))
+crashing, hanging = _surface("crashing"), _surface("hanging")

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def run(
     until: float = float("inf"),
     hear: Callable[[Fault], None] = lambda fault: None,
     limit: float = SECONDS,
+    keep: Path | None = None,
 ) -> Result:
     """Read mutants of a surface.
 
@@ -62,17 +64,21 @@ def run(
         until: When to stop, by `time.monotonic`.
         hear: Told of each fault.
         limit: Seconds that a mutant may take.
+        keep: Where to leave the files of the last mutant.
     """
     result, began, first = Result(), time.monotonic(), numbers.start
     while first < numbers.stop and time.monotonic() < until:
         with _child(place, seed, first, numbers.stop) as (child, lines, log):
             first = _listen(child, lines, log, first, until, limit, result, hear)
+            if keep is not None:
+                shutil.move(log.parent / "work" / "mutant", keep)
     result.seconds = time.monotonic() - began
     return result
 
 
 def _listen(
-    child: "subprocess.Popen[bytes]", lines: "_Lines", log: Path, first: int, until: float, limit: float, result: Result,
+    child: "subprocess.Popen[bytes]", lines: "_Lines", log: Path, first: int, until: float, limit: float,
+    result: Result,
     hear: Callable[[Fault], None],
 ) -> int:  # fmt: skip
     """Note what a child says until it is through or has to be ended; return the number to go on with.
@@ -150,7 +156,8 @@ def _child(place: str, seed: int, first: int, last: int) -> Iterator[tuple["subp
     """Start a process of `tests.fuzz.child`, with what it says and the file of what its libraries print."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "METALORA_"))},
-        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "MALLOC_ARENA_MAX": "2",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:

@@ -8,40 +8,34 @@ import pytest
 
 from tests.fuzz.judge import Verdict
 from tests.fuzz.mutators import change_bytes, change_value, dump
-from tests.fuzz.runner import run
+from tests.fuzz.planted import ENDING, FAULTS
+from tests.fuzz.runner import Fault, run
 from tests.fuzz.surfaces import config
 
-PLANTED = {
-    "right": Verdict.RIGHT,
-    "refusing": Verdict.REFUSED,
-    "silent": Verdict.SILENT,
-    "taking_what_is_wrong": Verdict.SILENT,
-    "raising": Verdict.TRACEBACK,
-    "vague": Verdict.TRACEBACK,
-    "talkative": Verdict.TRACEBACK,
-    "warning": Verdict.TRACEBACK,
-    "crashing": Verdict.TRACEBACK,
-    "refusing_what_is_right": Verdict.TRACEBACK,
-    "hanging": Verdict.HANG,
-    "eating": Verdict.MEMORY,
-    "eating_within_a_gate": Verdict.MEMORY,
-    "writing_outside": Verdict.OUTSIDE,
-    "writing_elsewhere": Verdict.OUTSIDE,
-    "starting_a_program": Verdict.OUTSIDE,
-}
+MANY = 150  # each of the planted readers is drawn then
 
 
-@pytest.mark.parametrize(("name", "verdict"), PLANTED.items())
-def test_a_fault_is_noticed(name: str, verdict: Verdict) -> None:
-    heard = []
-    result = run(f"tests.fuzz.planted:{name}", 0, range(1), hear=heard.append, limit=2.0)
-    assert dict(result.counts) == {verdict: 1}
-    assert [fault.verdict for fault in heard] == [verdict] * verdict.fault
+def test_faults_are_noticed() -> None:
+    result = run("tests.fuzz.planted:lasting", 0, range(MANY))
+    met = {fault.recipe.removeprefix("one: "): fault.verdict for fault in result.faults}
+    due = {name: verdict for name, (_, _, verdict) in FAULTS.items() if name not in ENDING}
+    assert met == {name: verdict for name, verdict in due.items() if verdict.fault}
+    assert len({fault.recipe: 0 for fault in result.faults}) == len({(f.recipe, f.verdict): 0 for f in result.faults})
+    assert result.counts[Verdict.RIGHT] > 0
+    assert result.counts[Verdict.REFUSED] > 0
+    assert result.counts.total() == MANY
 
 
-def test_it_goes_on_after_a_child_was_ended() -> None:
-    result = run("tests.fuzz.planted:crashing", 0, range(2))
-    assert [fault.number for fault in result.faults] == [0, 1]
+def test_a_reader_that_hangs_is_ended() -> None:
+    result = run("tests.fuzz.planted:hanging", 0, range(1), limit=1.0)
+    assert [fault.verdict for fault in result.faults] == [Verdict.HANG]
+
+
+def test_it_goes_on_after_a_crash() -> None:
+    heard: list[Fault] = []
+    result = run("tests.fuzz.planted:crashing", 0, range(2), hear=heard.append)
+    assert [(fault.number, fault.verdict) for fault in heard] == [(0, Verdict.TRACEBACK), (1, Verdict.TRACEBACK)]
+    assert result.faults == heard
 
 
 def test_a_mutant_follows_from_its_seed_and_number(tmp_path: Path) -> None:

@@ -11,12 +11,17 @@ from tests.fuzz.mutators import change_file, change_value, dump, replace_file
 from tests.fuzz.surface import Expect, Mutation, Surface
 
 SCALARS = (
-    "1", "-1", "0x1f", "0o7", "1_000", "1e3", "1:30", ".inf", ".nan", "~", "null", "yes", "2024-01-01", "2024-01-01 10:00:00", "=", "<<",
-    "!!int x", "!!float y", "!!bool z", "!!binary =", "!!timestamp 3", "!!python/object:os.system {}", "!!python/name:os.system",
-    "!!set {a}", "!!omap [a: 1]", "!x 1", "!<tag:yaml.org,2002:int> 1", "*a", "&a 1", "'x'", '"\\u0000"', '"\\ud800"', "|\n  x", "[", "{",
-    "]", "? a", "- - -", "@x", "`x", "%TAG", "\t", "9" * 5000, "1e" + "9" * 50, "[" * 3000, "{a: " * 3000, "x" * 2**21, "\ufeff", "\x85",
+    "1", "-1", "0x1f", "0o7", "1_000", "1e3", "1:30", ".inf", ".nan", "~", "null", "yes", "2024-01-01",
+    "2024-01-01 10:00:00", "=", "<<",
+    "!!int x", "!!float y", "!!bool z", "!!binary =", "!!timestamp 3", "!!python/object:os.system {}",
+    "!!python/name:os.system",
+    "!!set {a}", "!!omap [a: 1]", "!x 1", "!<tag:yaml.org,2002:int> 1", "*a", "&a 1", "'x'", '"\\u0000"',
+    '"\\ud800"', "|\n  x", "[", "{",
+    "]", "? a", "- - -", "@x", "`x", "%TAG", "\t", "9" * 5000, "1e" + "9" * 50, "[" * 3000, "{a: " * 3000,
+    "x" * 2**21, "\ufeff", "\x85",
 )  # fmt: skip
-LINES = ("---", "...", "%YAML 9.9", "# x", "a: 1", "1: a", "null: 1", "[1]: 2", "? {a: 1}\n: 2", "<<: {train: {lr: 1}}", "<<: *a", "train: &a {b: *a}",
+LINES = ("---", "...", "%YAML 9.9", "# x", "a: 1", "1: a", "null: 1", "[1]: 2", "? {a: 1}\n: 2",
+    "<<: {train: {lr: 1}}", "<<: *a", "train: &a {b: *a}",
          "a: *b", "train: {<<: [*a]}", "train: {lr: 1, lr: 2}", "train: {1: 2}", "\u2028", "'train'\n: {}")  # fmt: skip
 
 
@@ -24,8 +29,8 @@ def make(seeds: Path) -> Callable[[Path], object]:
     """Write the settings that are the default, and some that are set."""
     texts = {
         "all": to_yaml(Config()),
-        "some": "# ours\ntrain:\n  lr: 0.003\n  epochs: 3\nadapter: {format: cp, rank: 2, target_modules: [conv, 'layer.*']}\n"
-        "data: &d\n  batch_size: 32\nevaluate:\n  knn: [1, 5]\n",
+        "some": "# ours\ntrain:\n  lr: 0.003\n  epochs: 3\n"
+        "adapter: {format: cp, rank: 2, target_modules: [conv, 'layer.*']}\ndata: &d\n  batch_size: 32\nevaluate:\n  knn: [1, 5]\n",
     }
     for kind, text in texts.items():
         (seeds / kind).mkdir(parents=True)
@@ -85,7 +90,8 @@ def _bomb(random: Random, text: str) -> tuple[str, str]:
     lists += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]" for level in range(1, levels)]
     recipe = f"{width} aliases in {levels} levels"
     where: Any = random.choice(("before", "in a section", "in a list", "as a key"))
-    tail = {"before": "", "in a section": f"train: *a{levels - 1}\n", "in a list": f"adapter: {{target_modules: *a{levels - 1}}}\n",
+    tail = {"before": "", "in a section": f"train: *a{levels - 1}\n",
+    "in a list": f"adapter: {{target_modules: *a{levels - 1}}}\n",
             "as a key": f"? *a{levels - 1}\n: 1\n"}[where]  # fmt: skip
     return "\n".join(lists) + "\n" + tail + (text if random.random() < 0.5 else ""), f"{recipe}, {where}"
 

@@ -10,8 +10,10 @@ from tests.fuzz.mutators import change_file, replace_file
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.data import read_all, write_tree
 
-NAMES = (b"\xff.png", b"a\nb.png", b"-r.png", b"%s.png", b"\xc3\xa9.png", b"e\xcc\x81.png", b"x" * 251 + b".png", b" .png", b"~.png",
-         b".hidden.png", b"con.png", b"a.PNG", b"0.png.parquet", b"\x1b[31m.png", b"a.eps", b"[x].png", b"desktop.ini")  # fmt: skip
+NAMES = (b"\xff.png", b"a\nb.png", b"-r.png", b"%s.png", b"\xc3\xa9.png", b"e\xcc\x81.png", b"x" * 251 + b".png",
+    b" .png", b"~.png",
+         b".hidden.png", b"con.png", b"a.PNG", b"0.png.parquet", b"\x1b[31m.png", b"a.eps", b"[x].png",
+         b"desktop.ini")  # fmt: skip
 
 
 def make(seeds: Path) -> Callable[[Path], object]:
@@ -25,7 +27,8 @@ def mutate(random: Random, folder: Path) -> Mutation:
     root, outside = folder / "data", folder.parent / "outside"
     file = random.choice(sorted(root.rglob("*.png")))
     domain = random.choice(sorted(root.iterdir()))
-    kind = random.choice(("bytes", "file", "name", "copy", "folder name", "link up", "link", "socket", "program", "empty",
+    kind = random.choice(("bytes", "file", "name", "copy", "folder name", "link up", "link", "socket", "program",
+    "empty",
                           "deep", "missing"))  # fmt: skip
     name = random.choice(NAMES)
     if kind == "bytes":
@@ -33,11 +36,11 @@ def mutate(random: Random, folder: Path) -> Mutation:
     if kind == "file":
         return Mutation(replace_file(random, file), Expect.ANY)
     if kind == "name":
-        os.rename(file, os.path.join(os.fsencode(file.parent), name))
+        file.rename(file.parent / os.fsdecode(name))
     elif kind == "copy":
-        Path(os.fsdecode(os.path.join(os.fsencode(file.parent), name))).write_bytes(file.read_bytes())
+        (file.parent / os.fsdecode(name)).write_bytes(file.read_bytes())
     elif kind == "folder name":
-        os.rename(domain, os.path.join(os.fsencode(root), name))
+        domain.rename(root / os.fsdecode(name))
     elif kind == "link up":
         (random.choice((domain, file.parent)) / "up").symlink_to(
             random.choice((root, domain, folder, Path("/"), Path()))

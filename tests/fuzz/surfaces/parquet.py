@@ -17,14 +17,15 @@ from tests.fuzz.surfaces.data import LABELS, draw, read_all, rows
 
 PAGES = b"pages are checked"
 COLUMNS = ("image", "label", "domain", "split", "id")
-TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.date32(),
+TYPES = (pa.string(), pa.binary(), pa.large_string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us"),
+    pa.date32(),
          pa.list_(pa.string()), pa.struct({"bytes": pa.binary(), "path": pa.string()}), pa.decimal128(5), pa.null(),
          pa.dictionary(pa.int32(), pa.string()), pa.binary(4), pa.map_(pa.string(), pa.binary()), pa.list_(pa.uint8()),
          pa.large_list(pa.uint8()))  # fmt: skip
 
 
 def make(seeds: Path) -> Callable[[Path], object]:
-    """Write the same table plainly, with checksums of its pages, with dictionaries, and as Hugging Face's datasets do."""
+    """Write a table plainly, with checksums of its pages, in row groups, and as Hugging Face's datasets do."""
     table = small_table()
     ways: dict[str, dict[str, Any]] = {
         "plain": {"use_dictionary": False, "compression": "none"},
@@ -158,8 +159,10 @@ def _many(random: Random, table: Any) -> tuple[str, Any, Expect]:
 
 
 def _features(random: Random, table: Any) -> tuple[str, Any, Expect]:
-    texts = ("{", "[]", '{"info": 1}', '{"info": {"features": []}}', "[" * 10**5, '{"info": {"features": {"label": {"names": 3}}}}',
-             '{"info": {"features": {"label": {"names": ["a", 1, null]}}}}', '{"info": {"features": {"label": {"names": ["a", "a"]}}}}',
+    texts = ("{", "[]", '{"info": 1}', '{"info": {"features": []}}', "[" * 10**5,
+    '{"info": {"features": {"label": {"names": 3}}}}',
+             '{"info": {"features": {"label": {"names": ["a", 1, null]}}}}',
+             '{"info": {"features": {"label": {"names": ["a", "a"]}}}}',
              '{"info": {"features": {"label": {"names": ["a"]}}}}', "9" * 5000, "\0", "NaN")  # fmt: skip
     text = random.choice(texts)
     return f"metadata {text[:60]}", table.replace_schema_metadata({"huggingface": text}), Expect.ANY

@@ -79,7 +79,8 @@ def _served(folder: Path) -> Any:
     metalora.save(metalora.adapt(backbone, "cp", rank=1, labels=LABELS), folder.parent / "adapter")
     mlflow_model.write_network(backbone, str(folder.parent / "backbone.safetensors"))
     mlflow.pyfunc.save_model(
-        str(folder), python_model=mlflow_model.__file__, signature=mlflow_model.signature(), pip_requirements=["mlflow"],
+        str(folder), python_model=mlflow_model.__file__, signature=mlflow_model.signature(),
+        pip_requirements=["mlflow"],
         artifacts={"adapter": str(folder.parent / "adapter"), "backbone": str(folder.parent / "backbone.safetensors")},
     )  # fmt: skip
     return mlflow.pyfunc.load_model(str(folder))

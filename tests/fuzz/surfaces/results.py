@@ -18,7 +18,8 @@ from tests.fuzz.surfaces.networks import tiny_backbone, tiny_model
 from tests.fuzz.surfaces.runs import write_campaign, write_run
 
 WRITTEN = (
-    "adapter", "adapter/adapter.json", "adapter/adapter.safetensors", "knn.json", "metrics.jsonl", "run.json", "seeds", "seeds/seeds.parquet",
+    "adapter", "adapter/adapter.json", "adapter/adapter.safetensors", "knn.json", "metrics.jsonl", "run.json",
+    "seeds", "seeds/seeds.parquet",
     "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json", "report", "report/report.md", "trial.json", "error.txt",
 )  # fmt: skip
 

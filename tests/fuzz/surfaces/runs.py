@@ -1,4 +1,4 @@
-"""Folders of runs and campaigns from strangers: what ``train`` and ``tune --resume``, ``report``, ``seeds`` and ``evaluate`` read."""
+"""Folders of runs and campaigns, read by ``report``, ``seeds``, ``evaluate`` and what ``--resume`` does."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ OBJECTIVE = "val/knn5"
 
 
 def make(seeds: Path) -> Callable[[Path], object]:
-    """Write a campaign of two trials, and finished runs with and without seeds, as if from where the mutants will lie."""
+    """Write a campaign of two trials, and finished runs with and without seeds, from where the mutants will lie."""
     mutant = seeds.parent / "mutant"
     for kind, write in (("campaign", write_campaign), ("run", write_run), ("plain", _write_plain_run)):
         mutant.mkdir()
