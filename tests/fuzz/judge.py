@@ -99,18 +99,24 @@ class Watch:
             return
         if event.startswith(_PROGRAMS):
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
-        elif (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING) or event in _CONTENTS:
-            self._check(event, arguments[0])
-        elif event in _ENTRIES:  # of a folder: what a link points to is not touched
-            for path in (arguments[place] for place in _ENTRIES[event]):
-                self._check(event, path if isinstance(path, int) else Path(os.fsdecode(path)).absolute().parent)
+        elif event in _CONTENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
+            self._check(event, arguments[0], os.path.realpath)
+        elif event in _ENTRIES:
+            for place in _ENTRIES[event]:
+                self._check(event, arguments[place], _entry)
 
-    def _check(self, event: str, path: Any) -> None:
+    def _check(self, event: str, path: Any, resolve: Callable[[str], str]) -> None:
         if isinstance(path, int) or path is None or os.fsdecode(path) == os.devnull:
             return
-        real = os.path.realpath(os.fsdecode(path))
+        real = resolve(os.fsdecode(path))
         if not any(real == folder or real.startswith(folder + os.sep) for folder in self.allowed):
             self.seen.append(f"{event} {real}")
+
+
+def _entry(path: str) -> str:
+    """Return where an entry of a folder is: if it is a link, what it points to is not touched."""
+    place = Path(path).absolute()
+    return str(Path(os.path.realpath(place.parent)) / place.name)
 
 
 def judge(

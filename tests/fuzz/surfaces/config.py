@@ -30,7 +30,8 @@ def make(seeds: Path) -> Callable[[Path], object]:
     texts = {
         "all": to_yaml(Config()),
         "some": "# ours\ntrain:\n  lr: 0.003\n  epochs: 3\n"
-        "adapter: {format: cp, rank: 2, target_modules: [conv, 'layer.*']}\ndata: &d\n  batch_size: 32\nevaluate:\n  knn: [1, 5]\n",
+        "adapter: {format: cp, rank: 2, target_modules: [conv, 'layer.*']}\n"
+        "data: &d\n  batch_size: 32\nevaluate:\n  knn: [1, 5]\n",
     }
     for kind, text in texts.items():
         (seeds / kind).mkdir(parents=True)
