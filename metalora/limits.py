@@ -27,6 +27,7 @@ class Limits:
         image_bytes: An encoded image.
         request_bytes: All images of one request to a served model, encoded.
         request_images: Their number.
+        image_side: The side of a network's square input.
         rows_bytes: Rows of a Parquet file that are held in memory at a time; one row at least.
         width: Features, channels, labels, branches or seeds of an adapter, and the width of its mapping net.
         depth: Layers of a mapping net.
@@ -40,6 +41,7 @@ class Limits:
     image_bytes: int = 2**28
     request_bytes: int = 2**28
     request_images: int = 4096
+    image_side: int = 8192
     rows_bytes: int = 2**28
     width: int = 2**20
     depth: int = 256

@@ -13,12 +13,17 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>(?!:memory:)[^?]+)(?P<options>.*)")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` expanded, where that is somebody's home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # "~" without a home folder, "~nobody-of-this-name": a folder may be called that
+        return Path(path)
+
+
 def absolute(path: str | Path) -> Path:
     """Return a path as an absolute one, ``~`` expanded; links in it stay, unless ``..`` follows them."""
-    try:
-        whole = Path(path).expanduser().absolute()
-    except RuntimeError:  # "~" without a home folder, "~nobody-of-this-name": a folder may be called that
-        whole = Path(path).absolute()
+    whole = expanded(path).absolute()
     return whole.resolve() if ".." in whole.parts else whole
 
 

@@ -5,6 +5,7 @@ claim any size. Files of ``torch.save`` are zip archives, whose CRC-32 of every 
 pickles, without.
 """
 
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator
@@ -150,14 +151,17 @@ def _check_zip(stream: BinaryIO) -> Iterator[bytes]:
 def _legacy(stream: BinaryIO) -> Iterator[BinaryIO]:
     """Yield the file at each of its pickles; reading one goes on to the next."""
     stream.seek(0)
+    if stream.read(1) != pickle.PROTO:
+        raise ValueError("it is no file of torch.save")
+    stream.seek(0)
     for _ in range(_LEGACY_PICKLES):
         yield stream
 
 
 def _check_names(pickles: Iterator[Any]) -> None:
     """Check that pickles name nothing but what makes tensors."""
-    for pickle in pickles:
-        for operation, argument, _ in pickletools.genops(pickle):
+    for content in pickles:
+        for operation, argument, _ in pickletools.genops(content):
             if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
                 module, _, name = str(argument).partition(" ")
                 if str(argument) not in _NAMES and not (

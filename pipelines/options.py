@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from metalora.config import SECTIONS, Config, from_dict
 from metalora.errors import UserError
+from metalora.places import expanded
 from metalora.reading import describe_error, read_yaml
 from metalora.registry import nearest
 
@@ -129,7 +129,7 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    return read_yaml(Path(options.config).expanduser()) if options.config else {}
+    return read_yaml(expanded(options.config)) if options.config else {}
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUnifo
 import tune_spaces
 from metalora.config import from_dict, setting_sections
 from metalora.errors import UserError
+from metalora.places import expanded
 from metalora.registry import nearest
 
 SEARCHABLE = ("adapter", "mapping", "train")
@@ -57,7 +58,7 @@ def load_space(name: str) -> Space:
         UserError: no such space or file, a file that does not run, no or wrong ``SPACE``, ``SETTINGS`` or
             ``CAMPAIGN`` in it, a setting that does not exist, cannot be searched or does not take a value.
     """
-    file = Path(name).expanduser() if name.endswith(".py") else Path(str(tune_spaces.__file__)).with_name(f"{name}.py")
+    file = expanded(name) if name.endswith(".py") else Path(str(tune_spaces.__file__)).with_name(f"{name}.py")
     if not file.is_file():
         known = sorted(path.stem for path in file.parent.glob("[a-z]*.py")) if not name.endswith(".py") else []
         raise UserError(

@@ -1,30 +1,58 @@
 """Naming modules: plain names, name endings, globs, regular expressions."""
 
+import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
+from metalora.limits import limits
+from metalora.reading import short
 from metalora.registry import nearest
 
 T = TypeVar("T")
+LONGEST = 1000  # characters of a regular expression
+MOST_COPIES = 10_000
+
+_COUNTED = re.compile(r"\{(\d*),?(\d*)\}")
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Tell whether a module pattern names a module.
+def matches(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names of modules that a pattern names.
 
     ``re:...`` is a regular expression for the whole name, a pattern with ``* ? [`` a glob for the whole name;
     anything else is the name itself or, as in PEFT, its ending after a dot.
+
+    Raises:
+        UserError: no regular expression, or one that takes longer than `limits` allow: some take for ever.
     """
     if pattern.startswith("re:"):
-        try:
-            return re.fullmatch(pattern[3:], name) is not None
-        except re.error as error:
-            raise UserError(f"module pattern {pattern!r} is no regular expression: {error}") from None
+        return _matching(pattern[3:], names)
     if any(mark in pattern for mark in "*?["):
-        return fnmatchcase(name, pattern)
-    return name == pattern or name.endswith("." + pattern)
+        return [name for name in names if fnmatchcase(name, pattern)]
+    return [name for name in names if name == pattern or name.endswith("." + pattern)]
+
+
+def _matching(expression: str, names: Iterable[str]) -> list[str]:
+    import regex  # as `re`, but it can be told to stop
+
+    seconds = limits().pattern_seconds
+    end = time.monotonic() + seconds
+    try:
+        counts = [int(count) for pair in _COUNTED.findall(expression) for count in pair if count]
+        if len(expression) > LONGEST or math.prod(filter(None, counts)) > MOST_COPIES:  # it is compiled written out
+            raise ValueError(f"it has more than {LONGEST} characters, or its repetitions come to over {MOST_COPIES}")
+        re.compile(expression)  # refuses what only the other knows, such as recursion without end
+        compiled = regex.compile(expression)
+        return [name for name in names if compiled.fullmatch(name, timeout=max(end - time.monotonic(), 1e-3))]
+    except TimeoutError:
+        raise UserError(f"module pattern {short(f're:{expression}')} takes more than {seconds:g} s") from None
+    except Exception as error:  # deep ones end in a RecursionError
+        raise UserError(
+            f"module pattern {short(f're:{expression}')} is no regular expression: {one_line(error)}"
+        ) from None
 
 
 def select(patterns: Iterable[str], names: Iterable[str], setting: str) -> list[str]:
@@ -36,13 +64,13 @@ def select(patterns: Iterable[str], names: Iterable[str], setting: str) -> list[
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = [name for name in names if matches(pattern, name)]
+        found = matches(pattern, names)
         if not found:
-            raise UserError(f"{setting}: {pattern!r} matches no module{nearest(pattern, names)}")
+            raise UserError(f"{setting}: {short(pattern)} matches no module{nearest(pattern, names)}")
         chosen.update(found)
     return [name for name in names if name in chosen]
 
 
 def lookup(patterns: Mapping[str, T], name: str, default: T) -> T:
     """Return the value of the first pattern that matches the name, else the default."""
-    return next((value for pattern, value in patterns.items() if matches(pattern, name)), default)
+    return next((value for pattern, value in patterns.items() if matches(pattern, [name])), default)

@@ -5,7 +5,6 @@ A backbone is a network without its classifier, together with the preprocessing 
 
 import hashlib
 import logging
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from metalora.errors import UserError, one_line
+from metalora.limits import limits
 from metalora.models.preprocessing import Preprocessing
 from metalora.models.resnet_cifar import ResNetCifar
-from metalora.places import WEIGHT_FILES, is_weight_file
+from metalora.places import WEIGHT_FILES, absolute, is_weight_file
+from metalora.reading import gate, short
 from metalora.registry import nearest
+from metalora.tensor_files import check_like, read_safetensors, read_torch
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +108,9 @@ def build_backbone(
     asked = weights
     if is_weight_file(weights):
         file, asked = file or weights, "none"
-    file = None if file is None else Path(file).expanduser()
+    if image_size is not None and not 1 <= image_size <= limits().image_side:
+        raise UserError(f"image_size must be 1 to {limits().image_side}, got {short(image_size)}")
+    file = None if file is None else absolute(file)
     tensors = _read_file(file) if file else None
     try:
         parts = _LIBRARIES[library](model, asked, image_size, file is None)
@@ -336,28 +340,17 @@ def _at(image_size: int | None) -> str:
 
 def _read_file(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict file, without ever unpickling objects."""
-    if not file.is_file():
-        raise UserError(f"no weights file {str(file)!r}")
-    try:
-        if file.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: Any = load_file(file)
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle each have their own
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it is no file of tensors alone"
-        else:
-            reason = one_line(error)
-        raise UserError(f"weights file {str(file)!r} cannot be read as a state dict: {reason}") from error
+    what = f"weights file {str(file)!r}"
+    if not file.exists():
+        raise UserError(f"no {what}")
+    tensors = (read_safetensors if file.suffix.lower() == ".safetensors" else read_torch)(file, what)
     if not isinstance(tensors, dict):
-        raise UserError(f"weights file {str(file)!r} holds a {type(tensors).__name__}, not a state dict")
+        raise UserError(f"{what} holds a {type(tensors).__name__}, not a state dict")
     for key, value in tensors.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(key, str):
             raise UserError(
-                f"weights file {str(file)!r} holds a {type(value).__name__} under {key!r}: "
-                "a state dict holds tensors only (save the model's state_dict() by itself)"
+                f"{what} holds a {type(value).__name__} under {short(key)}: "
+                "a state dict holds tensors only, by name (save the model's state_dict() by itself)"
             )
     return tensors
 
@@ -368,14 +361,15 @@ def _load(net: nn.Module, whole: Mapping[str, torch.Size], tensors: dict[str, Te
     if not tensors.keys() & whole.keys():
         tensors = _by_order(own, whole, tensors, what)
     tensors = {name: tensor for name, tensor in tensors.items() if name in own or name not in whole}
-    for name, tensor in tensors.items():
-        if name in own and tensor.shape != own[name]:
-            raise UserError(f"{what}: tensor {name!r} is {tuple(tensor.shape)}, wanted {tuple(own[name])}")
+    with gate(what):
+        for name, tensor in net.state_dict().items():
+            if name in tensors:
+                check_like(tensors[name], tensor, name)
     problems = net.load_state_dict(tensors, strict=False)
     for kind, names in (("lack", problems.missing_keys), ("have an unknown", problems.unexpected_keys)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{what} {kind} tensor {names[0]!r}{more}")
+            raise UserError(f"{what} {kind} tensor {short(names[0])}{more}")
 
 
 def _by_order(
@@ -389,5 +383,5 @@ def _by_order(
             return dict(zip(wanted, tensors.values(), strict=True))
     raise UserError(
         f"{what}: no tensor has a name of the network, and their {len(shapes)} shapes are not, in order, "
-        f"its {len(whole)} (first name met: {next(iter(tensors), None)!r}, wanted: {next(iter(whole))!r})"
+        f"its {len(whole)} (first name met: {short(next(iter(tensors), None))}, wanted: {next(iter(whole))!r})"
     )

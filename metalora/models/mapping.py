@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.formats import Format
+from metalora.errors import UserError
 
 SCOPES = ("layer", "shared")
 
@@ -42,6 +43,9 @@ class MappingNet(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Map extractor features (B, F) to seeds (B, S), without autocast: bfloat16 rounds a seed near 1 by 0.004."""
+        if condition.shape[-1:] != self.mean.shape:
+            met, wanted = condition.shape[-1], self.mean.numel()
+            raise UserError(f"the extractor gives {met} features, and this mapping net takes {wanted}")
         with torch.autocast(condition.device.type, enabled=False):
             standard = (condition.to(self.mean.dtype) - self.mean) / self.spread
             seeds: Tensor = self.heads(self.trunk(standard))

@@ -1,5 +1,6 @@
 """Which layers are adapted, and the refusals."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -76,12 +77,11 @@ def test_patterns(targets: Any, wanted: list[str], resnet: nn.Module) -> None:
 
 
 def test_a_pattern_is_no_substring() -> None:
-    assert matches("conv1", "a.conv1")
-    assert not matches("conv1", "a.myconv1")
-    assert not matches("conv1", "conv1.a")
-    assert not matches("conv*", "a.conv1")
-    assert not matches("re:conv1", "a.conv1")
-    assert not matches("a.conv", "aXconv")
+    names = ["a.conv1", "a.myconv1", "conv1.a", "aXconv"]
+    assert matches("conv1", names) == ["a.conv1"]
+    assert matches("conv*", names) == ["conv1.a"]
+    assert matches("re:conv1", names) == []
+    assert matches("a.conv", names) == []
 
 
 def test_exclusions(resnet: nn.Module) -> None:
@@ -103,9 +103,24 @@ def test_layer_pattern_that_matches_nothing(setting: str, resnet: nn.Module) -> 
         adapted_names(resnet, **{setting: {"fc": 2}})
 
 
-def test_regular_expression_that_is_none(resnet: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"'re:\(' is no regular expression"):
-        adapted_names(resnet, target_modules=["re:("])
+@pytest.mark.parametrize(
+    "expression", ["(", "((a{1000}){1000}){1000}", "(" * 400 + ")" * 400, "(?R)", "a{" + "9" * 30 + "}", "a" * 1001]
+)
+def test_regular_expression_that_is_none(expression: str, resnet: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"module pattern 're:.*' is no regular expression") as error:
+        adapted_names(resnet, target_modules=[f"re:{expression}"])
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "expression", [r"((a|aa)+)+\w\d", r"(\w+\w+)+[.!]", r"(\w*)*(\w*)*(\w*)*[0-9]", r".*.*.*.*.*.*.*[0-9]"]
+)
+def test_a_regular_expression_that_takes_for_ever_is_stopped(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALORA_LIMITS", "pattern_seconds=0.2")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"module pattern 're:.*' takes more than 0\.2 s"):
+        matches(f"re:{expression}", ["layer" + ".conv" * 30, "a" * 60] * 1000)
+    assert time.monotonic() - began < 5
 
 
 def test_rank_and_alpha_patterns() -> None:
