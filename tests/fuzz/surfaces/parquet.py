@@ -50,7 +50,7 @@ def mutate(random: Random, folder: Path) -> Mutation:
     if kind == "file":
         return Mutation(replace_file(random, file), Expect.EITHER)
     table = pq.read_table(file)
-    make_table = _bomb if random.random() < 0.02 else random.choice(TABLES)
+    make_table = _bomb if random.random() < 0.02 else random.choice((*TABLES, _image, _image))
     recipe, table, expect = make_table(random, table)
     pq.write_table(table, file, store_schema=make_table is not _bomb)  # its images are to be read as plain ones
     return Mutation(recipe, expect)
@@ -168,6 +168,6 @@ def _features(random: Random, table: Any) -> tuple[str, Any, Expect]:
     return f"metadata {text[:60]}", table.replace_schema_metadata({"huggingface": text}), Expect.ANY
 
 
-TABLES = (_type, _type, _type, _twice, _missing, _nulls, _text, _text, _text, _image, _image, _many, _features)
+TABLES = (_type, _type, _type, _twice, _missing, _nulls, _text, _text, _text, _many, _features)  # of any table
 
 surface = Surface("parquet", make, mutate, named=("{folder}", "data", "image", "domain"))
