@@ -4,9 +4,10 @@ YAML and JSON are read here, within `metalora.limits`, into plain values: mappin
 lists, strings, numbers, booleans, null.
 """
 
+import functools
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from metalora.limits import limits
 
 T = TypeVar("T")
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
@@ -52,6 +54,16 @@ def gate(what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be read: {_reason(error)}") from error
 
 
+def check_plain(file: Path) -> None:
+    """Refuse what is waited for, perhaps for ever, when it is read.
+
+    Raises:
+        ValueError: a pipe or a device.
+    """
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise ValueError("it is a pipe or a device")
+
+
 def read_bytes(file: Path, most: int, what: str) -> bytes:
     """Read a whole file.
 
@@ -64,13 +76,30 @@ def read_bytes(file: Path, most: int, what: str) -> bytes:
         UserError: it cannot be read, is no plain file, or is larger.
     """
     with gate(what):
-        if file.exists() and not (file.is_file() or file.is_dir()):  # reading waits for what comes, perhaps for ever
-            raise ValueError("it is a pipe or a device")
+        check_plain(file)
         with file.open("rb") as stream:
             data = stream.read(most + 1)
         if len(data) > most:
             raise ValueError(f"it has more than {most} bytes")
     return data
+
+
+def read_lines(file: Path, what: str) -> Iterator[bytes]:
+    """Yield the lines of a file; none if there is no file.
+
+    Raises:
+        UserError: it cannot be read, is no plain file, or has a line longer than `limits` allow.
+    """
+    if not file.exists():
+        return
+    most = limits().text_bytes
+    with gate(what):
+        check_plain(file)
+        with file.open("rb") as stream:
+            while line := stream.readline(most + 1):
+                if len(line) > most:
+                    raise ValueError(f"it has a line of more than {most} bytes")
+                yield line
 
 
 def read_json(file: Path, what: str, form: type[T] | Any = dict[str, Any]) -> T:
@@ -103,7 +132,7 @@ def check_form(value: object, form: type[T] | Any, what: str) -> T:
         UserError: it is none; the place in it is named.
     """
     with gate(what):
-        checked: T = TypeAdapter(form).validate_python(value)
+        checked: T = _adapter(form).validate_python(value)
     return checked
 
 

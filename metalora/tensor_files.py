@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metalora.errors import UserError
 from metalora.limits import limits
-from metalora.reading import gate, short
+from metalora.reading import check_plain, gate, short
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of the storages; then the storages
@@ -45,7 +45,8 @@ def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     with gate(what):
-        tensors: dict[str, Tensor] = load_file(_plain_file(file))
+        check_plain(file)
+        tensors: dict[str, Tensor] = load_file(file)
         for name, tensor in tensors.items():
             _check(tensor, name, file.stat().st_size)
     return tensors
@@ -62,7 +63,8 @@ def read_torch(file: Path, what: str) -> Any:
         UserError: it cannot be read, is damaged, or holds something else.
     """
     with gate(what):
-        with _plain_file(file).open("rb") as stream:
+        check_plain(file)
+        with file.open("rb") as stream:
             _check_names(_check_zip(stream) if zipfile.is_zipfile(stream) else _legacy(stream))
         content = torch.load(file, map_location="cpu", weights_only=True)
         _measure(content, file.stat().st_size, "", {}, 0)
@@ -79,12 +81,6 @@ def check_like(met: Tensor, wanted: Tensor, name: str) -> None:
         raise UserError(f"tensor {short(name)} has shape {tuple(met.shape)}, not {tuple(wanted.shape)}")
     if met.dtype != wanted.dtype and not (met.dtype in FLOATS and wanted.dtype in FLOATS):
         raise UserError(f"tensor {short(name)} is of type {met.dtype}, not {wanted.dtype}")
-
-
-def _plain_file(file: Path) -> Path:
-    if file.exists() and not (file.is_file() or file.is_dir()):
-        raise ValueError("it is a pipe or a device")
-    return file
 
 
 def _check(tensor: Tensor, name: str, most: int) -> None:

@@ -1,8 +1,7 @@
 """A campaign's settings and what it keeps on disk: everything that resuming and reporting need."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,16 +10,13 @@ from pydantic.dataclasses import dataclass as checked
 
 from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
-from metalora.files import atomic_file
 from metalora.places import movable
-from metalora.reading import read_yaml
-from metalora.redact import redact
+from metalora.reading import gate
 from metalora.train.resume import differences
 from pipelines.options import plain
-from pipelines.search import Suggestion
 from pipelines.spaces import Space, sections_of
+from pipelines.trial_record import CAMPAIGN, Suggestion, read_plan
 
-CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
 PARAMETERS, STEP_SECONDS = "parameters", "step_seconds"
 BUDGET = ("trials", "hours", "total_epochs", "concurrent_trials", "share_images")  # what a resumed campaign may change
 
@@ -105,8 +101,9 @@ class Plan:
         Raises:
             UserError: what changed, name by name.
         """
-        before, now = read_yaml(folder / CAMPAIGN), self.as_dict()
-        changes = differences(_comparable(before), _comparable(now))
+        before, now = read_plan(folder), self.as_dict()
+        with gate(f"{folder / CAMPAIGN}"):
+            changes = differences(_comparable(before), _comparable(now))
         if before.get("data") != now["data"]:
             changes.append("the data are others")
         if changes:
@@ -119,67 +116,10 @@ def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
     defaults = to_dict(Config())
     for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
-        settings = {**defaults[section], **plan["config"][section]}  # what older code did not know had its default
+        settings = {
+            **defaults[section],
+            **plan["config"].get(section, {}),
+        }  # what older code did not know had its default
         flat |= {f"{section}.{name}": movable(value) for name, value in settings.items()}
     del flat["data.data"]  # the fingerprint tells
     return flat
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What is known of a trial, as its ``trial.json`` has it.
-
-    Attributes:
-        trial: Which one.
-        status: running, finished, stopped (early), or failed.
-        error: Why it failed.
-        parameters: Trained parameters.
-        seconds: From its start to its end, over all parts.
-        run_id: Its tracked run.
-        result: What it last reported.
-        checkpoint: Where its last checkpoint is.
-    """
-
-    trial: Suggestion
-    status: str = "running"
-    error: str | None = None
-    parameters: int | None = None
-    seconds: float = 0.0
-    run_id: str | None = None
-    result: Mapping[str, float] = field(default_factory=dict)
-    checkpoint: str | None = None
-
-    def write(self, folder: Path) -> None:
-        """Write ``trial.json`` into the trial's folder; a checkpoint below the campaign's is named from there."""
-        values = asdict(self)
-        values = {**values.pop("trial"), **values}
-        campaign = folder.parents[1].resolve()
-        if self.checkpoint is not None and Path(self.checkpoint).is_relative_to(campaign):
-            values["checkpoint"] = str(Path(self.checkpoint).relative_to(campaign))
-        if self.error is not None:
-            values["error"] = redact(self.error)
-        with atomic_file(folder / TRIAL) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-    def but(self, **changes: Any) -> "TrialRecord":
-        """Return a changed copy."""
-        return replace(self, **changes)
-
-
-def read_trials(folder: Path) -> list[TrialRecord]:
-    """Return a campaign's trials in the order of their numbers."""
-    records = []
-    for file in folder.glob(f"{TRIALS}/*/{TRIAL}"):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        trial = Suggestion(*(values.pop(setting.name) for setting in fields(Suggestion)))
-        checkpoint = values.get("checkpoint")
-        if checkpoint is not None and "://" not in checkpoint:
-            values["checkpoint"] = str(folder.resolve() / checkpoint)
-        records.append(TrialRecord(trial, **values))
-    return sorted(records, key=lambda record: record.trial.number)
-
-
-def last_line(error: str) -> str:
-    """Return the line of an error that says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "unknown"

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metalora.train.reporter import Progress
-from pipelines.campaign import PARAMETERS, TrialRecord, direction, last_line
+from pipelines.campaign import PARAMETERS, direction
 from pipelines.console import LINE_SECONDS
+from pipelines.trial_record import TrialRecord, last_line
 
 ROWS = 12
 

@@ -15,16 +15,17 @@ from metalora.adapters.formats import build_format
 from metalora.errors import UserError
 from metalora.train.evaluation import image_bytes
 from pipelines.board import new_board
-from pipelines.campaign import TRIALS, Plan, TrialRecord, direction, read_trials
+from pipelines.campaign import Plan, direction
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import read_metrics
 from pipelines.ray_cluster import gpus_per_worker
 from pipelines.recorder import Recorder
 from pipelines.results import METRICS
 from pipelines.search import CampaignSearch, ListSource, OptunaSource, Source
-from pipelines.spaces import Point, levels, sample
+from pipelines.spaces import levels, sample
 from pipelines.train import Prepared
 from pipelines.trial import Materials, run_trial, share
+from pipelines.trial_record import TRIALS, Point, TrialRecord, read_trials
 
 DEFAULT_TRIALS = 16
 STORE_SHARE = 0.4  # of one node's object store, for images

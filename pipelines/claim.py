@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from metalora.config import Config
 from metalora.errors import UserError
 from metalora.tracking import tracking_address
+from pipelines.results import check_links
 
 LOCK = ".lock"
 MOST_NAMES = 1000
@@ -104,7 +105,13 @@ def _take(folder: Path, lock: FileLock, resume: bool) -> None:
         raise UserError(f"run {folder.name!r} in {folder.parent} is running in another command") from None
     except OSError as error:
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
-    if not resume and any(path.name != LOCK for path in folder.iterdir()):
+    if resume:
+        try:
+            check_links(folder)
+        except UserError:
+            lock.release()
+            raise
+    elif any(path.name != LOCK for path in folder.iterdir()):
         lock.release()
         raise UserError(
             f"run {folder.name!r} exists in {folder.parent}: choose another --run-name, or --resume {folder.name}"

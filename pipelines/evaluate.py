@@ -19,11 +19,11 @@ from metalora.group import Group
 from metalora.models.persist import load
 from metalora.report.tables import accuracy_table
 from metalora.tracking import download_model
-from metalora.train.evaluation import ADAPTER, KNN, Evaluator
+from metalora.train.evaluation import ADAPTER, Evaluator
 from metalora.train.reporter import Progress, Write
 from pipelines.console import ProgressDisplay, terminal
 from pipelines.options import add_settings, make_parser, parse, resolve
-from pipelines.results import find_run, read_settings, writable_file
+from pipelines.results import find_run, read_report, read_settings, writable_file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +83,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         )
         evaluator.keep_images(config.data.keep_images * 2**30)
         evaluator.test(0)(Path(scratch))
-        report: dict[str, Any] = json.loads((Path(scratch) / KNN).read_text(encoding="utf-8"))
+        report = read_report(Path(scratch))
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
     console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}")
     return report

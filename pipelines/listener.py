@@ -1,10 +1,18 @@
 """The driver's end of a training: terminal, ``metrics.jsonl`` and tracker."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from metalora.files import atomic_file
+from metalora.reading import check_form, gate, read_lines
 from metalora.tracking import Record, Tracker
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.reporter import Progress, Write
@@ -27,11 +35,14 @@ class MetricsFile:
         self.tracker = tracker
         self.say = say
         self.last: dict[str, int] = {}
-        if file.exists() and not file.read_bytes().endswith(b"\n"):  # a crash cut the last line off
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write("\n")
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
+        if file.exists():
+            with atomic_file(file) as own:  # what may be a link becomes a file; a last line may be cut off by a crash
+                shutil.copyfile(file, own)
+                with own.open("rb+") as lines:
+                    if lines.seek(0, os.SEEK_END) and lines.seek(-1, os.SEEK_END) and lines.read(1) != b"\n":
+                        lines.write(b"\n")
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of an optimizer step."""
@@ -94,13 +105,27 @@ class LocalReporter(Listener):
         self.checkpoints.write(step, write)
 
 
+class _Line(TypedDict):
+    """The form of a line of ``metrics.jsonl``."""
+
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    time: Annotated[float, Field(ge=0, lt=2**40)]
+    metrics: dict[str, float]
+
+
 def read_metrics(file: Path) -> Iterator[Record]:
-    """Yield the records of a ``metrics.jsonl``; a line cut off by a crash is left out."""
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield record["step"], record["time"], record["metrics"]
+    """Yield the records of a ``metrics.jsonl``; a line cut off by a crash is left out.
+
+    Raises:
+        UserError: it cannot be read, or a line holds something else.
+    """
+    for number, line in enumerate(read_lines(file, f"metrics {file}"), 1):
+        what = f"metrics {file}, line {number},"
+        with gate(what):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+        record: _Line = check_form(value, _Line, what)
+        if record["metrics"]:
+            yield record["step"], record["time"], record["metrics"]

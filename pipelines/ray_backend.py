@@ -18,6 +18,7 @@ from metalora.config import Config, from_dict, to_dict
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
+from metalora.files import atomic_file
 from metalora.group import Group
 from metalora.models.backbones import Backbone
 from metalora.redact import redact
@@ -251,5 +252,6 @@ def _reason(error: Exception, file: Path) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
     story = "\n\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items())
-    file.write_text(redact(story), encoding="utf-8")
+    with atomic_file(file) as temporary:
+        temporary.write_text(redact(story), encoding="utf-8")
     return f"the training failed: {lines[-1].strip() if lines else type(error).__name__} (in full: {file})"

@@ -16,15 +16,16 @@ from ray import tune
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
+from metalora.files import atomic_file
 from metalora.redact import redact
 from metalora.tracking import NullTracker, Tracker, build_tracker
 from metalora.train.evaluation import has_results
-from pipelines.campaign import PARAMETERS, STEP_SECONDS, TRIALS, Plan, TrialRecord, last_line
+from pipelines.campaign import PARAMETERS, STEP_SECONDS, Plan
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import MetricsFile, read_metrics
 from pipelines.ray_backend import opened
 from pipelines.results import CONFIG, METRICS, copy_results, run_params, run_tags, upload_results, write_run_note
-from pipelines.search import Suggestion
+from pipelines.trial_record import TRIALS, Suggestion, TrialRecord, last_line
 
 POLL_SECONDS = 0.3
 KEPT = (PARAMETERS, STEP_SECONDS, "epoch")
@@ -234,7 +235,8 @@ class OpenTrial:
         self.say = say
         self.began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        with atomic_file(folder / CONFIG) as file:
+            file.write_text(to_yaml(config), encoding="utf-8")
         self.tracker, run_id = self._track(config, record, parent)
         write_run_note(folder, run_id, config.tracking.tracking_uri)
         self.record = record.but(run_id=run_id)
@@ -268,7 +270,8 @@ class OpenTrial:
                 upload_results(self.tracker, self.folder)
             self.tracker.tag("metalora.status", status)
             if error:
-                (self.folder / "error.txt").write_text(redact(error), encoding="utf-8")
+                with atomic_file(self.folder / "error.txt") as file:
+                    file.write_text(redact(error), encoding="utf-8")
                 self.tracker.tag("metalora.error", redact(last_line(error)))
                 self.tracker.artifact(self.folder / "error.txt")
             self.tracker.finish(STATUS[status])

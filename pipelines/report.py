@@ -1,9 +1,9 @@
 """``metalora report``: what a campaign has found, read from its folder alone."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,6 @@ from metalora.errors import UserError
 from metalora.evaluate.significance import compare, sentence
 from metalora.files import atomic_folder
 from metalora.places import absolute
-from metalora.reading import read_yaml
 from metalora.report.campaign import Campaign, Trial, is_accuracy, metric_label
 from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
 from metalora.report.campaign_tables import (
@@ -33,11 +32,12 @@ from metalora.report.parallel_plot import plot_parallel
 from pipelines.console import terminal
 from pipelines.listener import read_metrics
 from pipelines.options import make_parser
-from pipelines.results import CONFIG, METRICS, find_run
+from pipelines.results import CONFIG, METRICS, check_links, find_run, read_settings
+from pipelines.trial_record import CAMPAIGN, TRIAL, TRIALS, Suggestion, TrialRecord, read_plan, read_trial
 
-CAMPAIGN, TRIAL = "campaign.yaml", "trial.json"  # `pipelines.campaign` has them too, but imports Ray
 TOLD = ("space", "searcher", "scheduler", "seeds")
 SHORT_ROWS = 10
+RATE = "train/images_per_second"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output-folder", metavar="DIR", default="runs", help="where it is (default: runs)")
     options = parser.parse_args(arguments)
     folder = find_run(options.campaign, absolute(options.output_folder), CAMPAIGN, "campaign")
+    check_links(folder)
     campaign = read_campaign(folder)
     report = _write(campaign, folder / "report")
     console = terminal()
@@ -76,31 +77,24 @@ def write_report(folder: Path) -> Path:
 
 
 def read_campaign(folder: Path) -> Campaign:
-    """Read a campaign and its trials; a trial without a readable ``trial.json`` is left out, it has not begun.
+    """Read a campaign and its trials; one that has left nothing yet is left out, it has not begun.
 
     Raises:
         UserError: ``campaign.yaml`` cannot be read, or does not say what was optimized.
     """
-    plan = read_yaml(folder / CAMPAIGN)
-    search = plan.get("campaign") or {}
-    if "metric" not in search or search.get("mode") not in ("max", "min"):
-        raise UserError(f"{folder / CAMPAIGN} must name the campaign's metric, and mode max or min")
-    metric = search["metric"]
-    notes = {path.parent: _read_json(path) for path in sorted(folder.glob(f"trials/*/{TRIAL}"))}
-    records = {path: _last_values(path, note) for path, note in notes.items()}
-    task_metric = _task_metric(metric, {name for values in records.values() for name in values})
+    plan = read_plan(folder)
+    search = plan["campaign"]
+    metric, mode = search["metric"], search["mode"]
+    read = [_read_trial(file) for file in sorted(folder.glob(f"{TRIALS}/*/{TRIAL}"))]
+    task_metric = _task_metric(metric, {name for one in read for name in one.last})
     return Campaign(
         name=folder.resolve().name,
         search={name: search[name] for name in TOLD if name in search},
         metric=metric,
-        mode=search["mode"],
+        mode=mode,
         objectives=tuple(search.get("objectives") or [metric]),
         task_metric=task_metric,
-        trials=tuple(
-            _trial(path, note, records[path], metric, task_metric, plan.get("config") or {})
-            for path, note in notes.items()
-            if note
-        ),
+        trials=tuple(_trial(one, metric, task_metric, plan["config"]) for one in read),
     )
 
 
@@ -125,21 +119,37 @@ def _write(campaign: Campaign, folder: Path) -> Path:
     return folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Read:
+    """What a trial's folder says.
+
+    Attributes:
+        record: Its ``trial.json``.
+        settings: Its ``config.yaml``; empty if there is none.
+        last: Its finite metrics, each as last reported.
+        rates: Its images a second, as reported.
+    """
+
+    record: TrialRecord
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
+    rates: Sequence[float] = ()
+
+
+def _read_trial(file: Path) -> _Read:
+    folder = file.parent
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _last_values(folder: Path, note: Mapping[str, Any]) -> dict[str, float]:
-    """Return a trial's finite metrics, each as last reported."""
-    last: dict[str, float] = {}
-    for _, _, values in read_metrics(folder / METRICS):
-        last.update(values)
-    last.update(note.get("result") or {})  # what the search has seen; it alone has the costs
-    return {name: value for name, value in last.items() if isinstance(value, int | float) and math.isfinite(value)}
+        record = read_trial(file)
+        settings = read_settings(folder) if (folder / CONFIG).is_file() else {}
+        last: dict[str, float] = {}
+        rates = []
+        for _, _, values in read_metrics(folder / METRICS):
+            last.update(values)
+            rates += [values[RATE]] if RATE in values else []
+        last.update(record.result)  # what the search has seen; it alone has the costs
+    except UserError as error:
+        return _Read(TrialRecord(Suggestion(0, {}, 0, folder.name), status="unreadable", error=str(error)))
+    return _Read(record, settings, {name: value for name, value in last.items() if math.isfinite(value)}, rates)
 
 
 def _task_metric(metric: str, names: set[str]) -> str:
@@ -150,34 +160,25 @@ def _task_metric(metric: str, names: set[str]) -> str:
     return f"val/knn{max(numbers)}" if numbers else metric
 
 
-def _trial(
-    folder: Path,
-    note: Mapping[str, Any],
-    last: Mapping[str, float],
-    metric: str,
-    task_metric: str,
-    common: Mapping[str, Any],
-) -> Trial:
-    settings = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else common
-    rates = [
-        v["train/images_per_second"] for _, _, v in read_metrics(folder / METRICS) if "train/images_per_second" in v
-    ]
-    batch_size = (settings.get("data") or {}).get("batch_size")
-    point = note.get("point") or {}
+def _trial(read: _Read, metric: str, task_metric: str, common: Mapping[str, Any]) -> Trial:
+    record, settings = read.record, {**common, **read.settings}
+    batch_size = settings.get("data", {}).get("batch_size")
+    rate = median(read.rates) if read.rates else 0
     prefix = f"{task_metric}/"
     test = metric.replace("val/", "test/", 1) if metric.startswith("val/") else None
+    point = record.trial.point
     return Trial(
-        name=note.get("name", folder.name),
-        status=note.get("status", "pending"),
-        error=note.get("error"),
-        format=point.get("format") or (settings.get("adapter") or {}).get("format", "unknown"),
+        name=record.trial.name,
+        status=record.status,
+        error=record.error,
+        format=str(point.get("format") or settings.get("adapter", {}).get("format", "unknown")),
         point=point,
-        seed=note.get("seed", 0),
-        value=last.get(metric),
-        test=last.get(test) if test else None,
-        tasks={name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)},
-        parameters=note.get("parameters"),
-        step_ms=1000 * batch_size / median(rates) if batch_size and rates else None,
+        seed=record.trial.seed,
+        value=read.last.get(metric),
+        test=read.last.get(test) if test else None,
+        tasks={name.removeprefix(prefix): value for name, value in read.last.items() if name.startswith(prefix)},
+        parameters=record.parameters,
+        step_ms=1000 * batch_size / rate if isinstance(batch_size, int) and rate > 0 else None,
     )
 
 

@@ -18,16 +18,18 @@ from metalora.config import Config, to_dict
 from metalora.errors import UserError
 from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
+from metalora.reading import check_form, gate
 from metalora.redact import redact_settings
 from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
 from metalora.train.evaluation import KNN
-from pipelines.campaign import CAMPAIGN, TRIALS, CampaignConfig, Plan, TrialRecord, read_trials
+from pipelines.campaign import CampaignConfig, Plan
 from pipelines.claim import named_run
 from pipelines.console import terminal
 from pipelines.options import add_section, add_settings, given, make_parser, parse, plain, resolve, settings_of
 from pipelines.ray_cluster import Open, lasting_cluster
-from pipelines.results import continued, find_run, only_shows, read_settings
+from pipelines.results import continued, find_run, only_shows, read_report, read_settings
 from pipelines.spaces import Space
+from pipelines.trial_record import CAMPAIGN, TRIALS, TrialRecord, read_trials
 from pipelines.tune import best_point, run_campaign
 
 TABLE, PICTURE, SCORES, PLAN = "table1.md", "table1.png", "table1.json", "table.yaml"
@@ -74,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(options, name):
             raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
     base: dict[str, Any] = {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}}
-    before: dict[str, Any] = {}
+    before: Mapping[str, Any] = {}
     if options.resume:
         earlier = find_run(options.resume, Path(resolve(options, base).cluster.output), PLAN, "table")
         recorded = read_settings(earlier, PLAN)
-        before, base = recorded["table"], continued(earlier, recorded["config"])
+        before = check_form(recorded.get("table"), dict[str, Any], f"table {earlier / PLAN}")
+        base = continued(earlier, recorded["config"])
     table: TableConfig = settings_of(TableConfig, {**before, **given(TableConfig, options)}, "table")
     with named_run(resolve(options, base), bool(options.resume), "table1") as (config, folder):
         plan = {"table": plain(table), "config": redact_settings(to_dict(config))}
@@ -172,14 +175,16 @@ def read_results(
     for record in read_trials(campaign):
         if record.status != "finished":
             raise UserError(f"trial {record.trial.name} {record.status}: {record.error}; see {campaign}")
-        report = json.loads((campaign / TRIALS / record.trial.name / KNN).read_text(encoding="utf-8"))
-        kind = record.trial.point["format"]
-        parameters[kind] = record.parameters or 0
-        _add(scores, kind, report["adapted"])
-        if kind == next(iter(winners)):
-            _add(scores, ORIGINAL, report["original"])
-        if "shuffled" in report:
-            _add(shuffled, f"{kind}, seeds shuffled", report["shuffled"])
+        trial = campaign / TRIALS / record.trial.name
+        report = read_report(trial)
+        with gate(f"report {trial / KNN}"):
+            kind = record.trial.point["format"]
+            parameters[kind] = record.parameters or 0
+            _add(scores, kind, report["adapted"])
+            if kind == next(iter(winners)):
+                _add(scores, ORIGINAL, report["original"])
+            if "shuffled" in report:
+                _add(shuffled, f"{kind}, seeds shuffled", report["shuffled"])
     tuned = {
         kind: Tuning(point["lr"], point["lr"] in (min(rates), max(rates)), _curve(kind, tuning, objective))
         for kind, point in winners.items()

@@ -10,20 +10,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from metalora.adapters.formats import build_format
 from metalora.config import Config, place_settings
 from metalora.errors import UserError, one_line
 from metalora.evaluate.seeds import read_seeds
-from metalora.files import atomic_file
+from metalora.files import atomic_file, atomic_folder
 from metalora.models.backbones import Backbone
 from metalora.places import absolute, moved
-from metalora.reading import read_yaml
+from metalora.reading import check_form, read_json, read_yaml, short
 from metalora.redact import redact_uri
 from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
 
+REPLACED = {
+    *("config.yaml", "metrics.jsonl", "run.json", "campaign.yaml", "table.yaml", "trial.json", "error.txt"),
+    *(KNN, ADAPTER, "seeds", "seeds.parquet", "tsne.png", "pca.png", "analysis.json", "report"),
+}
+Sections = dict[str, dict[str, Any]]
 CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 
 
@@ -56,9 +63,13 @@ def write_run_note(folder: Path, run_id: str | None, tracking_uri: str) -> None:
 
 
 def read_run_note(folder: Path) -> tuple[str | None, str]:
-    """Return the id of the tracked run that a folder is, and its tracking URI, empty if it is not tracked."""
+    """Return the id of the tracked run that a folder is, and its tracking URI, empty if it is not tracked.
+
+    Raises:
+        UserError: ``run.json`` cannot be read.
+    """
     note = _note(folder)
-    uri = moved(str(note.get("tracking_uri") or ""), Path(note.get("folder") or folder), folder)
+    uri = moved(note.get("tracking_uri") or "", Path(note.get("folder") or folder), folder)
     return note.get("run_id"), uri
 
 
@@ -89,6 +100,24 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
     raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
 
 
+def check_links(folder: Path) -> None:
+    """Refuse links within a run's folder through which Ray, or a folder of results, would be written elsewhere.
+
+    Single files of results, and the adapter's folder, are replaced when they are written, links or not.
+
+    Raises:
+        UserError: there is one.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and name not in REPLACED:
+                raise UserError(
+                    f"{path} is a link to {short(str(path.readlink()))}, and what is written there would be written "
+                    "through it: put a plain file or folder in its place, or take it away"
+                )
+
+
 def writable_file(path: str, option: str) -> Path:
     """Return the absolute path of a file that a command is to write in the end.
 
@@ -111,12 +140,13 @@ def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
     """
     content = read_yaml(folder / file)
     old = Path(_note(folder).get("folder") or folder)
-    sections = content if file == CONFIG else content.get("config") or {}
+    what = f"config file {str(folder / file)!r}"
+    sections: Sections = check_form(content if file == CONFIG else content.get("config", {}), Sections, what)
     for section, name in place_settings():
-        value = (sections.get(section) or {}).get(name)
+        value = sections.get(section, {}).get(name)
         if isinstance(value, str):
             sections[section][name] = moved(value, old, folder)
-    return content
+    return sections if file == CONFIG else {**content, "config": sections}
 
 
 def continued(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,31 +155,58 @@ def continued(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **{section: {**(settings.get(section) or {}), **new} for section, new in changed.items()}}
 
 
-def _note(folder: Path) -> dict[str, Any]:
-    """Return what `write_run_note` wrote; nothing if that cannot be read."""
-    try:
-        note = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+class _Note(TypedDict, total=False):
+    """The form of ``run.json``."""
+
+    run_id: str | None
+    tracking_uri: str | None
+    folder: str
+
+
+def _note(folder: Path) -> _Note:
+    """Return what `write_run_note` wrote; nothing if it wrote nothing."""
+    if not (folder / RUN).exists():
         return {}
-    return note if isinstance(note, dict) else {}
+    note: _Note = read_json(folder / RUN, f"run {folder / RUN}", _Note)
+    return note
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Read the accuracies of a finished training.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    report: dict[str, Any] = read_json(folder / KNN, f"report {folder / KNN}")
+    return report
 
 
 def copy_results(results: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds.
+
+    What was there is replaced; a link is not followed.
 
     Args:
         results: The checkpoint.
         folder: The run's folder.
         say: Told if the picture cannot be drawn.
     """
-    shutil.copytree(results / ADAPTER, folder / ADAPTER, dirs_exist_ok=True)
-    shutil.copy(results / KNN, folder / KNN)
+    with atomic_folder(folder / ADAPTER) as adapter:
+        shutil.copytree(results / ADAPTER, adapter, dirs_exist_ok=True)
+    _copy(results / KNN, folder / KNN)
     if (results / SEEDS).is_file():
-        (folder / SEEDS).parent.mkdir(exist_ok=True)
-        shutil.copy(results / SEEDS, folder / SEEDS)
+        place = (folder / SEEDS).parent
+        if place.is_symlink():
+            place.unlink()
+        _copy(results / SEEDS, folder / SEEDS)
         seeds = read_seeds(folder / SEEDS)
         with only_shows("the picture of the seeds", say):
-            plot_tsne(seeds.vectors, seeds.domains, seeds.labels, (folder / SEEDS).with_name("tsne.png"))
+            plot_tsne(seeds.vectors, seeds.domains, seeds.labels, place / "tsne.png")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target) as file:
+        shutil.copyfile(source, file)
 
 
 @contextmanager

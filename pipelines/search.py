@@ -2,45 +2,16 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 
-from pipelines.spaces import Point, Space, plain_value
+from pipelines.spaces import Space, plain_value
+from pipelines.trial_record import Point, Suggestion
 
-SHORT = {"rank": "r", "mapping_depth": "d", "lr": "lr"}
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """One trial to run: a point with one seed.
-
-    Attributes:
-        number: The trial's number, from 0.
-        point: The settings.
-        seed: ``train.seed``.
-        name: The trial's name; that of its folder and its tracked run.
-    """
-
-    number: int
-    point: Point
-    seed: int
-    name: str
-
-    @staticmethod
-    def of(number: int, point: Point, seed: int) -> "Suggestion":
-        """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
-        parts = [str(point.get("format", ""))]
-        parts += [
-            f"{short}{point[name]}"
-            for name, short in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
-            if name in point
-        ]
-        return Suggestion(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
 
 
 class Source(Protocol):

@@ -13,13 +13,14 @@ from metalora.errors import UserError
 from metalora.evaluate.seeds import SeedAnalysis, Separation, analyse, read_seeds, seed_sentence
 from metalora.files import atomic_file
 from metalora.places import absolute
+from metalora.reading import short
 from metalora.report.plots import plot_tsne
 from metalora.report.seed_plots import plot_pca
 from metalora.tracking import add_artifacts, tracking_address
 from metalora.train.evaluation import KNN, SEEDS
 from pipelines.console import terminal
 from pipelines.options import make_parser
-from pipelines.results import find_run, read_run_note
+from pipelines.results import check_links, find_run, read_report, read_run_note
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = terminal()
     folder = find_seeds(options.run, absolute(options.output))
+    check_links(folder)
     analysis, files = analyse_run(folder)
     console.print(separation_table(analysis))
     console.print(seed_sentence(analysis))
@@ -60,8 +62,8 @@ def find_seeds(run: str, output: Path) -> Path:
         there = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(f"run {run!r} is not finished: it has no {KNN} (there: {there})")
     if not (folder / SEEDS).is_file():
-        format = json.loads((folder / KNN).read_text(encoding="utf-8"))["format"]
-        raise UserError(f"run {run!r} has no seeds: its format {format!r} generates none (cp and tr do)")
+        format = short(read_report(folder).get("format"))
+        raise UserError(f"run {run!r} has no seeds: its format {format} generates none (cp and tr do)")
     return folder
 
 

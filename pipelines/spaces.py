@@ -18,11 +18,12 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUnifo
 import tune_spaces
 from metalora.config import from_dict, setting_sections
 from metalora.errors import UserError
+from metalora.files import cache_dir, sha256
 from metalora.places import expanded
 from metalora.registry import nearest
+from pipelines.trial_record import Point
 
 SEARCHABLE = ("adapter", "mapping", "train")
-Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,24 @@ def load_space(name: str) -> Space:
     space = Space(name, tuple(alternatives), content.get("SETTINGS", {}), content.get("CAMPAIGN", {}))
     _check(space)
     return space
+
+
+def trust(name: str) -> None:
+    """Remember that the user has named a space's file, and so wants it run."""
+    if _is_file(name):
+        (cache_dir("spaces") / sha256(expanded(name))).touch()
+
+
+def is_trusted(name: str) -> bool:
+    """Tell whether a space is one of this project's, or a file that the user has named before as it is now.
+
+    A campaign's folder may come from a stranger, and what it names with it.
+    """
+    return not _is_file(name) or (cache_dir("spaces") / sha256(expanded(name))).exists()
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") and expanded(name).is_file()
 
 
 def space_names() -> list[str]:

@@ -1,6 +1,5 @@
 """``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from metalora.models.backbones import Backbone
 from metalora.report.tables import accuracy_table
 from metalora.tracking import Tracker, build_tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
-from metalora.train.evaluation import ADAPTER, KNN
+from metalora.train.evaluation import ADAPTER
 from metalora.train.loop import Trainer, build_sampler
 from metalora.train.resume import read_resumable
 from pipelines.claim import named_run
@@ -36,6 +35,7 @@ from pipelines.results import (
     copy_results,
     find_run,
     only_shows,
+    read_report,
     read_settings,
     run_params,
     run_tags,
@@ -111,7 +111,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             with ProgressDisplay(console) as display:
                 _fit(prepared, tracker, display, checkpoints, last)
             status = "FINISHED"
-            report: dict[str, Any] = json.loads((folder / KNN).read_text(encoding="utf-8"))
+            report = read_report(folder)
             with only_shows("the summary", console.print):
                 _summarize(console, prepared, report, folder, tracker)
         except KeyboardInterrupt:
@@ -179,7 +179,7 @@ def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
     """Start or continue the tracked run; only then write into the run's folder."""
     run_id = tracked_id(folder, config.tracking.tracking_uri)
     tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
-    run_id = tracker.start(run_params(config), tags, run_id, read_metrics(folder / METRICS))
+    run_id = tracker.start(run_params(config), tags, run_id, list(read_metrics(folder / METRICS)))
     try:
         with atomic_file(folder / CONFIG) as file:
             file.write_text(to_yaml(config), encoding="utf-8")

@@ -30,7 +30,7 @@ from metalora.train.reporter import Progress, Write
 from metalora.train.shared import compute_shared
 from pipelines.campaign import PARAMETERS, STEP_SECONDS, Plan
 from pipelines.ray_backend import checkpoint_failure, opened, run_on_ray
-from pipelines.search import Suggestion
+from pipelines.trial_record import Suggestion
 
 THREAD_SECONDS = 600
 

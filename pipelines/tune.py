@@ -16,17 +16,7 @@ from metalora.files import atomic_file
 from metalora.redact import redact_settings
 from metalora.registry import nearest
 from metalora.tracking import CHAMPION, Tracker, build_tracker, flatten
-from pipelines.campaign import (
-    CAMPAIGN,
-    PARAMETERS,
-    STEP_SECONDS,
-    TRIALS,
-    CampaignConfig,
-    Plan,
-    TrialRecord,
-    direction,
-    read_trials,
-)
+from pipelines.campaign import PARAMETERS, STEP_SECONDS, CampaignConfig, Plan, direction
 from pipelines.campaign_runner import CampaignRunner
 from pipelines.claim import named_run
 from pipelines.console import terminal
@@ -50,9 +40,9 @@ from pipelines.results import (
     upload_model,
     write_run_note,
 )
-from pipelines.search import Suggestion
-from pipelines.spaces import Point, Space, grid, load_space, sections_of
+from pipelines.spaces import Space, grid, is_trusted, load_space, sections_of, trust
 from pipelines.train import Prepared, prepare, tell_untracked
+from pipelines.trial_record import CAMPAIGN, TRIALS, Point, Suggestion, TrialRecord, read_plan, read_trials
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,6 +65,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
     file = config_file(options)
     asked = {**file.pop("campaign", {}), **given(CampaignConfig, options)}
     space = load_space(str(asked.get("space", CampaignConfig().space)))
+    trust(space.name)
     settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
     base = sections_of(space.settings)
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
@@ -84,9 +75,17 @@ def _new_plan(options: argparse.Namespace) -> Plan:
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
     folder = find_run(options.resume, Path(resolve(options).cluster.output), CAMPAIGN, "campaign")
+    read_plan(folder)
     before = read_settings(folder, CAMPAIGN)
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
+    if hasattr(options, "space"):
+        trust(settings.space)
+    elif not is_trusted(settings.space):
+        raise UserError(
+            f"campaign {folder.name!r} searches {settings.space!r}, Python that was never run here: look at it, then "
+            f"go on with --resume {folder.name} --space {settings.space}"
+        )
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
     return Plan(settings, resolve(options, continued(folder, before["config"])), space)

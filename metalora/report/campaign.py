@@ -16,8 +16,8 @@ class Trial:
 
     Attributes:
         name: Its name.
-        status: pending, running, finished, stopped (early) or failed.
-        error: Why it failed.
+        status: running, finished, stopped (early), failed, or unreadable: its files are damaged.
+        error: Why it failed, or what is damaged.
         format: Adapter format.
         point: The settings that the space gives it.
         seed: ``train.seed``.

@@ -9,7 +9,8 @@ from metalora.report.drawing import verbatim
 
 ROWS = 30
 STATUSES = {
-    "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running", "pending": "pending",
+    "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running",
+    "unreadable": "unreadable",
 }  # fmt: skip
 SPREAD = "±"
 Row = Sequence[str]
@@ -100,8 +101,8 @@ def task_section(campaign: Campaign) -> str:
 
 
 def failure_section(campaign: Campaign) -> str:
-    """Return the failed trials with the last line of their errors; nothing if there are none."""
-    failed = [trial for trial in campaign.trials if trial.status == "failed"]
+    """Return the failed and the unreadable trials with the last line of their errors; nothing if there are none."""
+    failed = [trial for trial in campaign.trials if trial.status in ("failed", "unreadable")]
     if not failed:
         return ""
     body = []

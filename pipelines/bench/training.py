@@ -23,10 +23,10 @@ from metalora.errors import UserError
 from metalora.models.backbones import EMBEDDED
 from metalora.train.reporter import Progress, Write
 from pipelines.bench.photos import write_photos
-from pipelines.campaign import last_line
 from pipelines.listener import read_metrics
 from pipelines.options import resolve
 from pipelines.results import METRICS
+from pipelines.trial_record import last_line
 
 STOP_SECONDS = 60
 PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from

@@ -7,10 +7,10 @@ import yaml
 
 from metalora.config import from_dict
 from metalora.errors import UserError
-from pipelines.campaign import CAMPAIGN, CampaignConfig, Plan, TrialRecord, direction, read_trials
+from pipelines.campaign import CampaignConfig, Plan, direction
 from pipelines.options import settings_of
-from pipelines.search import Suggestion
 from pipelines.spaces import load_space
+from pipelines.trial_record import CAMPAIGN, Suggestion, TrialRecord, read_trials
 from pipelines.tune import best_trial
 
 

@@ -5,9 +5,8 @@ import io
 from rich.console import Console
 
 from metalora.train.reporter import Progress
-from pipelines.campaign import TrialRecord
 from pipelines.campaign_display import CampaignDisplay
-from pipelines.search import Suggestion
+from pipelines.trial_record import Suggestion, TrialRecord
 
 
 def record(number, status="running", value=None, error=None):

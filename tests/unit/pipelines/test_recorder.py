@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from metalora.config import from_dict
-from pipelines.campaign import TRIALS, CampaignConfig, Plan, read_trials
+from pipelines.campaign import CampaignConfig, Plan
 from pipelines.listener import read_metrics
 from pipelines.recorder import Recorder
 from pipelines.results import METRICS
-from pipelines.search import Suggestion
 from pipelines.spaces import Space
+from pipelines.trial_record import TRIALS, Suggestion, read_trials
 
 TRIAL = Suggestion.of(0, {"format": "lora"}, 0)
 

@@ -22,8 +22,8 @@ def write_trial(
     """Leave what a trial leaves; ``value`` None: it has reported nothing."""
     trial = folder / "trials" / name
     trial.mkdir(parents=True)
-    note = {"name": name, "status": "finished", "error": None, "point": point, "seed": 0, "parameters": 1000,
-            "seconds": 9.0, **note}  # fmt: skip
+    note = {"number": int(name[:3]), "name": name, "status": "finished", "error": None, "point": point, "seed": 0,
+            "parameters": 1000, "seconds": 9.0, **note}  # fmt: skip
     (trial / "trial.json").write_text(json.dumps(note))
     (trial / "config.yaml").write_text("data: {batch_size: 64}\nadapter: {format: tr}\n")
     if value is None:
@@ -140,11 +140,15 @@ def test_campaigns_without_a_result_make_a_report(tmp_path: Path, trials: str) -
     elif trials == "garbage":
         write_trial(folder, "000", {"format": "tr"})
         (folder / "trials" / "000" / "trial.json").write_text('{"name": ')
+        write_trial(folder, "001", {"format": "tr"})
+        (folder / "trials" / "001" / "metrics.jsonl").write_text('{"step": "many"}')
     elif trials == "not finite":
         write_trial(folder, "000", {"format": "tr"}, float("nan"))
     text = (write_report(folder) / "report.md").read_text()
     assert "No trial has finished with a value, so there is nothing to rank." in text
     assert ("| 000 | it broke |" in text) == (trials == "failed")
+    assert ("2 trials: 2 unreadable." in text) == (trials == "garbage")
+    assert ("metrics.jsonl, line 1, cannot be read: step = 'many'" in text) == (trials == "garbage")
     assert [path.name for path in (folder / "report").iterdir()] == ["report.md"]
 
 

@@ -3,8 +3,9 @@
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.search import CampaignSearch, ListSource, OptunaSource, Suggestion
+from pipelines.search import CampaignSearch, ListSource, OptunaSource
 from pipelines.spaces import load_space
+from pipelines.trial_record import Suggestion
 
 POINTS = [{"format": "lora", "lr": 0.01}, {"format": "tr", "rank": 2, "lr": 0.02}, {"format": "cp", "lr": 0.03}]
 

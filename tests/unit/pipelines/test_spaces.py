@@ -8,8 +8,8 @@ from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from pipelines.campaign import CampaignConfig, Plan
 from pipelines.options import settings_of
-from pipelines.search import Suggestion
 from pipelines.spaces import grid, load_space, sample, sections_of, space_names
+from pipelines.trial_record import Suggestion
 
 STATIC = {"lora", "multi_lora"}
 MAPPING_SETTINGS = set(to_dict(Config())["mapping"])
