@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from metalora.errors import LONGEST, UserError
@@ -31,13 +32,13 @@ _NO_MEMORY = (
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
     "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "pickle.find_class", "exec_module")  # fmt: skip
-_ENTRIES = {
-    "os.rename": (0, 1),
-    "os.remove": (0,),
-    "os.mkdir": (0,),
-    "os.rmdir": (0,),
-    "os.symlink": (1,),
-    "os.link": (1,),
+_ENTRIES = {  # events on entries of folders: which arguments are paths, each with that of the folder they are relative to
+    "os.rename": ((0, 2), (1, 3)),
+    "os.remove": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.symlink": ((1, 2),),
+    "os.link": ((1, 3),),
 }
 _CONTENTS = ("os.truncate", "os.chmod", "os.chown", "os.utime")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -100,22 +101,21 @@ class Watch:
         if event.startswith(_PROGRAMS):
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
         elif event in _CONTENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
-            self._check(event, arguments[0], os.path.realpath)
+            if not isinstance(arguments[0], int | NoneType):  # what is open already was judged when it was opened
+                self._check(event, os.path.realpath(os.fsdecode(arguments[0])))
         elif event in _ENTRIES:
-            for place in _ENTRIES[event]:
-                self._check(event, arguments[place], _entry)
+            for path, folder in _ENTRIES[event]:
+                self._check(event, _entry(arguments[path], arguments[folder]))
 
-    def _check(self, event: str, path: Any, resolve: Callable[[str], str]) -> None:
-        if isinstance(path, int) or path is None or os.fsdecode(path) == os.devnull:
-            return
-        real = resolve(os.fsdecode(path))
-        if not any(real == folder or real.startswith(folder + os.sep) for folder in self.allowed):
-            self.seen.append(f"{event} {real}")
+    def _check(self, event: str, path: str) -> None:
+        allowed = any(path == folder or path.startswith(folder + os.sep) for folder in (*self.allowed, os.devnull))
+        if not allowed:
+            self.seen.append(f"{event} {path}")
 
 
-def _entry(path: str) -> str:
+def _entry(path: Any, folder: int) -> str:
     """Return where an entry of a folder is: if it is a link, what it points to is not touched."""
-    place = Path(path).absolute()
+    place = Path("." if folder < 0 else f"/proc/self/fd/{folder}", os.fsdecode(path))
     return str(Path(os.path.realpath(place.parent)) / place.name)
 
 

@@ -7,12 +7,11 @@ from random import Random
 
 import metalora
 from metalora.tracking import NullTracker
-from pipelines.campaign import TrialRecord
 from pipelines.listener import MetricsFile
 from pipelines.report import write_report
-from pipelines.results import copy_results, write_run_note
-from pipelines.search import Suggestion
+from pipelines.results import check_links, copy_results, write_run_note
 from pipelines.seeds import analyse_run
+from pipelines.trial_record import Suggestion, TrialRecord
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.networks import tiny_backbone, tiny_model
 from tests.fuzz.surfaces.runs import write_campaign, write_run
@@ -39,6 +38,7 @@ def make(seeds: Path) -> Callable[[Path], object]:
 def write(folder: Path) -> object:
     """Write all that commands do; return what the folder's own results are then."""
     run = folder / "run"
+    check_links(run)  # as named_run does for each command
     copy_results(folder / "results", run, lambda text: None)
     write_run_note(run, "abc", "none")
     MetricsFile(run / "metrics.jsonl", NullTracker(), lambda text: None).record(30, {"val/knn5": 0.9})

@@ -17,13 +17,13 @@ from metalora.evaluate.seeds import analyse, read_seeds, write_seeds
 from metalora.reading import read_yaml
 from metalora.report.campaign_tables import best, failure_section, heading, leaderboard_section, standing, task_section
 from pipelines import evaluate, train, tune
-from pipelines.campaign import CAMPAIGN, CampaignConfig, Plan, TrialRecord, read_trials
+from pipelines.campaign import CampaignConfig, Plan
 from pipelines.listener import read_metrics
 from pipelines.report import read_campaign
 from pipelines.results import METRICS, read_run_note, write_run_note
-from pipelines.search import Suggestion
 from pipelines.seeds import find_seeds
 from pipelines.spaces import load_space
+from pipelines.trial_record import CAMPAIGN, Suggestion, TrialRecord, read_trials
 from tests.fuzz.mutators import change_file, change_value, dump, replace_file
 from tests.fuzz.surface import Expect, Mutation, Surface
 
