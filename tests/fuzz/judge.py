@@ -32,7 +32,7 @@ _NO_MEMORY = (
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty",
     "pty.spawn",
              "socket.connect", "socket.getaddrinfo", "pickle.find_class", "exec_module")  # fmt: skip
-_ENTRIES = {  # events on entries of folders: which arguments are paths, each with that of the folder they are relative to
+_ENTRIES = {  # events on a folder's entries: which arguments are paths, each with that of the folder it is relative to
     "os.rename": ((0, 2), (1, 3)),
     "os.remove": ((0, 1),),
     "os.mkdir": ((0, 2),),

@@ -17,7 +17,7 @@ from tests.fuzz.mutators import dump
 from tests.fuzz.runner import run
 from tests.fuzz.surfaces import SURFACES, place
 
-MUTANTS = 40  # of a surface whose share is 1
+MUTANTS = 15  # of a surface whose share is 1
 
 SCALARS = (
     st.none()

@@ -209,4 +209,4 @@ def write_campaign(folder: Path) -> None:
         (place / "config.yaml").write_text(to_yaml(_settings(format=format)), encoding="utf-8")
 
 
-surface = Surface("runs", make, mutate, named=("mutant", *OBJECTIVE.split("/")[:1]), share=3)
+surface = Surface("runs", make, mutate, named=("mutant",), share=2)
