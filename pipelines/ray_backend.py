@@ -1,6 +1,5 @@
 """Training on Ray Train: the driver's end, and what the workers do."""
 
-import json
 import logging
 import os
 import tempfile
@@ -9,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
 import ray
+from typing_extensions import TypedDict
 
 from metalora.build import build_model
 from metalora.config import Config, from_dict, to_dict
@@ -21,8 +21,9 @@ from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.group import Group
 from metalora.models.backbones import Backbone
+from metalora.reading import read_json
 from metalora.redact import redact
-from metalora.train.checkpoint import PREFIX, whole
+from metalora.train.checkpoint import PREFIX, CheckpointFolder, whole
 from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
 from pipelines.board import new_board
@@ -139,7 +140,7 @@ def run_on_ray(
         "resume": resume and str(resume.resolve()),
         "shared": shared,
     }
-    drop_damaged(folder / RAY_STATE)
+    drop_unusable(folder / RAY_STATE)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=arguments,
@@ -168,13 +169,36 @@ def run_on_ray(
     return opened(result.checkpoint)
 
 
-def drop_damaged(state: Path) -> None:
-    """Remove Ray Train's note of its checkpoints if a full disk has cut it off; ours are found without it."""
-    if state.is_file():
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except ValueError:
-            state.unlink()
+class _Result(TypedDict):
+    checkpoint_dir_name: str
+
+
+class _RayState(TypedDict):
+    """The form of Ray Train's note of its checkpoints, as far as its names are concerned."""
+
+    ray_version: str
+    checkpoint_results: list[_Result]
+    latest_checkpoint_result: NotRequired[_Result | None]
+    pending_training_results: list[_Result]
+
+
+def drop_unusable(state: Path) -> None:
+    """Remove Ray Train's note of its checkpoints unless this Ray can go on with it; ours are found without it.
+
+    A full disk may have cut it off, and a stranger's may name folders elsewhere, which Ray would remove as old ones.
+    """
+    if not os.path.lexists(state):
+        return
+    try:
+        note: _RayState = read_json(state, f"Ray's note {state}", _RayState)
+        results = [*note["checkpoint_results"], *note["pending_training_results"], note.get("latest_checkpoint_result")]
+        names = [result["checkpoint_dir_name"] for result in results if result is not None]
+        there = {path.name for path in CheckpointFolder(state.parent).all()}
+        usable = not state.is_symlink() and note["ray_version"] == ray.__version__ and set(names) <= there
+    except UserError:
+        usable = False
+    if not usable:
+        state.unlink()
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def check_links(folder: Path) -> None:
                     f"{path} is a link to {short(str(path.readlink()))}, and what is written there would be written "
                     "through it: put a plain file or folder in its place, or take it away"
                 )
+        folders[:] = [name for name in folders if name not in (ADAPTER, "report")]  # replaced as a whole
 
 
 def writable_file(path: str, option: str) -> Path:

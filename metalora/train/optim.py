@@ -76,13 +76,15 @@ def restore(optimizer: AdamW, schedule: LambdaLR, state: Mapping[str, Any], step
     if met != sizes:
         raise UserError(f"the optimizer's groups have {short(met)} parameters, not {short(sizes)}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, moments in state["state"].items():
+    for index, met_moments in state["state"].items():
         if index not in range(len(parameters)):
             raise UserError(f"the optimizer has no parameter {short(index)}")
-        _check_moments(moments, parameters[index], f"optimizer.state.{index}", step)
+        _check_moments(met_moments, parameters[index], f"optimizer.state.{index}", step)
     rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    # clones, since a stranger's tensor may be a view that cannot be written to
+    moments = {index: {name: t.clone() for name, t in one.items()} for index, one in state["state"].items()}
     groups = [{**group, "lr": rate} for group, rate in zip(own["param_groups"], rates, strict=True)]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     there = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     schedule.load_state_dict({**schedule.state_dict(), **there})
 

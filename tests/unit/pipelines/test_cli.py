@@ -172,6 +172,7 @@ def test_a_run_of_older_code_goes_on_and_its_unknown_settings_had_their_defaults
     state = torch.load(state_file, weights_only=True)
     del state["settings"]["data.max_pixels"], state["networks"]
     torch.save(state, state_file)
+    (state_file.parent / "SHA256SUMS").unlink()
     main(["train", "--resume", "mine"])
     assert refused(["train", "--resume", "mine", "--max-pixels", "100"]).startswith(
         "mine cannot be resumed, its settings changed: data.max_pixels was 67108864, is 100"
