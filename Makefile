@@ -1,9 +1,10 @@
 # make demo: install, then the main job.  make test: install, then every test.  make check: linters and types.
+# make fuzz: 10,000 mutated files, and the table of tests/fuzz/README.md.
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test check fuzz clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/metalora train
@@ -29,6 +30,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e .[test]
 	touch $@
+
+fuzz: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.fuzz --mutants 10500 --write
 
 clean:
 	rm -rf $(VENV) runs mlruns mlflow.db build *.egg-info
