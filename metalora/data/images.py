@@ -92,10 +92,11 @@ def _formats() -> tuple[str, ...]:
 
 
 def _drop_pillows_warnings() -> None:
-    """Have Pillow be silent about broken metadata: what cannot be decoded is an error here, in one line."""
+    """Have Pillow be silent about broken metadata, and formats that it will drop: here, all errors are of one line."""
     # not by catch_warnings, which is not for threads, and has Python show anew what it has shown once
-    if ("ignore", None, UserWarning, re.compile(_PILLOW), 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", category=UserWarning, module=_PILLOW)
+    for kind in (UserWarning, DeprecationWarning):
+        if ("ignore", None, kind, re.compile(_PILLOW), 0) not in warnings.filters:
+            warnings.filterwarnings("ignore", category=kind, module=_PILLOW)
 
 
 _opening = threading.Lock()

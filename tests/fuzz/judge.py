@@ -191,9 +191,11 @@ def _judge_outcome(outcome: str, expect: Expect, right: Outcomes) -> Judged:
 
 def _out_of_memory(error: BaseException | None) -> bool:
     """Tell whether memory ran out somewhere on the way to an error: a gate makes one line of that, too."""
-    while error is not None:
+    met: list[BaseException] = []  # an error may lead to itself
+    while error is not None and error not in met:
         if isinstance(error, MemoryError) or any(said in str(error).lower() for said in _NO_MEMORY):
             return True
+        met.append(error)
         error = error.__cause__ or error.__context__
     return False
 

@@ -23,6 +23,7 @@ from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.data import LABELS, draw
 
 REFUSED = ("csv", "inputs", "instances")  # in which MLflow takes base64 for the image itself
+SERVER_FAULT = "INTERNAL_ERROR"  # what MLflow makes of any other error; a server answers with 500
 ENDINGS = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -50,8 +51,7 @@ def make(seeds: Path) -> Callable[[Path], object]:
         (file,) = folder.iterdir()
         data = file.read_bytes()
         if data.startswith(b'{"frame": '):
-            inner = model.unwrap_python_model()
-            return _plain(inner.predict(None, FRAMES[int(data[10:-1])]()))
+            return _predicted(model.unwrap_python_model(), FRAMES[int(data[10:-1])]())
         return _served_answer(model, data, ENDINGS[file.suffix[1:]])
 
     return read
@@ -97,9 +97,8 @@ def _served_answer(model: Any, data: bytes, kind: str) -> object:
             data.decode() if kind == "application/json" else data, kind, model, model.metadata.get_input_schema()
         )
     except MlflowException as error:
-        ours = error.__context__
-        if ours is not None and _is_ours(ours):
-            raise ours from None
+        if error.error_code == SERVER_FAULT and _is_ours(error):
+            raise
         raise UserError(f"request: {one_line(error)}") from None
     except Exception as error:
         if _is_ours(error):
@@ -108,6 +107,21 @@ def _served_answer(model: Any, data: bytes, kind: str) -> object:
     if answer.status != 200:
         raise UserError(f"request: {one_line(ValueError(answer.response))}")
     return answer.response
+
+
+def _predicted(model: Any, frame: object) -> object:
+    """Return what the model itself says of a frame.
+
+    Raises:
+        UserError: it refuses it, so that a server answers with 400.
+    """
+    try:
+        answer = model.predict(None, frame)
+    except MlflowException as error:
+        if error.error_code == SERVER_FAULT:
+            raise
+        raise UserError(str(error)) from None
+    return answer.to_dict("list") if isinstance(answer, pd.DataFrame) else answer
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -119,10 +133,6 @@ def _is_ours(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-
-def _plain(frame: Any) -> object:
-    return frame.to_dict("list") if isinstance(frame, pd.DataFrame) else frame
 
 
 def _png(side: int = 16) -> bytes:
