@@ -7,10 +7,12 @@ class UserError(ValueError):
     """Something the user can mend: bad setting, bad data, a resource that is not there.
 
     The message is one line that names the thing, what was met and what is accepted. The command line
-    prints it without a traceback and exits with status 2. Of a longer one, `LONGEST` characters are kept.
+    prints it without a traceback and exits with status 2. Line breaks in it, as names from files may have, become
+    spaces; of a longer one, `LONGEST` characters are kept.
     """
 
     def __init__(self, message: str) -> None:
+        message = " ".join(message.splitlines())
         super().__init__(message if len(message) <= LONGEST else f"{message[:LONGEST]}...")
 
 

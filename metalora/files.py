@@ -105,13 +105,15 @@ def damage(folder: Path) -> str | None:
     except ValueError:
         return f"{SUMS} cannot be read"
     for name, digest in sums.items():
-        if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
-            return f"{name} lies outside"
         try:
+            if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
+                return f"{name} lies outside"
             if sha256(folder / name) != digest:
                 return f"{name} is not what was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
         except (OSError, ValueError):
-            return f"{name} is missing" if not (folder / name).exists() else f"{name} cannot be read"
+            return f"{name} cannot be read"
     return None
 
 

@@ -37,7 +37,9 @@ class MetricsFile:
         self.last: dict[str, int] = {}
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
-        if file.exists():
+        if not file.exists():
+            file.unlink(missing_ok=True)  # a link to what is not there: it would be made there
+        else:
             with atomic_file(file) as own:  # what may be a link becomes a file; a last line may be cut off by a crash
                 shutil.copyfile(file, own)
                 with own.open("rb+") as lines:

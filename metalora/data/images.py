@@ -17,6 +17,7 @@ import io
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -121,6 +122,8 @@ def _limit(image: Image.Image, data: bytes, max_pixels: int) -> None:
         raise ValueError(f"it has no pixels: its size is {image.width} x {image.height}")
     if max(image.size) > _MAX_RATIO * min(image.size):
         raise ValueError(f"one of its sides, {image.width} x {image.height}, is more than {_MAX_RATIO} times the other")
+    if image.format == "PNG":
+        _check_chunks(data)
     if image.format in ("JPEG", "MPO"):
         scans = _count_scans(data)
         if scans > _MAX_SCANS:
@@ -143,6 +146,17 @@ def _tags(image: Image.Image) -> dict[int, Any]:
 
 def _too_large(image: Image.Image, max_pixels: int) -> str:
     return f"its {image.width} x {image.height} pixels are more than max_pixels = {max_pixels}"
+
+
+def _check_chunks(data: bytes) -> None:
+    """Check the CRC-32 of a PNG's pixels, header and palette, as libpng does; Pillow leaves out that of the pixels."""
+    place, view = 8, memoryview(data)
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4])
+        critical = not data[place + 4] & 0x20
+        if critical and zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError(f"it is damaged: its chunk at byte {place} is not what was written (CRC-32)")
+        place = end + 4
 
 
 def _count_scans(data: bytes) -> int:

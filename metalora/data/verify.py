@@ -19,7 +19,7 @@ from metalora.reading import read_json
 
 _FILE = "bad.json"
 _CHUNK = 256
-_DECODER_VERSION = "2"  # raised when `decode` accepts other images than before
+_DECODER_VERSION = "3"  # raised when `decode` accepts other images than before
 
 
 def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTable:

@@ -56,11 +56,11 @@ class AdapterSpec:
         Raises:
             UserError: an unknown choice, a number out of `limits`, a module that is not there, or is named twice.
         """
-        build_format(self.format, 1)
+        seeded = build_format(self.format, 1).seed == "generated"
         _check_settings(self.branches, self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
-        for name in ("condition_size", "feature_size", "labels"):
-            value = getattr(self, name)
-            _check_size(name, value if isinstance(value, int) else len(value), 0, limits().width)
+        _check_size("labels", len(self.labels), 0, limits().width)
+        _check_size("condition_size", self.condition_size, int(seeded), limits().width)
+        _check_size("feature_size", self.feature_size, int(bool(self.labels)), limits().width)
         if not self.layers:
             raise UserError("layers: there are none; wanted: one or more")
         check_placements(backbone, self.layers)

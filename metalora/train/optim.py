@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -96,5 +97,6 @@ def _check_moments(moments: Mapping[str, Tensor], parameter: Tensor, name: str, 
         check_like(moments[part], parameter, f"{name}.{part}", exact=True)
     if moments["exp_avg_sq"].numel() and float(moments["exp_avg_sq"].min()) < 0:
         raise UserError(f"{name}.exp_avg_sq has values below 0: it is a mean of squares")
-    if moments["step"].numel() != 1 or not 0 <= float(moments["step"]) <= step:
+    check_like(moments["step"], torch.zeros(()), f"{name}.step", exact=True)
+    if not 0 <= float(moments["step"]) <= step:
         raise UserError(f"{name}.step is {short(moments['step'])}, not 0 to {step}")

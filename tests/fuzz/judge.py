@@ -141,7 +141,7 @@ def judge(
     error: BaseException | None = None
     outcome = ""
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", append=True)  # but for what a reader has silenced on purpose
         watch.on = True
         try:
             outcome = fingerprint(read(folder))

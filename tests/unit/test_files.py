@@ -172,6 +172,7 @@ HARMS = {
     "no UTF-8": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
     "no pairs": lambda folder: (folder / SUMS).write_text("x"),
     "a folder": lambda folder: (folder / SUMS).unlink() or (folder / SUMS).mkdir(),
+    "no name": lambda folder: (folder / SUMS).write_bytes(b"0" * 64 + b"  a\0b\n"),
     "outside": lambda folder: (folder / SUMS).write_text(f"{sha256(Path(__file__))}  ../../{Path(__file__)}\n"),
     "a link": lambda folder: (folder / "a").unlink() or (folder / "a").symlink_to("/etc/passwd"),
     "a link to itself": lambda folder: (folder / "a").unlink() or (folder / "a").symlink_to("a"),

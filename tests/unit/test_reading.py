@@ -130,6 +130,7 @@ def test_values_are_quoted_short():
         assert len(short(value)) <= 203
     assert short("it's") == '"it\'s"'
     assert len(str(UserError("x" * 10**6))) == LONGEST + 3
+    assert str(UserError("a key 'x\ny\u2028z'")) == "a key 'x y z'"
 
 
 def test_limits_are_settings(monkeypatch):

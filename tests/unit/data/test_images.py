@@ -187,3 +187,21 @@ def test_no_program_is_started_whatever_the_file_is_called(monkeypatch):
 def test_extensions_are_those_of_formats_that_are_read():
     assert {".jfif", ".jpe", ".avif", ".png", ".jp2", ".pgm"} <= extensions()
     assert not {".eps", ".ps", ".pdf", ".h5", ".mpg", ".wmf", ".txt"} & extensions()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_a_changed_bit_of_a_png_is_noticed_or_changes_nothing(mode):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    grey = np.random.default_rng(0).integers(0, 2**16, (16, 16), dtype=np.uint16)
+    data = encode(Image.fromarray(grey) if mode == "I;16" else noise.convert(mode), "PNG")
+    whole, noticed = pixels(data), 0
+    for place in range(len(data)):
+        changed = data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+        try:
+            met = pixels(changed)
+        except UserError as error:
+            assert str(error).startswith("cannot decode image x.png: ")  # noqa: PT017
+            noticed += 1
+        else:
+            assert np.array_equal(met, whole)
+    assert noticed > 0.9 * len(data) - 40

@@ -75,6 +75,15 @@ def test_results_replace_links_and_do_not_write_through_them(run, tmp_path, name
     assert {file.name: file.read_bytes() for file in (run / "adapter").iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "knn.json", "run.json", "seeds", "seeds/seeds.parquet", "adapter"])
+def test_links_to_what_is_not_there_make_nothing_there(run, tmp_path, name):
+    shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "outside")
+    main(["train", "--resume", "mine"])
+    assert not os.path.lexists(tmp_path / "outside")
+    assert not (run / name).is_symlink()
+
+
 @pytest.mark.parametrize("name", ["checkpoint_00000099", "trials", "trials/x", ".lock", "checkpoint_00000003/state.pt"])
 def test_other_links_are_refused_before_anything_is_written(run, tmp_path, refused, name):
     (tmp_path / "outside").mkdir()

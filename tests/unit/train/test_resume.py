@@ -67,6 +67,7 @@ def group(state):
         (lambda s: moments(s).update(exp_avg=torch.zeros(7)), r"'optimizer\.state\.0\.exp_avg' has shape \(7,\)"),
         (lambda s: moments(s)["exp_avg_sq"].neg_().sub_(1), r"optimizer\.state\.0\.exp_avg_sq has values below 0"),
         (lambda s: moments(s)["exp_avg"].fill_(math.inf), r"'optimizer\.state\.0\.exp_avg' holds numbers that"),
+        (lambda s: moments(s).update(step=torch.tensor(True)), r"optimizer\.state\.0\.step' is of type torch\.bool"),
         (lambda s: moments(s)["step"].fill_(1e9), r"optimizer\.state\.0\.step is .*, not 0 to"),
         (lambda s: moments(s).pop("exp_avg"), r"optimizer\.state\.0 holds"),
         (lambda s: s["optimizer"]["state"].update({10**6: moments(s)}), r"the optimizer has no parameter 1000000"),
