@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -150,14 +151,13 @@ def _check_zip(stream: BinaryIO) -> Iterator[bytes]:
         yield archive.read(pickles[0])
 
 
-def _legacy(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """Yield the file at each of its pickles; reading one goes on to the next."""
-    stream.seek(0)
-    if stream.read(1) != pickle.PROTO:
-        raise ValueError("it is no file of torch.save")
-    stream.seek(0)
-    for _ in range(_LEGACY_PICKLES):
-        yield stream
+def _legacy(stream: BinaryIO) -> Iterator[Any]:
+    """Yield a file at each of its pickles; reading one goes on to the next."""
+    with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:  # allocates no more than there is to be read
+        if content[:1] != pickle.PROTO:
+            raise ValueError("it is no file of torch.save")
+        for _ in range(_LEGACY_PICKLES):
+            yield content
 
 
 def _check_names(pickles: Iterator[Any]) -> None:
