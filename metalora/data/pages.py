@@ -110,3 +110,5 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
         if data[place - 1] < 128:
             return number, place
         shift += 7
+        if shift > 63:
+            raise ValueError("a number of a page's header has no end")

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,25 @@ def test_pages_are_what_was_written(tmp_path, version, dictionary):
         assert plain < sum(page.size for page in pages) < min(plain + 2**14, chunk.total_uncompressed_size)
         assert [page.repeats for page in pages] == [dictionary] + [False] * (len(pages) - 1)
         assert len(pages) > 10 or dictionary
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        (b"\x15" + b"\xff" * 2**20, ValueError),  # a number without end
+        (b"\x1c" * 2**16, RecursionError),  # structs within structs
+        (b"\x19" * 100, ValueError),  # a list
+        (b"\x15\x00\x15\x01\x15\x00\x00", ValueError),  # a negative size
+        (b"\x15\x00\x00", KeyError),  # no size
+        (b"", ValueError),
+    ],
+)
+def test_headers_that_are_none_are_refused_at_once(header, error):
+    chunk = SimpleNamespace(
+        data_page_offset=0, dictionary_page_offset=None, has_dictionary_page=False, total_compressed_size=2**40
+    )
+    with pytest.raises(error):
+        list(read_pages(pa.BufferReader(header), chunk))
 
 
 def test_mutants_are_read_or_refused_in_one_line(make_rows, write):
