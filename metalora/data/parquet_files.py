@@ -163,7 +163,7 @@ def _read_file(source: Source, info: Any) -> Iterator[Rows]:
         schema = reader.schema_arrow
         told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(info.path, below)
         columns, meanings = check_columns(schema, told, file), class_names(schema)
-        first, room = 0, max(_EXPANSION * info.size, 16 * limits().rows_bytes)
+        first, room = 0, max(_EXPANSION * info.size, 4 * limits().rows_bytes)
         for batch in read_batches(reader, handle, columns, info.size):
             texts = {name: [value] * len(batch) for name, value in told.items()}
             for name in columns:
