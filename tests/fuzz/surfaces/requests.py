@@ -192,7 +192,7 @@ FRAMES: tuple[Callable[[], Any], ...] = (
     _column([_png().ljust(2**24, b"\0")] * 20),
     _large(8000, 20),
     _large(4000, 3),
-    *(_column([value]) for value in VALUES),
+    *(_column(pd.Series([value], dtype=object)) for value in VALUES),
 )
 
 surface = Surface("requests", make, mutate, named=("request", "image"), refused=REFUSED, share=1.5)
