@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def cache_dir(kind: str) -> Path:
 def cached(
     folder: Path,
     make: Callable[[Path], None],
-    sealed: Iterable[str] | None = None,
+    sealed: Collection[str] | None = None,
     check: Callable[[], str | None] = lambda: None,
 ) -> Path:
     """Return a folder of the cache, made if it is not there, and made anew if it is damaged.
@@ -65,7 +65,7 @@ def cached(
     """
 
     def is_sound() -> bool:
-        return (folder / SUMS).is_file() and not (damage(folder) or check())
+        return (folder / SUMS).is_file() and not (damage(folder, sealed) or check())
 
     if is_sound():
         return folder
@@ -75,7 +75,7 @@ def cached(
             if is_sound():  # made by another meanwhile
                 return folder
             if folder.exists():
-                reason = damage(folder) or check() or "unfinished"
+                reason = damage(folder, sealed) or check() or f"{SUMS} is missing"
                 _log.warning("%s in the cache is damaged (%s), and is made anew", folder.name, reason)
             with atomic_folder(folder) as temporary:
                 make(temporary)
@@ -89,14 +89,18 @@ def cached(
 
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the SHA-256 of a folder's files (default: of all), for `damage` to compare."""
-    if names is None:
-        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+    names = sorted(_all_files(folder) if names is None else names)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a folder that was sealed; None if nothing, or if it was not."""
+def damage(folder: Path, names: Iterable[str] | None = None) -> str | None:
+    """Return what is wrong with the files of a folder that was sealed; None if nothing, or if it was not.
+
+    Args:
+        folder: The folder.
+        names: The files that must have been sealed; default: all that are there but hidden ones.
+    """
     if not os.path.lexists(folder / SUMS):
         return None
     try:
@@ -104,6 +108,9 @@ def damage(folder: Path) -> str | None:
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
         return f"{SUMS} cannot be read"
+    wanted = _all_files(folder) if names is None else set(names)
+    if not wanted or wanted - sums.keys():
+        return f"{SUMS} lacks {min(wanted - sums.keys(), default='everything')}"
     for name, digest in sums.items():
         try:
             if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
@@ -115,6 +122,12 @@ def damage(folder: Path) -> str | None:
         except (OSError, ValueError):
             return f"{name} cannot be read"
     return None
+
+
+def _all_files(folder: Path) -> set[str]:
+    """Return the files below a folder that are its content: not hidden ones, which systems leave behind."""
+    below = (file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
+    return {str(path) for path in below if path.name != SUMS and not any(part.startswith(".") for part in path.parts)}
 
 
 def sha256(file: Path) -> str:
@@ -177,12 +190,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         _put(temporary, path, old)
     except BaseException:
-        if old.exists() and not path.exists():
+        if os.path.lexists(old) and not os.path.lexists(path):
             old.replace(path)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder, or a link to one: what that leads to stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(new: Path, path: Path, old: Path) -> None:
@@ -196,7 +217,7 @@ def _put(new: Path, path: Path, old: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            shutil.rmtree(old, ignore_errors=True)  # another process was faster with a folder of its own
+            _discard(old)  # another process was faster with a folder of its own
     raise OSError(errno.EBUSY, f"{path} is written again and again by others")
 
 

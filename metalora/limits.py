@@ -36,7 +36,7 @@ class Limits:
     """
 
     yaml_bytes: int = 2**20
-    text_bytes: int = 2**26
+    text_bytes: int = 2**24
     nesting: int = 64
     values: int = 100_000
     image_bytes: int = 2**28
@@ -67,11 +67,12 @@ def _read(text: str) -> Limits:
         name, _, number = pair.partition("=")
         if name not in known:
             raise UserError(f"{VARIABLE}: unknown limit {name!r} (limits: {', '.join(known)})")
+        least, most = (1, 2**60) if known[name] is int else (0.001, 1e6)
         try:
             value = float(number)
-            changes[name] = int(value) if known[name] is int else value
-        except (ValueError, OverflowError):
+        except ValueError:
             value = 0
-        if not value > 0:
-            raise UserError(f"{VARIABLE}: {name} must be a positive number, got {number!r}")
+        if not least <= value <= most:
+            raise UserError(f"{VARIABLE}: {name} must be a number from {least:g} to {most:g}, got {number!r}")
+        changes[name] = int(value) if known[name] is int else value
     return Limits(**changes)  # type: ignore[arg-type]

@@ -6,9 +6,11 @@ lists, strings, numbers, booleans, null.
 
 import functools
 import json
+import math
 import reprlib
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +63,10 @@ def check_plain(file: Path) -> None:
     Raises:
         ValueError: a pipe or a device.
     """
-    if file.exists() and not (file.is_file() or file.is_dir()):
-        raise ValueError("it is a pipe or a device")
+    with suppress(FileNotFoundError):
+        mode = file.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError("it is a pipe or a device")
 
 
 def read_bytes(file: Path, most: int, what: str) -> bytes:
@@ -121,7 +125,9 @@ def read_json(file: Path, what: str, form: type[T] | Any = dict[str, Any]) -> T:
 def parse_json(data: bytes, what: str, form: type[T] | Any = dict[str, Any]) -> T:
     """Read the bytes of a JSON file; see `read_json`."""
     with gate(what):
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+        )
         _check_depth(value)
     checked: T = check_form(value, form, what)
     return checked
@@ -194,15 +200,21 @@ def _check_depth(value: object) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {short(next(name for name in names if names.count(name) > 1))} stands there twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {short(name)} stands there twice")
+        values[name] = value
     return values
 
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:80])
 
 
 def _measure(content: str, most: int) -> None:
@@ -252,11 +264,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        kind = node.tag.rpartition(":")[2]
+        if kind == "timestamp" or (kind in ("int", "float") and ":" in node.value):  # 1:30 is no 90
+            node.tag = "tag:yaml.org,2002:str"
+        return node
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+
 _PLAIN = ("str", "int", "float", "bool", "null", "seq", "map")
 _Loader.yaml_constructors = {
     tag: make

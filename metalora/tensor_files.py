@@ -5,13 +5,13 @@ claim any size. Files of ``torch.save`` are zip archives, whose CRC-32 of every 
 pickles, without.
 """
 
+import io
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +53,17 @@ def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
     return tensors
 
 
+def parse_safetensors(data: bytes, what: str) -> dict[str, Tensor]:
+    """Read the bytes of a safetensors file; see `read_safetensors`."""
+    from safetensors.torch import load
+
+    with gate(what):
+        tensors: dict[str, Tensor] = load(data)
+        for name, tensor in tensors.items():
+            _check(tensor, name, len(data))
+    return tensors
+
+
 def read_torch(file: Path, what: str) -> Any:
     """Read a file of ``torch.save`` that holds tensors, numbers, strings, None, and lists, tuples and dicts of these.
 
@@ -65,9 +76,12 @@ def read_torch(file: Path, what: str) -> Any:
     """
     with gate(what):
         check_plain(file)
-        with file.open("rb") as stream:
-            _check_names(_check_zip(stream) if zipfile.is_zipfile(stream) else _legacy(stream))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(file):
+            source: Path | io.BytesIO = _checked_copy(file)
+        else:
+            source = file
+            _check_legacy(file)
+        content = torch.load(source, map_location="cpu", weights_only=True)
         _measure(content, file.stat().st_size, "", {}, 0)
     return content
 
@@ -132,41 +146,55 @@ def _measure(value: Any, most: int, name: str, sizes: dict[int, int], depth: int
     return sizes[id(value)]
 
 
-def _check_zip(stream: BinaryIO) -> Iterator[bytes]:
-    """Check that all of an archive is as it was written, and yield its pickle."""
-    size = stream.seek(0, 2)
-    with zipfile.ZipFile(stream) as archive:
+def _checked_copy(file: Path) -> io.BytesIO:
+    """Return an archive's parts, each checked, as a new one: readers of zip differ in what they make of odd ones."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as new:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
-        if len(set(names)) < len(names):
+        if len({name.casefold() for name in names}) < len(names):  # torch takes no notice of case
             raise ValueError("it has a part twice")
-        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        if any(entry.compress_type for entry in entries):
             raise ValueError("it is compressed; wanted: a file of torch.save")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"it is damaged: {short(damaged)} is not what was written (CRC-32)")
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise ValueError("its parts are larger than the file")
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is no file of torch.save")
-        yield archive.read(pickles[0])
+        for name in names:
+            part = _part(archive, name)
+            if name == pickles[0]:
+                _check_names(part)
+            new.writestr(zipfile.ZipInfo(name), part)
+    copy.seek(0)
+    return copy
 
 
-def _legacy(stream: BinaryIO) -> Iterator[Any]:
-    """Yield a file at each of its pickles; reading one goes on to the next."""
-    with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:  # allocates no more than there is to be read
+def _part(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"it is damaged: {short(name)} is not what was written ({error})") from None
+
+
+def _check_legacy(file: Path) -> None:
+    """Check each of the pickles of a file of older code; reading one goes on to the next."""
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:  # allocates nothing
         if content[:1] != pickle.PROTO:
             raise ValueError("it is no file of torch.save")
         for _ in range(_LEGACY_PICKLES):
-            yield content
+            _check_names(content)
 
 
-def _check_names(pickles: Iterator[Any]) -> None:
-    """Check that pickles name nothing but what makes tensors."""
-    for content in pickles:
-        for operation, argument, _ in pickletools.genops(content):
-            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-                module, _, name = str(argument).partition(" ")
-                if str(argument) not in _NAMES and not (
-                    module in ("torch", "torch.storage") and name.endswith("Storage")
-                ):
-                    raise ValueError(f"it is no file of tensors alone: it names {short(str(argument))}")
+def _check_names(content: Any) -> None:
+    """Check that a pickle names nothing but what makes tensors."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+            if str(argument) not in _NAMES and not storage:
+                raise ValueError(
+                    f"it is no file of tensors alone: it names {short(str(argument))} (save a state_dict() by itself)"
+                )
+        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+            raise ValueError("it is no file of tensors alone, or of another pickle protocol than torch.save's own, 2")

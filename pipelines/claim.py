@@ -104,7 +104,8 @@ def _take(folder: Path, lock: FileLock, resume: bool) -> None:
     except Timeout:
         raise UserError(f"run {folder.name!r} in {folder.parent} is running in another command") from None
     except OSError as error:
-        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
+        link = f" ({LOCK} is a link: take it away)" if (folder / LOCK).is_symlink() else ""
+        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}{link}") from None
     if resume:
         try:
             check_links(folder)

@@ -1,10 +1,12 @@
 """The command ``metalora``."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from metalora.errors import UserError
+from metalora.reading import short
 from metalora.redact import redact
 from metalora.registry import nearest
 from pipelines.surroundings import usable_surroundings
@@ -18,6 +20,8 @@ COMMANDS = {
     "seeds": "ask whether a run's seeds tell tasks and classes apart",
     "bench": "measure how fast the parts are on this machine",
 }
+# why a path that was given cannot be used
+UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 USAGE = f"""usage: metalora COMMAND [OPTIONS]
 
 commands:
@@ -39,6 +43,11 @@ def run(command: Callable[[], None]) -> None:
             command()
     except UserError as error:
         print(f"metalora: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None or error.errno not in UNUSABLE:
+            raise
+        print(f"metalora: error: {short(str(error.filename))}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("metalora: interrupted", file=sys.stderr)

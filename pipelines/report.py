@@ -156,7 +156,7 @@ def _task_metric(metric: str, names: set[str]) -> str:
     """Return which metric tells of tasks: the campaign's own if it does, else k-NN at the largest K."""
     if any(name.startswith(f"{metric}/") for name in names):
         return metric
-    numbers = [int(found[1]) for name in names if (found := re.match(r"val/knn(\d+)/", name))]
+    numbers = [int(found[1]) for name in names if (found := re.match(r"val/knn(\d{1,9})/", name))]
     return f"val/knn{max(numbers)}" if numbers else metric
 
 

@@ -30,6 +30,7 @@ from pipelines.ray_cluster import Open, lasting_cluster
 from pipelines.results import continued, find_run, only_shows, read_report, read_settings
 from pipelines.spaces import Space
 from pipelines.trial_record import CAMPAIGN, TRIALS, TrialRecord, read_trials
+from pipelines.trust import check_places
 from pipelines.tune import best_point, run_campaign
 
 TABLE, PICTURE, SCORES, PLAN = "table1.md", "table1.png", "table1.json", "table.yaml"
@@ -77,13 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
     base: dict[str, Any] = {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}}
     before: Mapping[str, Any] = {}
+    earlier = None
     if options.resume:
         earlier = find_run(options.resume, Path(resolve(options, base).cluster.output), PLAN, "table")
         recorded = read_settings(earlier, PLAN)
         before = check_form(recorded.get("table"), dict[str, Any], f"table {earlier / PLAN}")
         base = continued(earlier, recorded["config"])
     table: TableConfig = settings_of(TableConfig, {**before, **given(TableConfig, options)}, "table")
-    with named_run(resolve(options, base), bool(options.resume), "table1") as (config, folder):
+    config = resolve(options, base)
+    check_places(config, options, earlier)
+    with named_run(config, bool(options.resume), "table1") as (config, folder):
         plan = {"table": plain(table), "config": redact_settings(to_dict(config))}
         with atomic_file(folder / PLAN) as file:
             file.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from metalora.report.plots import plot_tsne
 from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
 
-REPLACED = {
+REPLACED = {  # of a run's folder, or a trial's, when results are written
     *("config.yaml", "metrics.jsonl", "run.json", "campaign.yaml", "table.yaml", "trial.json", "error.txt"),
-    *(KNN, ADAPTER, "seeds", "seeds.parquet", "tsne.png", "pca.png", "analysis.json", "report"),
+    *(KNN, ADAPTER, "seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json", "report"),
 }
 Sections = dict[str, dict[str, Any]]
+TRIALS = "trials"
 CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 
 
@@ -100,23 +101,32 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
     raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
 
 
-def check_links(folder: Path) -> None:
-    """Refuse links within a run's folder through which Ray, or a folder of results, would be written elsewhere.
+def check_links(folder: Path, replaced: Collection[str] = REPLACED) -> None:
+    """Refuse links within a run's folder through which something would be written elsewhere.
 
-    Single files of results, and the adapter's folder, are replaced when they are written, links or not.
+    Args:
+        folder: The run's folder.
+        replaced: What is replaced when it is written, a link or not, by its path in the folder of a run or trial.
 
     Raises:
-        UserError: there is one.
+        UserError: there is another one.
     """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.is_symlink() and name not in REPLACED:
+            if path.is_symlink() and _in_run(path, folder) not in replaced:
                 raise UserError(
                     f"{path} is a link to {short(str(path.readlink()))}, and what is written there would be written "
                     "through it: put a plain file or folder in its place, or take it away"
                 )
-        folders[:] = [name for name in folders if name not in (ADAPTER, "report")]  # replaced as a whole
+        # what is replaced as a whole may hold links
+        folders[:] = [name for name in folders if _in_run(Path(place, name), folder) not in (ADAPTER, "report")]
+
+
+def _in_run(path: Path, folder: Path) -> str:
+    """Return where in its run, or in its trial, a file of a run's folder is."""
+    parts = path.relative_to(folder).parts
+    return "/".join(parts[2:] if parts[0] == TRIALS and len(parts) > 2 else parts)
 
 
 def writable_file(path: str, option: str) -> Path:

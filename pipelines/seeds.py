@@ -14,13 +14,15 @@ from metalora.evaluate.seeds import SeedAnalysis, Separation, analyse, read_seed
 from metalora.files import atomic_file
 from metalora.places import absolute
 from metalora.reading import short
+from metalora.redact import redact_uri
 from metalora.report.plots import plot_tsne
 from metalora.report.seed_plots import plot_pca
 from metalora.tracking import add_artifacts, tracking_address
 from metalora.train.evaluation import KNN, SEEDS
 from pipelines.console import terminal
 from pipelines.options import make_parser
-from pipelines.results import check_links, find_run, read_report, read_run_note
+from pipelines.results import REPLACED, check_links, find_run, read_report, read_run_note
+from pipelines.trust import is_known_place
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = terminal()
     folder = find_seeds(options.run, absolute(options.output))
-    check_links(folder)
+    check_links(folder, REPLACED - {"seeds"})
     analysis, files = analyse_run(folder)
     console.print(separation_table(analysis))
     console.print(seed_sentence(analysis))
@@ -125,5 +127,7 @@ def _plain(analysis: SeedAnalysis) -> dict[str, Any]:
 def _track(folder: Path, files: Sequence[Path]) -> None:
     """Add the files to the MLflow run that the folder's ``run.json`` names, if it names one."""
     run_id, uri = read_run_note(folder)
+    if run_id and not is_known_place("tracking_uri", tracking_address(uri), folder):
+        raise UserError(f"{redact_uri(uri)!r}, which the run names, was never used from here: nothing is sent there")
     if run_id:
         add_artifacts(tracking_address(uri), run_id, files, (folder / SEEDS).parent.name)

@@ -18,10 +18,10 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUnifo
 import tune_spaces
 from metalora.config import from_dict, setting_sections
 from metalora.errors import UserError
-from metalora.files import cache_dir, sha256
 from metalora.places import expanded
 from metalora.registry import nearest
 from pipelines.trial_record import Point
+from pipelines.trust import is_trusted, trust
 
 SEARCHABLE = ("adapter", "mapping", "train")
 
@@ -59,9 +59,10 @@ def load_space(name: str) -> Space:
         UserError: no such space or file, a file that does not run, no or wrong ``SPACE``, ``SETTINGS`` or
             ``CAMPAIGN`` in it, a setting that does not exist, cannot be searched or does not take a value.
     """
-    file = expanded(name) if name.endswith(".py") else Path(str(tune_spaces.__file__)).with_name(f"{name}.py")
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("[a-z]*.py")) if not name.endswith(".py") else []
+    own = space_names()
+    file = Path(str(tune_spaces.__file__)).with_name(f"{name}.py") if name in own else expanded(name)
+    if not (name in own or _is_file(name)):
+        known = own if not name.endswith(".py") else []
         raise UserError(
             f"unknown space {name!r}{nearest(name, known)} "
             f"(spaces: {', '.join(space_names())}; or the path of a .py file with a list SPACE)"
@@ -81,18 +82,15 @@ def load_space(name: str) -> Space:
     return space
 
 
-def trust(name: str) -> None:
+def trust_space(name: str) -> None:
     """Remember that the user has named a space's file, and so wants it run."""
     if _is_file(name):
-        (cache_dir("spaces") / sha256(expanded(name))).touch()
+        trust("space", expanded(name).read_bytes())
 
 
-def is_trusted(name: str) -> bool:
-    """Tell whether a space is one of this project's, or a file that the user has named before as it is now.
-
-    A campaign's folder may come from a stranger, and what it names with it.
-    """
-    return not _is_file(name) or (cache_dir("spaces") / sha256(expanded(name))).exists()
+def is_trusted_space(name: str) -> bool:
+    """Tell whether a space is one of this project's, or a file that the user has named before as it is now."""
+    return not _is_file(name) or is_trusted("space", expanded(name).read_bytes())
 
 
 def _is_file(name: str) -> bool:

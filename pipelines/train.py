@@ -44,6 +44,7 @@ from pipelines.results import (
     upload_results,
     write_run_note,
 )
+from pipelines.trust import check_places
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_settings(parser)
     options = parse(parser, arguments)
     config = resolve(options)
+    folder = None
     if options.resume:
         folder = find_run(options.resume, Path(config.cluster.output))
         config = resolve(options, continued(folder, read_settings(folder)))
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.print_config:
         terminal().print(to_yaml(config), end="", soft_wrap=True)
         return
+    check_places(config, options, folder)
     train(config, resume=options.resume is not None)
 
 

@@ -40,9 +40,10 @@ from pipelines.results import (
     upload_model,
     write_run_note,
 )
-from pipelines.spaces import Space, grid, is_trusted, load_space, sections_of, trust
+from pipelines.spaces import Space, grid, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.train import Prepared, prepare, tell_untracked
 from pipelines.trial_record import CAMPAIGN, TRIALS, Point, Suggestion, TrialRecord, read_plan, read_trials
+from pipelines.trust import check_places
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,12 +66,14 @@ def _new_plan(options: argparse.Namespace) -> Plan:
     file = config_file(options)
     asked = {**file.pop("campaign", {}), **given(CampaignConfig, options)}
     space = load_space(str(asked.get("space", CampaignConfig().space)))
-    trust(space.name)
+    trust_space(space.name)
     settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
     base = sections_of(space.settings)
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
     _refuse_searched(space, options, file)
-    return Plan(settings, resolve(options, base, file), space)
+    config = resolve(options, base, file)
+    check_places(config, options)
+    return Plan(settings, config, space)
 
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
@@ -80,15 +83,17 @@ def _resumed_plan(options: argparse.Namespace) -> Plan:
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
     if hasattr(options, "space"):
-        trust(settings.space)
-    elif not is_trusted(settings.space):
+        trust_space(settings.space)
+    elif not is_trusted_space(settings.space):
         raise UserError(
             f"campaign {folder.name!r} searches {settings.space!r}, Python that was never run here: look at it, then "
             f"go on with --resume {folder.name} --space {settings.space}"
         )
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
-    return Plan(settings, resolve(options, continued(folder, before["config"])), space)
+    config = resolve(options, continued(folder, before["config"]))
+    check_places(config, options, folder)
+    return Plan(settings, config, space)
 
 
 def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from metalora.reading import short
 from metalora.registry import nearest
 
 T = TypeVar("T")
-LONGEST = 1000  # characters of a regular expression
-MOST_COPIES = 10_000
+LONGEST = 1000  # characters of a pattern
+MOST_WRITTEN_OUT = 20_000
 
 _COUNTED = re.compile(r"\{(\d*),?(\d*)\}")
 
@@ -28,6 +28,8 @@ def matches(pattern: str, names: Iterable[str]) -> list[str]:
     Raises:
         UserError: no regular expression, or one that takes longer than `limits` allow: some take for ever.
     """
+    if len(pattern) > LONGEST:
+        raise UserError(f"module pattern {short(pattern)} has more than {LONGEST} characters")
     if pattern.startswith("re:"):
         return _matching(pattern[3:], names)
     if any(mark in pattern for mark in "*?["):
@@ -42,8 +44,8 @@ def _matching(expression: str, names: Iterable[str]) -> list[str]:
     end = time.monotonic() + seconds
     try:
         counts = [int(count) for pair in _COUNTED.findall(expression) for count in pair if count]
-        if len(expression) > LONGEST or math.prod(filter(None, counts)) > MOST_COPIES:  # it is compiled written out
-            raise ValueError(f"it has more than {LONGEST} characters, or its repetitions come to over {MOST_COPIES}")
+        if len(expression) * math.prod(filter(None, counts)) > MOST_WRITTEN_OUT:  # as it is compiled
+            raise ValueError(f"with its repetitions written out it has more than {MOST_WRITTEN_OUT} characters")
         re.compile(expression)  # refuses what only the other knows, such as recursion without end
         compiled = regex.compile(expression)
         return [name for name in names if compiled.fullmatch(name, timeout=max(end - time.monotonic(), 1e-3))]

@@ -151,7 +151,7 @@ def _too_large(image: Image.Image, max_pixels: int) -> str:
 def _check_chunks(data: bytes) -> None:
     """Check the CRC-32 of a PNG's pixels, header and palette, as libpng does; Pillow leaves out that of the pixels."""
     place, view = 8, memoryview(data)
-    while place + 12 <= len(data):
+    while place + 12 <= len(data) and data[place - 8 : place - 4] != b"IEND":  # what is behind the end is no part of it
         end = place + 8 + int.from_bytes(data[place : place + 4])
         critical = not data[place + 4] & 0x20
         if critical and zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4]):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metalora.errors import UserError
-from metalora.files import atomic_folder, damage
+from metalora.files import SUMS, atomic_folder, damage
 from metalora.tensor_files import read_torch
 from metalora.train.reporter import Write
 
@@ -35,6 +35,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     state = read_torch(folder / STATE, f"checkpoint {folder}")
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {folder} cannot be read: it holds a {type(state).__name__}, not a state")
+    if state.get("sealed") and not (folder / SUMS).exists():
+        raise UserError(f"checkpoint {folder} is damaged: {SUMS} is missing")
     return state
 
 
@@ -53,6 +55,7 @@ def whole(folder: Path, say: Callable[[str], None]) -> Path | None:
             say(f"{error}; it is left out")
         else:
             return path
+    say(f"no checkpoint of {folder.parent.name} is whole: the training begins anew")
     return None
 
 

@@ -339,6 +339,7 @@ class Trainer:
             "settings": comparable(self.config),
             "data": self.table.fingerprint,
             "networks": networks(self.model),
+            "sealed": True,  # older code wrote no checksums
         }
 
     def _restore(self, state: State, folder: Path) -> None:

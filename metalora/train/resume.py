@@ -1,5 +1,6 @@
 """Going on with a training from a checkpoint: what may have changed since, and what is taken from it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -13,7 +14,7 @@ from metalora.errors import UserError
 from metalora.models.assemble import MetaLoRAModel
 from metalora.places import movable
 from metalora.reading import check_form, gate, short
-from metalora.train.checkpoint import read_state
+from metalora.train.checkpoint import PREFIX, read_state
 
 
 class State(TypedDict):
@@ -39,6 +40,9 @@ def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaL
     content = read_state(folder)
     with gate(f"checkpoint {folder}"):
         state: State = check_form(content, State, f"checkpoint {folder}")
+        named = re.fullmatch(rf"{PREFIX}(\d{{8}})", folder.name)
+        if named and int(named[1]) != state["step"]:
+            raise UserError(f"it is called as of another step than its own, {state['step']}")
         changes = _changes(state, config, table, model)
         if not changes:
             model.check_adapter_state(state["model"], exact=True)

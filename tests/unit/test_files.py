@@ -168,6 +168,9 @@ HARMS = {
     "changed": lambda folder: (folder / "deep" / "b").write_text("twO"),
     "longer": lambda folder: (folder / "a").write_text("one "),
     "missing": lambda folder: (folder / "a").unlink(),
+    "empty sums": lambda folder: (folder / SUMS).write_text(""),
+    "half the sums": lambda folder: (folder / SUMS).write_text((folder / SUMS).read_text().partition("\n")[0] + "\n"),
+    "one file more": lambda folder: (folder / "c").write_text("three"),
     "no sums": lambda folder: (folder / SUMS).unlink(),
     "no UTF-8": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
     "no pairs": lambda folder: (folder / SUMS).write_text("x"),
@@ -207,7 +210,8 @@ def test_sums_are_those_of_sha256sum(tmp_path):
 def test_some_files_are_sealed_alone(tmp_path):
     folder = cached(tmp_path / "kept", make, ["a"])
     (folder / "deep" / "b").write_text("twO")
-    assert damage(folder) is None
+    assert damage(folder, ["a"]) is None
+    assert cached(tmp_path / "kept", make, ["a"]).joinpath("deep", "b").read_text() == "twO"
 
 
 def test_one_of_many_makes_a_folder_of_the_cache_and_one_mends_it(tmp_path: Path) -> None:

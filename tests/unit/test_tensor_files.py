@@ -1,3 +1,4 @@
+import io
 import math
 import pickle
 import struct
@@ -76,6 +77,38 @@ def test_compressed_archives_are_refused(tmp_path):
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(UserError, match="it is compressed"):
         read_torch(tmp_path / "t.pt", "state")
+
+
+def poison(tmp_path, number):
+    """An archive of a state, and another, that says ``number``."""
+    for name, value in (("good", 1.0), ("evil", float(number))):
+        torch.save({"a": torch.full((3,), value)}, tmp_path / f"{name}.pt")
+    return (tmp_path / "good.pt").read_bytes(), (tmp_path / "evil.pt").read_bytes()
+
+
+def test_every_flag_of_an_archive_is_noticed_or_changes_nothing(tmp_path):
+    torch.save(STATE, tmp_path / "s.pt")
+    data = (tmp_path / "s.pt").read_bytes()
+    for place in range(zipfile.ZipFile(tmp_path / "s.pt").start_dir, len(data)):
+        for bit in range(8):
+            (tmp_path / "s.pt").write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            try:
+                state = read_torch(tmp_path / "s.pt", "state")
+            except UserError:
+                continue
+            assert torch.equal(state["a"], STATE["a"])
+            assert state["d"] == STATE["d"]
+
+
+def test_what_is_loaded_is_what_was_checked(tmp_path):
+    good, evil = poison(tmp_path, 7)
+    torch.save({"a": torch.full((3,), 7.0)}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "both.pt").write_bytes((tmp_path / "legacy.pt").read_bytes() + good)
+    assert read_torch(tmp_path / "both.pt", "state")["a"].tolist() == [1, 1, 1]
+    with zipfile.ZipFile(tmp_path / "good.pt", "a") as archive:
+        archive.writestr("good/DATA.PKL", zipfile.ZipFile(io.BytesIO(evil)).read("evil/data.pkl"))
+    with pytest.raises(UserError, match="it has a part twice"):
+        read_torch(tmp_path / "good.pt", "state")
 
 
 def lists(depth):

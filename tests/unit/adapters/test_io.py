@@ -1,6 +1,9 @@
 """Adapter folders."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,48 @@ def test_other_things_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_adapter(tmp_path / "empty", STATE, {})
     assert read_adapter(tmp_path / "empty")[0].keys() == STATE.keys()
+
+
+def test_a_reader_gets_one_adapter_or_the_other_while_they_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+
+    def write(number: int) -> None:
+        write_adapter(path, {"a": torch.full((1000,), float(number))}, {"number": number})
+
+    write(0)
+    done = threading.Event()
+
+    def write_on() -> None:
+        number = 0
+        while not done.is_set():
+            write(number := number + 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_on)
+        met = set()
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            state, description = read_adapter(path)
+            assert (state["a"] == description["number"]).all()
+            met.add(description["number"])
+        done.set()
+        writing.result()
+    assert len(met) > 5
+
+
+def test_saving_onto_links_replaces_them_and_leaves_nothing_beside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, target in (("one", folder), ("two", tmp_path / "empty"), ("three", tmp_path / "nowhere")):
+        (tmp_path / name).symlink_to(target)
+        write_adapter(tmp_path / name, STATE, {"format": "cp"})
+        assert not (tmp_path / name).is_symlink()
+        assert read_adapter(tmp_path / name)[1]["format"] == "cp"
+    assert read_adapter(folder)[1]["format"] == "tr"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "one", "three", "two"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    for use in (read_adapter, lambda path: write_adapter(path, STATE, {})):
+        with pytest.raises(UserError, match=r"adapter .* cannot be read: "):
+            use(tmp_path / name)

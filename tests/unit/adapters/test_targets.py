@@ -104,12 +104,26 @@ def test_layer_pattern_that_matches_nothing(setting: str, resnet: nn.Module) -> 
 
 
 @pytest.mark.parametrize(
-    "expression", ["(", "((a{1000}){1000}){1000}", "(" * 400 + ")" * 400, "(?R)", "a{" + "9" * 30 + "}", "a" * 1001]
+    "expression",
+    [
+        "(",
+        "((a{1000}){1000}){1000}",
+        "(" * 400 + ")" * 400,
+        "(?R)",
+        "a{" + "9" * 30 + "}",
+        "(?:" + "a?" * 400 + "){9000}",
+    ],
 )
 def test_regular_expression_that_is_none(expression: str, resnet: nn.Module) -> None:
     with pytest.raises(UserError, match=r"module pattern 're:.*' is no regular expression") as error:
         adapted_names(resnet, target_modules=[f"re:{expression}"])
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("pattern", ["re:" + "a" * 1000, "[" * 100_000, "x" * 10**6])
+def test_a_pattern_has_a_length(pattern: str, resnet: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"module pattern '.*' has more than 1000 characters"):
+        adapted_names(resnet, target_modules=[pattern])
 
 
 @pytest.mark.parametrize(

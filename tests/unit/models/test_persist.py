@@ -258,7 +258,7 @@ def test_another_description_is_refused(edit: Any, message: str, folder: Path, n
 )  # fmt: skip
 def test_json_that_is_none_is_refused(text: str, folder: Path, net: nn.Module) -> None:
     (folder / "adapter.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"adapter\.json cannot be read: ") as error:
+    with pytest.raises(UserError, match=r"(adapter\.json cannot be read: |adapter\.json has more than)") as error:
         metalora.load(net, folder)
     assert len(str(error.value)) < 1000
 

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from metalora.errors import UserError
 from metalora.evaluate.seeds import write_seeds
 from pipelines.seeds import find_seeds, main
+from pipelines.trust import trust
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,7 @@ def test_a_tracker_that_is_away_hides_nothing(tmp_path: Path, capsys: pytest.Cap
     folder = make_run(tmp_path / "runs" / "mine")
     note = {"run_id": "a" * 32, "tracking_uri": "http://127.0.0.1:9"}
     (folder / "run.json").write_text(json.dumps(note))
+    trust("tracking_uri", "http://127.0.0.1:9")
     main(["mine"])
     assert "tracking: MLflow at 'http://127.0.0.1:9' did not take the files" in capsys.readouterr().out
     assert (folder / "seeds" / "pca.png").is_file()

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from metalora.errors import UserError
 from metalora.files import damage
 from pipelines.cli import main
 from pipelines.results import check_links
-from pipelines.spaces import is_trusted, trust
+from pipelines.spaces import is_trusted_space, trust_space
 from pipelines.trial_record import Suggestion, TrialRecord, read_plan, read_trials
 
 CAMPAIGN = {"campaign": {"metric": "val/knn10", "mode": "max", "space": "paper"}, "config": {"data": {}}}
@@ -114,6 +115,82 @@ def test_a_damaged_checkpoint_gives_way_and_the_results_are_the_same(run, capsys
 
 
 @pytest.mark.parametrize(
+    ("section", "name", "place"),
+    [
+        ("tracking", "tracking_uri", "sqlite:///{outside}/evil.db"),
+        ("tracking", "tracking_uri", "http://192.0.2.1:5000"),
+        ("cluster", "storage_path", "{outside}/evil"),
+        ("cluster", "storage_path", "s3://evil/bucket"),
+    ],
+)
+def test_places_that_a_run_names_are_written_to_where_the_user_has_named_them(
+    run, refused, tmp_path_factory, section, name, place
+):
+    outside = tmp_path_factory.mktemp("outside")
+    place = place.format(outside=outside)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings[section][name] = place
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    said = refused("train", "--resume", "mine")
+    assert f"run 'mine' names {name} '{place}', which was never used from here" in said
+    assert f"--{name.replace('_', '-')} {place}" in said
+    assert list(outside.iterdir()) == []
+
+
+def test_a_store_that_a_run_names_gets_no_seeds_where_the_user_has_not_named_it(run, capsys, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (run / "run.json").write_text(json.dumps({"run_id": "x", "tracking_uri": f"sqlite:///{outside}/evil.db"}))
+    main(["seeds", "mine"])
+    assert "was never used from here" in " ".join(capsys.readouterr().out.split())
+    assert list(outside.iterdir()) == []
+
+
+def test_a_place_that_was_named_is_used_again(tree, tmp_path, monkeypatch, refused, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    monkeypatch.chdir(tmp_path)
+    line = ["--data", str(tree), "--weights", "none", "--image-size", "8", "--workers", "0", "--epochs", "1"]
+    line += ["--batch-size", "8", "--knn", "3", "--rank", "2", "--format", "lora", "--no-log-model"]
+    main(["train", *line, "--run-name", "mine", "--tracking-uri", f"sqlite:///{outside}/m.db"])
+    main(["train", "--resume", "mine"])
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "another"))
+    assert "was never used from here" in refused("train", "--resume", "mine")
+    main(["train", "--resume", "mine", "--tracking-uri", f"sqlite:///{outside}/m.db"])
+    main(["train", "--resume", "mine"])
+
+
+def test_seeds_are_not_written_through_a_link(run, refused, tmp_path):
+    (run / "seeds").rename(tmp_path / "outside")
+    (run / "seeds").symlink_to(tmp_path / "outside")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "outside").iterdir()}
+    assert "seeds is a link to" in refused("seeds", "mine")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "outside").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["trials/report", "trials/seeds", "trials/000/x", "x/config.yaml", "trials/000/x/adapter"]
+)
+def test_links_are_known_by_their_place_not_their_name(run, tmp_path, name):
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link to"):
+        check_links(run)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["train", "--resume", "{long}"], ["evaluate", "--model", "{long}"], ["seeds", "{long}"],
+        ["report", "--campaign", "{long}"], ["tune", "--resume", "{long}"], ["tune", "--space", "{long}.py"],
+        ["tune", "--space", "/dev/zero"], ["train", "--weights", "{long}.pth"], ["train", "--output", "{long}"],
+        ["train", "--config", "{long}"], ["train", "--data", "{long}"],
+    ],
+)  # fmt: skip
+def test_names_that_no_file_can_have(refused, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    refused(*(part.format(long="x" * 300) for part in line))
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("run.json", "{", "run .*run.json cannot be read"),
@@ -199,9 +276,9 @@ def test_a_space_is_run_where_the_user_has_named_it(tmp_path, monkeypatch, refus
     assert "searches 'evil.py', Python that was never run here" in said
     assert "--resume c --space evil.py" in said
     assert not (tmp_path / "ran").exists()
-    trust("evil.py")
-    assert is_trusted("evil.py")
+    trust_space("evil.py")
+    assert is_trusted_space("evil.py")
     Path("evil.py").write_text("SPACE = []")
-    assert not is_trusted("evil.py")
-    assert is_trusted("paper")
+    assert not is_trusted_space("evil.py")
+    assert is_trusted_space("paper")
     assert read_plan(folder)["campaign"]["space"] == "evil.py"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metalora.errors import UserError
+from metalora.files import SUMS, seal
 from metalora.train.checkpoint import read_state, write_state
 
 
@@ -25,9 +26,10 @@ def resume(make_trainer, interrupted, tmp_path):
     def resume(change):
         state = read_state(first)
         change(state)
-        folder = tmp_path / "checkpoint_00000001"
+        folder = tmp_path / "changed"
         folder.mkdir()
         write_state(folder, state)
+        seal(folder)
         trainer = make_trainer(tmp_path / "out")
         (tmp_path / "out").mkdir()
         trainer.fit(folder)
@@ -104,3 +106,23 @@ def test_rates_are_the_settings_not_the_checkpoints(resume, make_trainer):
     assert trainer.schedule.get_last_lr() == [group["lr"] for group in trainer.optimizer.param_groups]
     assert max(trainer.schedule.get_last_lr()) < 1e-3  # the last step's rate is nearly 0
     assert trainer.optimizer.param_groups[0]["betas"] == make_trainer().optimizer.param_groups[0]["betas"]
+
+
+def test_a_checkpoint_that_was_sealed_is_no_longer_without_its_sums(make_trainer, tmp_path):
+    make_trainer().fit()
+    last = max(path for path in tmp_path.iterdir() if path.name.startswith("checkpoint_"))
+    sums = (last / SUMS).read_text()
+    for damaged in (None, "", sums.replace("knn.json", "knm.json"), "".join(sums.splitlines(keepends=True)[:1])):
+        (last / SUMS).unlink(missing_ok=True)
+        if damaged is not None:
+            (last / SUMS).write_text(damaged)
+        with pytest.raises(UserError, match=r"is damaged: SHA256SUMS (is missing|lacks)"):
+            read_state(last)
+
+
+def test_a_checkpoint_of_another_step_than_its_name_says_is_refused(make_trainer, interrupted, tmp_path):
+    make_trainer().fit()
+    first = min(path for path in tmp_path.iterdir() if path.name.startswith("checkpoint_"))
+    first.rename(first.with_name("checkpoint_00000099"))
+    with pytest.raises(UserError, match=r"checkpoint_00000099: it is called as of another step than its own"):
+        make_trainer().fit(first.with_name("checkpoint_00000099"))
