@@ -59,6 +59,9 @@ def replace_file(random: Random, file: Path) -> str:
     return f"{file.name}: {kind}"
 
 
+LONGEST = 2_000_000  # parts that are written of a value
+
+
 def change_value(random: Random, value: Any, depths: Sequence[int] = (50, 70, 2000, 200_000)) -> tuple[Any, str]:
     """Change a plain value somewhere within; return the changed one, which is in part the same, and what was done."""
     root = [value]
@@ -106,10 +109,10 @@ def reseal(folder: Path) -> None:
 
 
 def dump(value: Any) -> str:
-    """Write a plain value as JSON, however deep, with whatever numbers and strings."""
+    """Write a plain value as JSON, however deep, with whatever numbers and strings; one without end is cut off."""
     parts: list[str] = []
     todo: list[Any] = [value]  # by hand, since json's writer recurses
-    while todo:
+    while todo and len(parts) < LONGEST:
         met = todo.pop()
         if isinstance(met, _Text):
             parts.append(met)

@@ -92,8 +92,9 @@ def _listen(
     while time.monotonic() < until:
         mutant = lines.next(START_SECONDS)
         if mutant is None:
-            if child.wait(START_SECONDS):
-                raise RuntimeError(f"the child failed between mutants: {log.read_text()[-3000:]}")
+            if status := child.wait(START_SECONDS):
+                said = f"{log.read_text()[-3000:]} {_frames(log)}"
+                raise RuntimeError(f"the child failed behind mutant {first - 1} (status {status}): {said}")
             return sys.maxsize
         said = lines.next(limit)
         if said is None:

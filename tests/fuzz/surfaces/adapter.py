@@ -44,6 +44,9 @@ def mutate(random: Random, folder: Path) -> Mutation:
     return Mutation(recipe, expect)
 
 
+LARGE = 2**20
+
+
 def _unseal(file: Path) -> None:
     """Take the checksum out, as in an adapter of older code, or of somebody who means harm."""
     description = json.loads(file.read_text(encoding="utf-8"))
@@ -53,11 +56,14 @@ def _unseal(file: Path) -> None:
 
 def _change_description(random: Random, file: Path) -> str:
     description: Any = json.loads(file.read_text(encoding="utf-8"))
-    recipe = ""
+    recipe = text = ""
     for _ in range(random.choice((1, 1, 1, 2))):
         description, done = change_value(random, description)
         recipe += f"{file.name}: {done} "
-    file.write_text(dump(description), encoding="utf-8")
+        text = dump(description)
+        if len(text) > LARGE:  # and made larger again it would take minutes to write
+            break
+    file.write_text(text, encoding="utf-8")
     return recipe.strip()
 
 
