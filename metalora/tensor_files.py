@@ -8,6 +8,7 @@ pickles, without.
 import io
 import pickle
 import pickletools
+import warnings
 import zipfile
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -81,7 +82,9 @@ def read_torch(file: Path, what: str) -> Any:
         else:
             source = file
             _check_legacy(file)
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what such a file names was looked at above
+            content = torch.load(source, map_location="cpu", weights_only=True)
         _measure(content, file.stat().st_size, "", {}, 0)
     return content
 

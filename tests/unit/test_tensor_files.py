@@ -27,6 +27,14 @@ def test_what_torch_saves_is_read(file):
     assert state["d"] == STATE["d"]
 
 
+def test_another_pickle_protocol_is_read_or_refused_in_a_line(tmp_path):
+    torch.save(STATE, tmp_path / "3.pt", pickle_protocol=3)
+    assert torch.equal(read_torch(tmp_path / "3.pt", "state")["a"], STATE["a"])
+    torch.save(STATE, tmp_path / "4.pt", pickle_protocol=4)
+    with pytest.raises(UserError, match="or of another pickle protocol than torch"):
+        read_torch(tmp_path / "4.pt", "state")
+
+
 def test_a_changed_bit_of_an_archive_is_noticed_or_changes_nothing(tmp_path):
     torch.save(STATE, tmp_path / "s.pt")
     whole, noticed = (tmp_path / "s.pt").read_bytes(), 0
