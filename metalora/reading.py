@@ -188,14 +188,10 @@ def _reason(error: Exception) -> str:
 def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(limits().nesting + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        level = [value for value in level if isinstance(value, dict | list)]
         if not level:
             return
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
     raise ValueError(f"it is nested in more than {limits().nesting} levels")
 
 

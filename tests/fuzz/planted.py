@@ -37,7 +37,9 @@ def _vague(folder: Path) -> object:
 
 
 def _talkative(folder: Path) -> object:
-    raise UserError(f"{folder}\nis wrong")
+    error = UserError("")
+    error.args = (f"{folder}\nis wrong",)  # a `UserError` itself would make one line of it
+    raise error
 
 
 def _warning(folder: Path) -> object:
