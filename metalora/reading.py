@@ -188,10 +188,10 @@ def _reason(error: Exception) -> str:
 def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(limits().nesting + 1):
-        level = [value for value in level if isinstance(value, dict | list)]
-        if not level:
+        containers: list[Any] = [inner for inner in level if isinstance(inner, dict | list)]
+        if not containers:
             return
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
     raise ValueError(f"it is nested in more than {limits().nesting} levels")
 
 
