@@ -205,3 +205,9 @@ def test_a_changed_bit_of_a_png_is_noticed_or_changes_nothing(mode):
         else:
             assert np.array_equal(met, whole)
     assert noticed > 0.9 * len(data) - 40
+
+
+@pytest.mark.parametrize("more", [bytes(16), b"PK\x03\x04" + bytes(40), b"text behind it", None])
+def test_what_is_behind_a_pngs_end_is_no_part_of_it(more):
+    data = encode(Image.new("RGB", (4, 4), (10, 20, 30)), "PNG")
+    assert np.array_equal(pixels(data + (data if more is None else more)), pixels(data))
