@@ -1,8 +1,9 @@
-"""How much is taken from a file that may come from a stranger: every limit, in one place.
+"""How much is taken from a file that may come from a stranger.
 
-A limit is checked before anything of that size is allocated. ``METALORA_LIMITS`` sets others, by name:
-``METALORA_LIMITS="image_bytes=2e9 text_bytes=1e8"``. How many pixels an image may have is a setting of its own,
-``max_pixels``, since it decides what a training sees.
+Here are the limits that an honest file may reach, and that you may want to raise. What no honest file comes near, such
+as a JPEG of a hundred scans, is a constant where it is checked. A limit is checked before anything of that size is
+allocated. ``METALORA_LIMITS`` sets others, by name: ``METALORA_LIMITS="image_bytes=2e9 text_bytes=1e8"``. How many
+pixels an image may have is a setting of its own, ``max_pixels``, since it decides what a training sees.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ class Limits:
     Attributes:
         yaml_bytes: A YAML file, and what it says when its aliases are written out.
         text_bytes: A JSON file, or a line of one that has many.
-        nesting: Levels of lists and mappings within one another, in YAML and JSON.
+        nesting: Levels of lists and mappings within one another, in YAML, JSON and checkpoints.
         values: Single values of a YAML file or of a checkpoint's plain part, aliases written out.
         image_bytes: An encoded image.
         request_bytes: All images of one request to a served model, encoded.
@@ -54,7 +55,7 @@ def limits() -> Limits:
     """Return the limits in force.
 
     Raises:
-        UserError: ``METALORA_LIMITS`` has an unknown name, or what is no positive number.
+        UserError: ``METALORA_LIMITS`` has an unknown name, or a number that is out of range.
     """
     return _read(os.environ.get(VARIABLE, ""))
 

@@ -144,6 +144,11 @@ def check_form(value: object, form: type[T] | Any, what: str) -> T:
     return checked
 
 
+def config_name(file: str | Path) -> str:
+    """Return what error messages call a YAML file of settings."""
+    return f"config file {str(file)!r}"
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file of settings, which holds a mapping or nothing.
 
@@ -153,7 +158,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, is no YAML, larger or deeper than `limits` allow when its aliases are written out,
             has a key twice or one that is no string, or holds no mapping.
     """
-    what, most = f"config file {str(file)!r}", limits().yaml_bytes
+    what, most = config_name(file), limits().yaml_bytes
     text = read_bytes(file, most, what)
     with gate(what):
         content = text.decode("utf-8-sig")

@@ -48,10 +48,7 @@ def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
 
     with gate(what):
         check_plain(file)
-        tensors: dict[str, Tensor] = load_file(file)
-        for name, tensor in tensors.items():
-            _check(tensor, name, file.stat().st_size)
-    return tensors
+        return _checked(load_file(file), file.stat().st_size)
 
 
 def parse_safetensors(data: bytes, what: str) -> dict[str, Tensor]:
@@ -59,10 +56,7 @@ def parse_safetensors(data: bytes, what: str) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     with gate(what):
-        tensors: dict[str, Tensor] = load(data)
-        for name, tensor in tensors.items():
-            _check(tensor, name, len(data))
-    return tensors
+        return _checked(load(data), len(data))
 
 
 def read_torch(file: Path, what: str) -> Any:
@@ -105,6 +99,12 @@ def check_like(met: Tensor, wanted: Tensor, name: str, exact: bool = False) -> N
         raise UserError(f"tensor {short(name)} has shape {tuple(met.shape)}, not {tuple(wanted.shape)}")
     if met.dtype != wanted.dtype and (exact or not {met.dtype, wanted.dtype} <= set(FLOATS)):
         raise UserError(f"tensor {short(name)} is of type {met.dtype}, not {wanted.dtype}")
+
+
+def _checked(tensors: dict[str, Tensor], most: int) -> dict[str, Tensor]:
+    for name, tensor in tensors.items():
+        _check(tensor, name, most)
+    return tensors
 
 
 def _check(tensor: Tensor, name: str, most: int) -> None:

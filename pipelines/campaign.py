@@ -116,10 +116,8 @@ def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
     defaults = to_dict(Config())
     for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
-        settings = {
-            **defaults[section],
-            **plan["config"].get(section, {}),
-        }  # what older code did not know had its default
+        # what older code did not know had its default
+        settings = {**defaults[section], **plan["config"].get(section, {})}
         flat |= {f"{section}.{name}": movable(value) for name, value in settings.items()}
     del flat["data.data"]  # the fingerprint tells
     return flat

@@ -125,7 +125,7 @@ def read_metrics(file: Path) -> Iterator[Record]:
         what = f"metrics {file}, line {number},"
         with gate(what):
             try:
-                value = json.loads(line)
+                value = json.loads(line)  # not `parse_json`: a metric may be NaN
             except ValueError:
                 continue
         record: _Line = check_form(value, _Line, what)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from metalora.config import SECTIONS, Config, check_file, from_dict
 from metalora.errors import UserError
 from metalora.places import expanded
-from metalora.reading import describe_error, read_yaml
+from metalora.reading import config_name, describe_error, read_yaml
 from metalora.registry import nearest
 
 
@@ -133,7 +133,7 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     content = read_yaml(expanded(options.config))
     settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that
-    check_file(settings, f"config file {options.config!r}")
+    check_file(settings, config_name(options.config))
     return content
 
 

@@ -28,9 +28,9 @@ from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
 from pipelines.board import new_board
 from pipelines.ray_cluster import gpus_per_worker
+from pipelines.results import ERROR
 
 POLL_SECONDS = 0.3
-ERROR = "error.txt"
 RAY_STATE = "checkpoint_manager_snapshot.json"
 TRAIN_POLL_SECONDS = "0.2"
 

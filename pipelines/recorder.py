@@ -24,7 +24,7 @@ from pipelines.campaign import PARAMETERS, STEP_SECONDS, Plan
 from pipelines.campaign_display import CampaignDisplay
 from pipelines.listener import MetricsFile, read_metrics
 from pipelines.ray_backend import opened
-from pipelines.results import CONFIG, METRICS, copy_results, run_params, run_tags, upload_results, write_run_note
+from pipelines.results import CONFIG, ERROR, METRICS, copy_results, run_params, run_tags, upload_results, write_run_note
 from pipelines.trial_record import TRIALS, Suggestion, TrialRecord, last_line
 
 POLL_SECONDS = 0.3
@@ -270,10 +270,10 @@ class OpenTrial:
                 upload_results(self.tracker, self.folder)
             self.tracker.tag("metalora.status", status)
             if error:
-                with atomic_file(self.folder / "error.txt") as file:
+                with atomic_file(self.folder / ERROR) as file:
                     file.write_text(redact(error), encoding="utf-8")
                 self.tracker.tag("metalora.error", redact(last_line(error)))
-                self.tracker.artifact(self.folder / "error.txt")
+                self.tracker.artifact(self.folder / ERROR)
             self.tracker.finish(STATUS[status])
         except Exception as problem:  # the folder has everything; a tracker that is away must not end the campaign
             self.say(f"{self.folder.name} is not tracked in full: {' '.join(str(problem).split())}")

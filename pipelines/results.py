@@ -19,20 +19,20 @@ from metalora.evaluate.seeds import read_seeds
 from metalora.files import atomic_file, atomic_folder
 from metalora.models.backbones import Backbone
 from metalora.places import absolute, moved
-from metalora.reading import check_form, read_json, read_yaml, short
+from metalora.reading import check_form, config_name, read_json, read_yaml, short
 from metalora.redact import redact_uri
 from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.tracking import Tracker, flatten
 from metalora.train.evaluation import ADAPTER, KNN, SEEDS
+from pipelines.trial_record import CAMPAIGN, TRIAL, TRIALS
 
+CONFIG, METRICS, RUN, ERROR = "config.yaml", "metrics.jsonl", "run.json", "error.txt"
 REPLACED = {  # of a run's folder, or a trial's, when results are written
-    *("config.yaml", "metrics.jsonl", "run.json", "campaign.yaml", "table.yaml", "trial.json", "error.txt"),
-    *(KNN, ADAPTER, "seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json", "report"),
+    *(CONFIG, METRICS, RUN, ERROR, CAMPAIGN, TRIAL, "table.yaml", KNN, ADAPTER, "report"),
+    *("seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json"),
 }
 Sections = dict[str, dict[str, Any]]
-TRIALS = "trials"
-CONFIG, METRICS, RUN = "config.yaml", "metrics.jsonl", "run.json"
 
 
 def run_params(config: Config) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
     """
     content = read_yaml(folder / file)
     old = Path(_note(folder).get("folder") or folder)
-    what = f"config file {str(folder / file)!r}"
+    what = config_name(folder / file)
     sections: Sections = check_form(content if file == CONFIG else content.get("config", {}), Sections, what)
     check_file(sections, what)
     for section, name in place_settings():

@@ -127,7 +127,9 @@ def _plain(analysis: SeedAnalysis) -> dict[str, Any]:
 def _track(folder: Path, files: Sequence[Path]) -> None:
     """Add the files to the MLflow run that the folder's ``run.json`` names, if it names one."""
     run_id, uri = read_run_note(folder)
-    if run_id and not is_known_place("tracking_uri", tracking_address(uri), folder):
+    if not run_id:
+        return
+    address = tracking_address(uri)
+    if not is_known_place("tracking_uri", address, folder):
         raise UserError(f"{redact_uri(uri)!r}, which the run names, was never used from here: nothing is sent there")
-    if run_id:
-        add_artifacts(tracking_address(uri), run_id, files, (folder / SEEDS).parent.name)
+    add_artifacts(address, run_id, files, (folder / SEEDS).parent.name)

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from metalora.errors import UserError
 from metalora.files import atomic_file
-from metalora.reading import check_form, read_json, read_yaml, short
+from metalora.reading import check_form, config_name, read_json, read_yaml, short
 from metalora.redact import redact
 
 CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
@@ -40,8 +40,8 @@ class Suggestion:
         """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
         parts = [str(point.get("format", ""))]
         parts += [
-            f"{short}{point[name]}"
-            for name, short in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
+            f"{letters}{point[name]}"
+            for name, letters in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
             if name in point
         ]
         return Suggestion(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
@@ -153,8 +153,12 @@ def read_plan(folder: Path) -> PlanFile:
     Raises:
         UserError: it cannot be read, or does not say what was optimized.
     """
-    file = folder / CAMPAIGN
-    plan: PlanFile = check_form(read_yaml(file), PlanFile, f"config file {str(file)!r}")
+    return check_plan(read_yaml(folder / CAMPAIGN), folder)
+
+
+def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
+    """Check what a campaign's ``campaign.yaml`` says; see `read_plan`."""
+    plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
     return plan
 
 

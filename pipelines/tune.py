@@ -42,7 +42,7 @@ from pipelines.results import (
 )
 from pipelines.spaces import Space, grid, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.train import Prepared, prepare, tell_untracked
-from pipelines.trial_record import CAMPAIGN, TRIALS, Point, Suggestion, TrialRecord, read_plan, read_trials
+from pipelines.trial_record import CAMPAIGN, TRIALS, Point, Suggestion, TrialRecord, check_plan, read_trials
 from pipelines.trust import check_places
 
 
@@ -78,8 +78,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
     folder = find_run(options.resume, Path(resolve(options).cluster.output), CAMPAIGN, "campaign")
-    read_plan(folder)
-    before = read_settings(folder, CAMPAIGN)
+    before = check_plan(read_settings(folder, CAMPAIGN), folder)
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
     if hasattr(options, "space"):
