@@ -13,17 +13,18 @@ from metalora.version import __version__
 
 if TYPE_CHECKING:
     from metalora.build import build_backbone
-    from metalora.models.assemble import MetaLoRAModel, adapt
-    from metalora.models.backbones import Backbone
+    from metalora.models.adapt import adapt
+    from metalora.models.backbones.base import Backbone
+    from metalora.models.model import MetaLoRAModel
     from metalora.models.persist import load, save
 
 __all__ = ["Backbone", "MetaLoRAModel", "UserError", "__version__", "adapt", "build_backbone", "load", "save"]
 
 _HOMES = {
     "build_backbone": "metalora.build",
-    "MetaLoRAModel": "metalora.models.assemble",
-    "adapt": "metalora.models.assemble",
-    "Backbone": "metalora.models.backbones",
+    "MetaLoRAModel": "metalora.models.model",
+    "adapt": "metalora.models.adapt",
+    "Backbone": "metalora.models.backbones.base",
     "load": "metalora.models.persist",
     "save": "metalora.models.persist",
 }

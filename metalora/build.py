@@ -8,8 +8,10 @@ from torch import nn
 
 from metalora.config import Config
 from metalora.models import backbones
-from metalora.models.assemble import MetaLoRAModel, adapt
+from metalora.models.adapt import adapt
 from metalora.models.backbones import Backbone
+from metalora.models.backbones.small_networks import EMBEDDED
+from metalora.models.model import MetaLoRAModel
 
 
 def build_backbone(
@@ -32,7 +34,7 @@ def build_backbone(
     Raises:
         UserError: an unknown name, or weights that cannot be had or do not fit.
     """
-    if file is not None or name not in backbones.EMBEDDED or weights != "default":
+    if file is not None or name not in EMBEDDED or weights != "default":
         return backbones.build_backbone(name, weights, image_size, file=file)
     from metalora.train.pretrain import embedded_weights
 

@@ -33,7 +33,7 @@ metalora COMMAND --help lists a command's options."""
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with status 2 on what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    run(lambda: dispatch(arguments, COMMANDS, USAGE, "command", "pipelines"))
+    run(lambda: dispatch(arguments, COMMANDS, USAGE, "command", "pipelines.commands"))
 
 
 def run(command: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from metalora.data.parquet_files import read_batches
+from metalora.data.sources.parquet_files import read_batches
 from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.limits import limits

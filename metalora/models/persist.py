@@ -10,13 +10,15 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from metalora.adapters.files import DESCRIPTION, TENSORS, read_adapter, read_description, write_adapter
 from metalora.adapters.formats import build_format
-from metalora.adapters.io import DESCRIPTION, TENSORS, read_adapter, read_description, write_adapter
 from metalora.adapters.support import adapter_size
 from metalora.errors import UserError
-from metalora.models.assemble import AdapterSpec, MetaLoRAModel, assemble
+from metalora.models.adapt import assemble
 from metalora.models.mapping import mapping_size, seed_layout
+from metalora.models.model import MetaLoRAModel
 from metalora.models.plain import identify, plain
+from metalora.models.spec import AdapterSpec
 from metalora.reading import check_form, gate, short
 from metalora.version import __version__
 

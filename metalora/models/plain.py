@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from metalora.adapters.layer import AdaptedLayer
 from metalora.errors import UserError
-from metalora.models.backbones import state_hash
+from metalora.models.backbones.weights import state_hash
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # as torch.compile and torch's checkpoint wrappers name it

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalora.data.embedded import plain_scans
+from metalora.data.sources.embedded import plain_scans
 from metalora.data.table import hash_of
 from metalora.files import cache_dir, cached
-from metalora.models.backbones import build_backbone
+from metalora.models.backbones.build import build_backbone
 from metalora.train.optim import build_optimizer, warmup_cosine
 
 _FILE = "weights.safetensors"

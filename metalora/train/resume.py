@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from metalora.config import Config, to_dict
 from metalora.data import ImageTable
 from metalora.errors import UserError
-from metalora.models.assemble import MetaLoRAModel
+from metalora.models.model import MetaLoRAModel
 from metalora.places import movable
 from metalora.reading import check_form, gate, short
 from metalora.train.checkpoint import PREFIX, read_state

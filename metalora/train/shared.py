@@ -9,11 +9,11 @@ from torch import Tensor
 
 from metalora.config import Config
 from metalora.data.table import ImageTable
-from metalora.evaluate.embed import Shared
 from metalora.group import Group
-from metalora.models.assemble import MetaLoRAModel
-from metalora.models.preprocessing import Preprocessing
-from metalora.train.evaluation import Evaluator
+from metalora.models.inputs import Preprocessing
+from metalora.models.model import MetaLoRAModel
+from metalora.train.evaluator import Evaluator
+from metalora.train.kept import Shared
 from metalora.train.reporter import Reporter
 
 

@@ -15,8 +15,9 @@ from metalora.data import ImageTable, load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
-from metalora.models.backbones import EMBEDDED, Backbone
-from metalora.train.loop import Trainer
+from metalora.models.backbones.base import Backbone
+from metalora.models.backbones.small_networks import EMBEDDED
+from metalora.train.trainer import Trainer
 from pipelines.bench.common import SETTINGS, Result, Size, Timing, publish, read_options, this_device, timed
 from pipelines.bench.training import (
     RateReporter,

@@ -14,7 +14,7 @@ from metalora.build import build_networks
 from metalora.config import Config
 from metalora.data import BatchSampler, ImageDataset, ImageTable, decode, load_table, train_loader
 from metalora.errors import UserError
-from metalora.models.backbones import Backbone
+from metalora.models.backbones.base import Backbone
 from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
 from pipelines.bench.training import training_settings, with_photos
 

@@ -22,9 +22,10 @@ from metalora.build import build_model, build_networks
 from metalora.config import Config
 from metalora.data.table import ImageTable
 from metalora.errors import UserError
-from metalora.evaluate.embed import Batch, ConditionCache
+from metalora.evaluate.embed import Batch
 from metalora.group import Group
-from metalora.train.loop import Trainer
+from metalora.train.kept import ConditionCache
+from metalora.train.trainer import Trainer
 from pipelines.bench.common import SETTINGS, Result, Size, publish, read_options, timed
 from pipelines.bench.training import RateReporter, step_seconds, training_settings
 

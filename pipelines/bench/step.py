@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
-from metalora.models.assemble import adapt
-from metalora.train.checkpointing import checkpoint_blocks
+from metalora.models.adapt import adapt
+from metalora.train.activation_checkpointing import checkpoint_blocks
 from pipelines.bench.common import Result, Size, Timing, positive, publish, read_options, this_device, timed, write
 
 CLASSES = 100

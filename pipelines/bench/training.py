@@ -20,13 +20,13 @@ import torch
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
-from metalora.models.backbones import EMBEDDED
+from metalora.models.backbones.small_networks import EMBEDDED
 from metalora.train.reporter import Progress, Write
 from pipelines.bench.photos import write_photos
-from pipelines.listener import read_metrics
+from pipelines.campaign.trials import last_line
 from pipelines.options import resolve
-from pipelines.results import METRICS
-from pipelines.trial_record import last_line
+from pipelines.run.folder import METRICS
+from pipelines.run.log import read_metrics
 
 STOP_SECONDS = 60
 PHOTO_SIDE = 256  # pixels: what 224 x 224 networks are usually fed from

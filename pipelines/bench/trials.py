@@ -15,10 +15,10 @@ from metalora.reading import read_yaml
 from pipelines.bench.common import Result, Size, publish, read_options
 from pipelines.bench.photos import write_photos
 from pipelines.bench.training import first_step, read_reports, run_command
-from pipelines.listener import read_metrics
-from pipelines.results import CONFIG, METRICS
-from pipelines.spaces import load_space
-from pipelines.trial_record import TRIALS, read_trials
+from pipelines.campaign.spaces import load_space
+from pipelines.campaign.trials import read_trials
+from pipelines.run.folder import CONFIG, METRICS, TRIALS
+from pipelines.run.log import read_metrics
 
 SIZES = {
     "trials": Size("trials of a campaign", 2, 6),

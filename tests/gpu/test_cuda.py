@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 import metalora
-from metalora.train.checkpointing import checkpoint_blocks
+from metalora.train.activation_checkpointing import checkpoint_blocks
 from tests.integration.helpers import knn, series, train_small
 
 pytestmark = [

@@ -20,8 +20,8 @@ from metalora.build import build_model, build_networks
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
-from metalora.models.preprocessing import Preprocessing
-from metalora.train.loop import Trainer
+from metalora.models.inputs import Preprocessing
+from metalora.train.trainer import Trainer
 
 
 class Recorder:

@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import metalora
 from metalora.config import DataConfig
 from metalora.data import ImageDataset, load_table
-from metalora.data.embedded import embedded_file
+from metalora.data.sources.embedded import embedded_file
 from tests.integration.helpers import metalora as command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -79,7 +79,7 @@ def _submit(address: str, environment: dict[str, str], *command: str) -> subproc
 def test_a_job_trains_on_the_cluster(cluster: tuple[str, dict[str, str]], tree: Path, tmp_path: Path) -> None:
     address, environment = cluster
     done = _submit(
-        address, environment, sys.executable, "-m", "pipelines.train", "--ray-address", "auto", "--workers", "2",
+        address, environment, sys.executable, "-m", "pipelines.cli", "train", "--ray-address", "auto", "--workers", "2",
         "--data", str(tree), *SMALL, "--output", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
         "--run-name", "job",
     )  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_job_trains_on_the_cluster(cluster: tuple[str, dict[str, str]], tree: 
 def test_too_many_workers_for_the_cluster_are_refused(cluster: tuple[str, dict[str, str]], tree: Path) -> None:
     address, environment = cluster
     done = _submit(
-        address, environment, sys.executable, "-m", "pipelines.train", "--ray-address", "auto", "--workers", "3",
+        address, environment, sys.executable, "-m", "pipelines.cli", "train", "--ray-address", "auto", "--workers", "3",
         "--data", str(tree), *SMALL, "--tracking-uri", "none",
     )  # fmt: skip
     assert done.returncode != 0

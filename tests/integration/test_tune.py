@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.trial_record import TrialRecord, read_trials
+from pipelines.campaign.trials import TrialRecord, read_trials
 from tests.integration.helpers import SMALL, importable, knn, metalora, relative, series
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -13,8 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from metalora.config import Config
-from pipelines import train, tune
-from pipelines.train import CONFIG
+from pipelines.commands import train, tune
+from pipelines.commands.train import CONFIG
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -37,7 +37,7 @@ def config_of(monkeypatch, tmp_path):
     """Give a command line to the command itself, and return the config it would train with."""
 
     def make(words):
-        start = words.index("train") + 1 if "train" in words else words.index("pipelines.train") + 1
+        start = words.index("train") + 1
         configs = []
         monkeypatch.setattr(train, "train", lambda config, resume: configs.append(config))
         train.main(words[start:])

@@ -3,14 +3,14 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# unit: what it may import of this house, beside config, registry, errors, files and version, which import upwards only
+# unit (a folder, or a file of its own): what it may import of this house, beside the ground, which imports upwards only
 ALLOWED = {
     "group": [],
     "adapters": [],
@@ -19,10 +19,9 @@ ALLOWED = {
     "models": ["adapters"],
     "evaluate": ["data", "group"],
     "train": ["adapters", "models", "data", "evaluate", "group"],
-    "generate": ["adapters", "models", "data", "evaluate", "group"],
     "build": ["models", "data", "evaluate", "train", "group"],
-    "mlflow_model": ["models", "data"],
-    "tracking": ["mlflow_model"],
+    "tracking": [],
+    "tracking.served_model": ["models", "data"],
     "__init__": ["build", "models"],
 }
 GROUND = {  # unit: the ground it may stand on
@@ -40,8 +39,19 @@ GROUND = {  # unit: the ground it may stand on
     "tracking": ["config", "errors", "files", "places", "redact"],
 }
 ANY_GROUND = [unit for unit in GROUND if unit not in ("report", "tracking")]
+PIPELINES = {
+    "surroundings": [],
+    "options": [],
+    "cli": ["surroundings"],
+    "run": [],
+    "backend": ["run"],
+    "campaign": ["options", "run", "backend"],
+    "bench": ["options", "cli", "run", "backend", "campaign"],
+    "commands": ["options", "run", "backend", "campaign", "bench"],
+    "__init__": [],
+}
 OUTSIDE = {
-    "mlflow": {"tracking", "mlflow_model"},
+    "mlflow": {"tracking", "tracking.served_model"},
     "ray": set(),
     "pipelines": set(),
     "tune_spaces": set(),
@@ -52,8 +62,10 @@ def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def imported(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imported(file: Path, top: bool = False) -> Iterator[str]:
+    """Yield the full names that a file imports; with ``top`` only at its top, not inside functions."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -61,14 +73,16 @@ def imported(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def unit_of(file: Path) -> str:
-    return file.relative_to(ROOT / "metalora").with_suffix("").parts[0]
+def unit_of(file: Path, package: str, table: Mapping[str, object]) -> str:
+    """Return the file's row of a table: its own, or that of the folder below the package."""
+    own = ".".join(file.relative_to(ROOT / package).with_suffix("").parts)
+    return own if own in table else own.partition(".")[0]
 
 
 @pytest.mark.parametrize("file", sources("metalora"), ids=lambda file: str(file.relative_to(ROOT)))
 def test_metalora_imports_one_way_only(file):
-    unit = unit_of(file)
-    allowed = {unit, *ALLOWED.get(unit, []), *GROUND.get(unit, ANY_GROUND)}
+    unit = unit_of(file, "metalora", ALLOWED)
+    allowed = {unit.partition(".")[0], *ALLOWED.get(unit, []), *GROUND.get(unit, ANY_GROUND)}
     for name in imported(file):
         package, _, rest = name.partition(".")
         if package == "metalora":
@@ -77,17 +91,45 @@ def test_metalora_imports_one_way_only(file):
             assert unit in OUTSIDE[package], f"{unit} must not import {name}"
 
 
-def test_every_unit_is_in_the_table():
-    units = {unit_of(file) for file in sources("metalora")}
-    assert units <= ALLOWED.keys() | GROUND.keys()
+@pytest.mark.parametrize("file", sources("pipelines"), ids=lambda file: str(file.relative_to(ROOT)))
+def test_pipelines_import_one_way_only(file):
+    unit = unit_of(file, "pipelines", PIPELINES)
+    for name in imported(file):
+        package, _, rest = name.partition(".")
+        if package == "pipelines":
+            assert rest.partition(".")[0] in {unit, *PIPELINES[unit]}, f"{unit} must not import {name}"
 
 
-def test_the_table_has_no_cycle():
+def test_every_unit_is_in_the_tables():
+    assert {unit_of(file, "metalora", ALLOWED) for file in sources("metalora")} <= ALLOWED.keys() | GROUND.keys()
+    assert {unit_of(file, "pipelines", PIPELINES) for file in sources("pipelines")} == PIPELINES.keys()
+
+
+@pytest.mark.parametrize("table", [ALLOWED, PIPELINES], ids=["metalora", "pipelines"])
+def test_a_table_has_no_cycle(table):
     order: list[str] = []
-    while len(order) < len(ALLOWED):
-        ready = [unit for unit, wanted in ALLOWED.items() if unit not in order and set(wanted) <= set(order)]
-        assert ready, f"a cycle among {ALLOWED.keys() - set(order)}"
+    while len(order) < len(table):
+        ready = [unit for unit, wanted in table.items() if unit not in order and set(wanted) <= set(order)]
+        assert ready, f"a cycle among {table.keys() - set(order)}"
         order += ready
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports at the top of files form no circle; those inside functions may look back."""
+    modules = {module_of(file): file for folder in ("metalora", "pipelines") for file in sources(folder)}
+    wanted = {}
+    for module, file in modules.items():
+        named = {name if name in modules else name.rpartition(".")[0] for name in imported(file, top=True)}
+        wanted[module] = (named & modules.keys()) - {module}
+    order: set[str] = set()
+    while len(order) < len(wanted):
+        ready = {module for module, names in wanted.items() if module not in order and names <= order}
+        assert ready, f"a circle among {sorted(wanted.keys() - order)}"
+        order |= ready
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("file", sources("pipelines"), ids=lambda file: str(file.relative_to(ROOT)))
@@ -109,12 +151,12 @@ def test_tune_spaces_know_only_config_and_ray_tune():
             "metalora",
             ["mlflow", "ray", "sklearn", "timm", "torchvision", "matplotlib", "pandas", "pyarrow", "tensorly"],
         ),
-        ("metalora.train.loop", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
-        ("metalora.tracking", ["mlflow", "ray"]),
+        ("metalora.train.trainer", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
+        ("metalora.tracking.build", ["mlflow", "ray", "torch"]),
         ("metalora.train.reporter", ["torch"]),  # what the board's process imports
-        ("pipelines.board", ["torch"]),
+        ("pipelines.backend.mailbox", ["torch"]),
         ("pipelines.cli", ["torch", "mlflow", "ray", "rich"]),
-        ("pipelines.train", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
+        ("pipelines.commands.train", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
     ],
 )
 def test_optional_and_heavy_libraries_are_imported_where_used(module, absent):

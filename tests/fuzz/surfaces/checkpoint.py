@@ -14,8 +14,8 @@ from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
 from metalora.train.checkpoint import STATE, CheckpointFolder, whole
-from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
+from metalora.train.trainer import Trainer
 from tests.fuzz.mutators import change_file, change_value, replace_file, reseal
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.data import write_tree

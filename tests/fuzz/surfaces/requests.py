@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import invocations
 
 import metalora
-from metalora import mlflow_model
 from metalora.errors import UserError, one_line
+from metalora.tracking import served_model
 from tests.fuzz.mutators import VALUES, change_bytes, change_value, dump
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.data import LABELS, draw
@@ -79,9 +79,9 @@ def mutate(random: Random, folder: Path) -> Mutation:
 def _served(folder: Path) -> Any:
     backbone = metalora.build_backbone("resnet20", "none", 28)
     metalora.save(metalora.adapt(backbone, "cp", rank=1, labels=LABELS), folder.parent / "adapter")
-    mlflow_model.write_network(backbone, str(folder.parent / "backbone.safetensors"))
+    served_model.write_network(backbone, str(folder.parent / "backbone.safetensors"))
     mlflow.pyfunc.save_model(
-        str(folder), python_model=mlflow_model.__file__, signature=mlflow_model.signature(),
+        str(folder), python_model=served_model.__file__, signature=served_model.signature(),
         pip_requirements=["mlflow"],
         artifacts={"adapter": str(folder.parent / "adapter"), "backbone": str(folder.parent / "backbone.safetensors")},
     )  # fmt: skip
@@ -130,7 +130,7 @@ def _is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None:
         if "/metalora/" in trace.tb_frame.f_code.co_filename or trace.tb_frame.f_code.co_filename.endswith(
-            "mlflow_model.py"
+            "served_model.py"
         ):
             return True
         trace = trace.tb_next

@@ -6,12 +6,12 @@ from pathlib import Path
 from random import Random
 
 import metalora
-from metalora.tracking import NullTracker
-from pipelines.listener import MetricsFile
-from pipelines.report import write_report
-from pipelines.results import check_links, copy_results, write_run_note
-from pipelines.seeds import analyse_run
-from pipelines.trial_record import Suggestion, TrialRecord
+from metalora.tracking.tracker import NullTracker
+from pipelines.campaign.report import write_report
+from pipelines.campaign.trials import Suggestion, TrialRecord
+from pipelines.commands.seeds import analyse_run
+from pipelines.run.folder import check_links, copy_results, write_run_note
+from pipelines.run.log import MetricsFile
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.networks import tiny_backbone, tiny_model
 from tests.fuzz.surfaces.runs import write_campaign, write_run

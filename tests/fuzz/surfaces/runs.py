@@ -16,14 +16,14 @@ from metalora.errors import UserError
 from metalora.evaluate.seeds import analyse, read_seeds, write_seeds
 from metalora.reading import read_yaml
 from metalora.report.campaign_tables import best, failure_section, heading, leaderboard_section, standing, task_section
-from pipelines import evaluate, train, tune
-from pipelines.campaign import CampaignConfig, Plan
-from pipelines.listener import read_metrics
-from pipelines.report import read_campaign
-from pipelines.results import METRICS, read_run_note, write_run_note
-from pipelines.seeds import find_seeds
-from pipelines.spaces import load_space
-from pipelines.trial_record import CAMPAIGN, Suggestion, TrialRecord, read_trials
+from pipelines.campaign.plan import CampaignConfig, Plan
+from pipelines.campaign.report import read_campaign
+from pipelines.campaign.spaces import load_space
+from pipelines.campaign.trials import Suggestion, TrialRecord, read_trials
+from pipelines.commands import evaluate, train, tune
+from pipelines.commands.seeds import find_seeds
+from pipelines.run.folder import CAMPAIGN, METRICS, read_run_note, write_run_note
+from pipelines.run.log import read_metrics
 from tests.fuzz.mutators import change_file, change_value, dump, replace_file
 from tests.fuzz.surface import Expect, Mutation, Surface
 

@@ -16,8 +16,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from metalora.errors import UserError
-from metalora.models.backbones import build_backbone, state_hash
-from metalora.models.resnet_cifar import ResNetCifar
+from metalora.models.backbones.build import build_backbone
+from metalora.models.backbones.resnet_cifar import ResNetCifar
+from metalora.models.backbones.weights import state_hash
 
 
 def _image(seed: int = 0, size: tuple[int, int] = (90, 60)) -> Image.Image:

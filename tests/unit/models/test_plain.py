@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import metalora
 from metalora.errors import UserError
-from metalora.mlflow_model import write_network
-from metalora.models.backbones import build_backbone
+from metalora.models.backbones.build import build_backbone
+from metalora.tracking.served_model import write_network
 
 MakeModel = Callable[..., metalora.MetaLoRAModel]
 SIZE = (3, 16, 16)

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import metalora
-from metalora.mlflow_model import AdapterModel, write_network
-from metalora.models.backbones import build_backbone
+from metalora.models.backbones.build import build_backbone
+from metalora.tracking.served_model import AdapterModel, write_network
 
 MakeModel = Callable[..., metalora.MetaLoRAModel]
 THREADS, REPEATS = 8, 12

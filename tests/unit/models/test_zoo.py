@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import metalora
-from metalora.models.backbones import Backbone, build_backbone
+from metalora.models.backbones.base import Backbone
+from metalora.models.backbones.build import build_backbone
 
 pytestmark = pytest.mark.slow
 

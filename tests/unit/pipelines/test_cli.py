@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalora.tracking import TIMEOUT_SECONDS, MlflowTracker
+from metalora.tracking.mlflow_tracker import TIMEOUT_SECONDS, MlflowTracker
 from pipelines.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.train.main", interrupted)
+    monkeypatch.setattr("pipelines.commands.train.main", interrupted)
     with pytest.raises(SystemExit) as end:
         main(["train"])
     assert end.value.code == 130
@@ -101,7 +101,7 @@ def test_a_taken_name_is_refused(refused, settings):
 
 
 def test_too_many_workers_are_refused_before_anything_is_read(refused, settings, monkeypatch):
-    monkeypatch.setattr("pipelines.train.load_table", None)
+    monkeypatch.setattr("pipelines.backend.prepare.load_table", None)
     message = refused(settings("--workers", "4096", "--batch-size", "4096", "--data", "embedded"))
     assert message.startswith("4096 workers")
 
@@ -118,7 +118,7 @@ def test_a_tracking_server_that_is_not_there_is_told_soon(refused, settings):
 
 
 def test_a_tracking_server_that_never_answers_is_told_soon(refused, settings, monkeypatch):
-    monkeypatch.setattr("metalora.tracking.TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("metalora.tracking.mlflow_tracker.TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         message = refused(settings("--tracking-uri", f"http://127.0.0.1:{silent.getsockname()[1]}"))
@@ -181,7 +181,7 @@ def test_a_run_of_older_code_goes_on_and_its_unknown_settings_had_their_defaults
 
 def test_a_password_is_nowhere_to_be_seen(settings, refused, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:topsecret@127.0.0.1:1")
-    monkeypatch.setattr("metalora.tracking.TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("metalora.tracking.mlflow_tracker.TIMEOUT_SECONDS", 1)
     assert "topsecret" not in refused(settings("--tracking-uri", "default"))
     main([*settings("--tracking-uri", "default"), "--print-config"])
     main(
@@ -224,7 +224,7 @@ def test_an_interrupted_tracked_run_is_marked_so(settings, monkeypatch, tmp_path
     def interrupted(*arguments, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.train._fit", interrupted)
+    monkeypatch.setattr("pipelines.commands.train._fit", interrupted)
     with pytest.raises(SystemExit) as end:
         main(settings("--tracking-uri", f"sqlite:///{tmp_path}/m.db", "--run-name", "mine"))
     assert end.value.code == 130

@@ -10,7 +10,7 @@ import yaml
 from metalora.config import SECTIONS, Config, setting_sections, to_dict
 from metalora.errors import UserError
 from metalora.reading import read_yaml
-from pipelines import train
+from pipelines.commands import train
 from pipelines.options import add_settings, make_parser, parse, resolve
 
 Resolve = Callable[..., Config]

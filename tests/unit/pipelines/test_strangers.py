@@ -10,10 +10,10 @@ import yaml
 
 from metalora.errors import UserError
 from metalora.files import damage
+from pipelines.campaign.spaces import is_trusted_space, trust_space
+from pipelines.campaign.trials import Suggestion, TrialRecord, read_plan, read_trials
 from pipelines.cli import main
-from pipelines.results import check_links
-from pipelines.spaces import is_trusted_space, trust_space
-from pipelines.trial_record import Suggestion, TrialRecord, read_plan, read_trials
+from pipelines.run.folder import check_links
 
 CAMPAIGN = {"campaign": {"metric": "val/knn10", "mode": "max", "space": "paper"}, "config": {"data": {}}}
 

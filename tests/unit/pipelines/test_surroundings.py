@@ -2,7 +2,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipelines.results import run_tags
+from pipelines.run.folder import run_tags
 from pipelines.surroundings import LONGEST, usable_surroundings
 
 

@@ -9,8 +9,8 @@ from metalora.build import build_backbone, build_model
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
-from metalora.train.loop import Trainer
 from metalora.train.reporter import Progress, Write
+from metalora.train.trainer import Trainer
 
 
 class Listener:

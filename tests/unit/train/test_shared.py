@@ -13,8 +13,8 @@ from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.data.dataset import decode
 from metalora.group import Group
-from metalora.train.loop import Trainer
 from metalora.train.shared import compute_shared
+from metalora.train.trainer import Trainer
 
 DEVICE = torch.device("cpu")
 

@@ -1,0 +1,45 @@
+"""Accuracies of queries against galleries, and their names in reports and metrics."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from metalora.evaluate.knn import KnnResult
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of some queries against some gallery.
+
+    Attributes:
+        knn: k-NN accuracies.
+        linear: Accuracy of a linear classifier fitted to the gallery, in [0, 1].
+    """
+
+    knn: KnnResult
+    linear: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same, ready for JSON."""
+        return {**self.knn.as_dict(), "linear": self.linear}
+
+
+def as_report(accuracies: dict[str, Accuracy]) -> dict[str, Any]:
+    """Return the accuracies as ``knn.json`` has them: those of held-out domains, if any, under ``holdout``."""
+    report = accuracies["test"].as_dict()
+    if "holdout" in accuracies:
+        report["holdout"] = {
+            "seen": accuracies["holdout"].as_dict(),
+            "unseen": accuracies["holdout/unseen"].as_dict(),
+        }
+    return report
+
+
+def metrics(split: str, result: KnnResult) -> dict[str, float]:
+    """Name k-NN accuracies as MLflow is told them: ``val/knn5``, ``val/knn5/<domain>``, ``val/knn5_weighted``."""
+    named = {}
+    for vote, suffix in (("uniform", ""), ("weighted", "_weighted")):
+        for k, accuracy in result.overall[vote].items():
+            named[f"{split}/knn{k}{suffix}"] = accuracy
+        for domain, votes in result.by_domain.items():
+            named.update({f"{split}/knn{k}{suffix}/{domain}": value for k, value in votes[vote].items()})
+    return named

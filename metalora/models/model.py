@@ -1,0 +1,194 @@
+"""The adapted model that users hold."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.inject import replace
+from metalora.adapters.layer import AdaptedLayer
+from metalora.adapters.seed_slot import Call
+from metalora.errors import UserError
+from metalora.models.extractor import Extractor
+from metalora.models.network import AdaptedNetwork
+from metalora.models.spec import AdapterSpec
+from metalora.reading import short
+from metalora.tensor_files import check_like
+
+
+class MetaLoRAModel(nn.Module):
+    """A frozen backbone whose adapters are seeded by the image. Made by `adapt` or `metalora.load`.
+
+    Attributes:
+        network: Adapted backbone and mapping net.
+        extractor: The frozen feature extractor; None for formats without generated seeds.
+        head: A linear classifier of the features, if labels were given.
+        layers: The adapted layers by their name in the backbone.
+        spec: The structure.
+        backbone_identity: Name, weights and hash of the backbone.
+        extractor_identity: Likewise; None if the extractor is the backbone.
+    """
+
+    def __init__(
+        self,
+        network: AdaptedNetwork,
+        extractor: Extractor | None,
+        head: nn.Linear | None,
+        layers: dict[str, AdaptedLayer],
+        spec: AdapterSpec,
+        backbone_identity: dict[str, Any],
+        extractor_identity: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.backbone_identity = backbone_identity
+        self.extractor_identity = extractor_identity
+        self.network = network
+        self.extractor = extractor
+        self.head = head
+        self.layers = layers
+        self.spec = spec
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
+        """Return what the backbone returns for images, adapted.
+
+        Args:
+            x: Images, (B, 3, H, W).
+            condition: Extractor features (B, F), if they are known already.
+        """
+        if self.extractor is not None and condition is None and self._seeded():
+            condition = self.extractor(x)
+        return self.network(x, condition)
+
+    def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the head's scores, (B, labels).
+
+        Raises:
+            UserError: the model was made without labels.
+        """
+        if self.head is None:
+            raise UserError("this model has no classifier head: make it with labels=[...]")
+        scores: Tensor = self.head(self(x, condition).to(self.head.weight.dtype))
+        return scores
+
+    def seed(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the generated seeds, (B, S), of images.
+
+        Raises:
+            UserError: the format generates none.
+        """
+        if self.network.mapping is None or self.extractor is None:
+            raise UserError(f"format {self.spec.format!r} generates no seeds")
+        seeds: Tensor = self.network.mapping(condition if condition is not None else self.extractor(x))
+        return seeds
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name: the one declaration behind freezing, counting, saving, optimizing."""
+        named = {
+            f"layers.{name}.{part}": parameter
+            for name, layer in self.layers.items()
+            for part, parameter in layer.adapter_parameters()
+        }
+        for prefix, module in self._whole_modules().items():
+            named.update({f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()})
+        return named
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return the tensors an adapter file holds: `trainable`, and the buffers of modules trained in full."""
+        state: dict[str, Tensor] = {name: parameter.detach() for name, parameter in self.trainable().items()}
+        for prefix, module in self._whole_modules().items():
+            state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
+        return state
+
+    def check_adapter_state(self, state: Mapping[str, Tensor], exact: bool = False) -> None:
+        """Check that `load_adapter_state` can take tensors.
+
+        Args:
+            state: The tensors.
+            exact: Whether floats of another precision are refused too.
+
+        Raises:
+            UserError: a tensor is missing, extra, or of another shape or type.
+        """
+        own = self.adapter_state()
+        for name in sorted(own.keys() | state.keys()):
+            if name not in state:
+                raise UserError(f"tensor {name!r} is missing")
+            if name not in own:
+                raise UserError(f"tensor {short(name)} is not part of this model")
+            check_like(state[name], own[name], name, exact)
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `adapter_state`; see `check_adapter_state` for what is refused."""
+        self.check_adapter_state(state)
+        with torch.no_grad():
+            for name, tensor in self.adapter_state().items():
+                tensor.copy_(state[name])
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Return (trained, all) parameters; the extractor counts only where it is not the backbone itself."""
+        trained = sum(parameter.numel() for parameter in self.trainable().values())
+        return trained, sum(parameter.numel() for parameter in self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print trained and all parameters, as PEFT does."""
+        trained, total = self.count_parameters()
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Switch the adapters off within the block and in this thread: the model is its backbone.
+
+        Raises:
+            UserError: the adapters are merged.
+        """
+        if any(layer.merged for layer in self.layers.values()):
+            raise UserError("the adapter is merged: unmerge it before switching it off")
+        with self.network.slot.within(Call(enabled=False)):
+            yield
+
+    def merge(self, seed: Tensor | None = None) -> None:
+        """Add every layer's update to its frozen weight.
+
+        Args:
+            seed: (S,), for formats with generated seeds: ``model.seed(images).mean(0)``, say.
+
+        Raises:
+            UserError: merged already, or a seed is needed or has another size.
+        """
+        size = 0 if self.network.mapping is None else self.network.mapping.heads.out_features
+        if size and (seed is None or seed.numel() != size):
+            met = "none" if seed is None else f"one of shape {tuple(seed.shape)}"
+            raise UserError(
+                f"merging format {self.spec.format!r} needs one seed of {size} elements, "
+                f"e.g. model.seed(images).mean(0); got {met}"
+            )
+        self.network.unfuse()  # what is fused does not ask whether layers are merged
+        for layer in self.layers.values():
+            layer.merge(seed)
+
+    def unmerge(self) -> None:
+        """Put the frozen weights back, bit for bit."""
+        for layer in self.layers.values():
+            layer.unmerge()
+
+    def merge_and_unload(self, seed: Tensor | None = None) -> nn.Module:
+        """Merge, and return the backbone as a plain network without adapters."""
+        self.merge(seed)
+        backbone = self.network.backbone
+        replace(backbone, {layer: layer.base for layer in self.layers.values()})
+        return backbone
+
+    def _seeded(self) -> bool:
+        """Tell whether the layers will read seeds: not while they are off or merged."""
+        merged = any(layer.merged for layer in self.layers.values())
+        return self.network.slot.enabled and not merged
+
+    def _whole_modules(self) -> dict[str, nn.Module]:
+        whole: dict[str, nn.Module] = {f"saved.{name}": module for name, module in self.network.saved.items()}
+        if self.network.mapping is not None:
+            whole["mapping"] = self.network.mapping
+        if self.head is not None:
+            whole["head"] = self.head
+        return whole

@@ -1,0 +1,94 @@
+"""The structure of a model: everything that, with its networks, rebuilds it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ConfigDict
+from torch import nn
+
+from metalora.adapters.formats import build_format
+from metalora.adapters.inject import Placement, check_placements
+from metalora.errors import UserError
+from metalora.limits import limits
+from metalora.models.extractor import FEATURES
+from metalora.models.mapping import SCOPES
+from metalora.reading import short
+from metalora.registry import nearest
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Everything that, with the backbone and the extractor, rebuilds a `MetaLoRAModel`'s structure.
+
+    All names are plain ones: patterns are for `adapt`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: str
+    branches: int
+    layers: Mapping[str, Placement]
+    modules_to_save: tuple[str, ...]
+    seed_scope: str
+    mapping_depth: int
+    mapping_width: int
+    extractor_features: str
+    extractor_layers: tuple[str, ...]
+    condition_size: int
+    labels: tuple[str, ...]
+    feature_size: int
+
+    def check(self, backbone: nn.Module, extractor: nn.Module | None) -> None:
+        """Check that it makes sense, on these networks, before anything is made by it.
+
+        Raises:
+            UserError: an unknown choice, a number out of `limits`, a module that is not there, or is named twice.
+        """
+        seeded = build_format(self.format, 1).seed == "generated"
+        _check_settings(self.branches, self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
+        _check_size("labels", len(self.labels), 0, limits().width)
+        _check_size("condition_size", self.condition_size, int(seeded), limits().width)
+        _check_size("feature_size", self.feature_size, int(bool(self.labels)), limits().width)
+        if not self.layers:
+            raise UserError("layers: there are none; wanted: one or more")
+        check_placements(backbone, self.layers)
+        modules = {name for name, _ in backbone.named_modules() if name}
+        looked_at = {name for name, _ in (extractor or backbone).named_modules() if name}
+        for setting, names, there in (
+            ("modules_to_save", self.modules_to_save, modules),
+            ("extractor_layers", self.extractor_layers, looked_at),
+        ):
+            unknown = [name for name in names if name not in there]
+            if unknown:
+                raise UserError(f"{setting}: the network has no module {short(unknown[0])}")
+            if len(set(names)) < len(names):
+                raise UserError(f"{setting}: a module is named twice: {short(names)}")
+        inside = set(self.modules_to_save) - set(_outermost(self.modules_to_save))
+        inside |= {name for name in self.layers if any(f"{name}.".startswith(f"{m}.") for m in self.modules_to_save)}
+        if inside:
+            raise UserError(f"modules_to_save: {short(min(inside))} is within another module that is saved as a whole")
+
+
+def _check_settings(branches: int, features: str, scope: str, depth: int, width: int) -> None:
+    for name, value, choices in (
+        ("extractor_features", features, FEATURES),
+        ("seed_scope", scope, SCOPES),
+    ):
+        if value not in choices:
+            raise UserError(f"unknown {name} {short(value)}{nearest(value, choices)} (choices: {', '.join(choices)})")
+    for name, number, most in (
+        ("branches", branches, limits().width),
+        ("mapping_depth", depth, limits().depth),
+        ("mapping_width", width, limits().width),
+    ):
+        _check_size(name, number, 1, most)
+
+
+def _check_size(name: str, number: int, least: int, most: int) -> None:
+    if not least <= number <= most:
+        raise UserError(f"{name} must be {least} to {most}, got {short(number)}")
+
+
+def _outermost(names: Sequence[str]) -> tuple[str, ...]:
+    """Leave out modules that are inside others of them."""
+    return tuple(name for name in names if not any(name.startswith(f"{whole}.") for whole in names))

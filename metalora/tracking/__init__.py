@@ -1,0 +1,1 @@
+"""Where a run's story is told: MLflow, or nowhere."""

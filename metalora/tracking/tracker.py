@@ -1,0 +1,75 @@
+"""MLflow, and a tracker that tracks nothing. Names as DESIGN section 5 has them.
+
+One process writes to a run: the one that drives the training. A server that goes away in the middle does not stop the
+training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from metalora.config import Config, to_dict
+from metalora.redact import redact_settings
+
+Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
+
+
+class Tracker(Protocol):
+    """Where a run's story is told."""
+
+    def start(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+    ) -> str | None:
+        """Begin or continue a run; return its id."""
+
+    def metrics(self, record: Record) -> None:
+        """Record metrics."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, or all files of a folder."""
+
+    def tag(self, name: str, value: str) -> None:
+        """Tag the run."""
+
+    def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
+        """Keep an adapter, with the networks it needs, as a model that can be loaded and served."""
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+
+    def where(self) -> str:
+        """Say how to look at the run."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(
+        self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
+    ) -> None:
+        """Do nothing."""
+
+    def metrics(self, record: Record) -> None:
+        """Do nothing."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def tag(self, name: str, value: str) -> None:
+        """Do nothing."""
+
+    def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
+        """Do nothing."""
+
+    def finish(self, status: str) -> None:
+        """Do nothing."""
+
+    def where(self) -> str:
+        """Say that nothing was tracked."""
+        return "not tracked (tracking_uri = none)"
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return ``{"section.setting": value}``, without the secrets of URIs."""
+    plain = redact_settings(to_dict(config))
+    return {f"{section}.{name}": value for section, settings in plain.items() for name, value in settings.items()}

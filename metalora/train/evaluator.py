@@ -1,0 +1,334 @@
+"""Extractor features, validation and the final test of a training."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalora.config import Config
+from metalora.data.dataset import ImageDataset
+from metalora.data.loaders import evaluation_loader
+from metalora.data.table import SPLITS, ImageTable, IntArray
+from metalora.errors import UserError
+from metalora.evaluate.accuracy import Accuracy, as_report, metrics
+from metalora.evaluate.embed import Batch, PixelArray, embed
+from metalora.evaluate.given_seeds import GivenSeeds
+from metalora.evaluate.knn import KnnResult, knn_accuracy
+from metalora.evaluate.linear import linear_accuracy
+from metalora.evaluate.seeds import write_seeds
+from metalora.group import Group
+from metalora.models.inputs import Preprocessing
+from metalora.models.model import MetaLoRAModel
+from metalora.models.persist import save
+from metalora.train.kept import ConditionCache, Shared
+from metalora.train.reporter import Progress, Reporter, Write
+
+STANDARDIZE_SAMPLE = 4096
+ROOM = 16  # what is kept on a GPU takes at most one part in so many of its free memory: other trainings may be there
+
+
+KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
+
+
+def has_results(folder: Path) -> bool:
+    """Tell whether a checkpoint is that of a finished training, with its results beside the state."""
+    return (folder / KNN).is_file()
+
+
+class Evaluator:
+    """Everything that a training computes without gradients. Arguments as for `Trainer`."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: MetaLoRAModel,
+        table: ImageTable,
+        preprocess: Preprocessing,
+        group: Group,
+        reporter: Reporter,
+        loader_workers: int,
+        shared: Shared | None = None,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.table = table
+        self.preprocess = preprocess
+        self.group = group
+        self.reporter = reporter
+        self.loader_workers = loader_workers
+        self.images: PixelArray | None = None
+        self.resident: Tensor | None = None
+        self.shared = shared
+        if shared is not None and shared.images is not None:
+            self._use(shared.images)
+        self.cache: ConditionCache | None = None
+        most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
+        if table.holdout and most > unseen:  # found at the end only, it would cost a training
+            raise UserError(f"k-NN with K = {most} needs as many train images of the held-out domains; got {unseen}")
+        bfloat16 = config.train.precision == "bfloat16" or (
+            config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        self.dtype = torch.bfloat16 if bfloat16 else None
+
+    def keep_images(self, most: float = math.inf) -> None:
+        """Decode every image of the table once, each rank its share, and read them from memory from now on.
+
+        Args:
+            most: Bytes that they may take; if they take more, nothing is done.
+        """
+        size = image_bytes(len(self.table), self.model.backbone_identity["input_size"])
+        if self.images is not None or size > most:
+            return
+        share = [images for images, *_ in self._batches("decode images", np.arange(len(self.table)))]
+        self._use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
+
+    def _use(self, images: PixelArray) -> None:
+        self.images = images
+        self.resident = _resident(images, self.group.device)
+        self.loader_workers = 0  # what is decoded needs no decoding processes
+
+    def dataset(self, rows: IntArray) -> ImageDataset:
+        """Return the images of some rows of the table."""
+        return ImageDataset(self.table, rows, self.preprocess.pixels if self.images is None else None)
+
+    def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
+        """Compute in the configured precision; weights are cast once a step, or each time without ``cache``."""
+        enabled = self.dtype is not None
+        return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
+
+    def place(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Bring the pixels (B, 3, H, W) of some rows (B,) to the device, in its memory format, and scale them."""
+        if self.resident is not None:
+            images = self.resident[rows.to(self.group.device, non_blocking=True)]
+        elif self.images is not None:
+            images = torch.from_numpy(self.images[rows.numpy()])
+        return self.preprocess.scale(self.in_layout(images.to(self.group.device, non_blocking=True)))
+
+    def in_layout(self, images: Tensor) -> Tensor:
+        """Bring images that are on the device into its memory format."""
+        if self.config.train.channels_last and images.is_cuda:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def condition(self, images: Tensor, rows: Tensor) -> Tensor | None:
+        """Return extractor features (B, F) of images, from the cache where they are known."""
+        if self.model.extractor is None:
+            return None
+        known = self.cache.get(rows) if self.cache is not None else None
+        if known is not None:
+            return known.to(self.group.device, non_blocking=True)
+        features: Tensor = self.model.extractor(images)
+        return features
+
+    def prepare(self) -> None:
+        """Compute the extractor's training features: the mapping net's standardisation, and the cache."""
+        mapping = self.model.network.mapping
+        if mapping is None:
+            return
+        rows = self.table.rows("train")
+        if self.shared is not None:
+            features = torch.tensor(self.shared.conditions[self.config.mapping.extractor_features])
+            mapping.standardize(features[rows])
+            self.cache = ConditionCache(features, torch.ones(len(features), dtype=torch.bool))
+            return
+        if self.config.mapping.cache_features:
+            rows = np.concatenate([rows, self.table.rows("val")])
+        elif len(rows) > STANDARDIZE_SAMPLE:
+            chosen = np.random.default_rng(self.config.train.seed).choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
+            rows = rows[np.sort(chosen)]
+        found, (features,) = self.embed_rows("extract features", rows, lambda x, r: (self._extract(x, r),))
+        train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
+        mapping.standardize(features[train])
+        if self.config.mapping.cache_features:
+            self.cache = ConditionCache.of(found, features, len(self.table))
+
+    def validate(self, step: int) -> None:
+        """Report loss, accuracy and k-NN accuracy on the validation split, if there is one."""
+        queries = self.table.rows("val")
+        if len(queries) == 0:
+            return
+        support = self.table.rows("train")
+        given = self._task_seeds(support)
+        gallery, (gallery_features, _) = self._features("validate", support, given)
+        rows, (features, scores) = self._features("validate", queries, given)
+        if self.group.first:
+            labels = torch.from_numpy(self.table.label[rows.numpy()])
+            values = {
+                "val/loss": float(F.cross_entropy(scores, labels)),
+                "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
+                **metrics("val", self._knn(gallery, gallery_features, rows, features)),
+            }
+            self.reporter.metrics(step, values)
+
+    def test(self, step: int) -> Write:
+        """Compare the adapted features with the original ones on the test split, and on that of held-out domains.
+
+        Returns:
+            What writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on rank 0.
+        """
+        parts = [self.table.rows("train"), self.table.rows("test")]
+        if self.table.holdout:
+            parts += [self.table.holdout_rows("train"), self.table.holdout_rows("test")]
+        before = [self._original(rows) for rows in parts]
+        given = self._task_seeds(np.concatenate(parts[::2]))
+        after = [self._features("test adapted", rows, given) for rows in parts]
+        seeds = self._seeds(parts[1]) if self.model.network.mapping is not None else None
+        shuffled = self._shuffled(parts, given) if seeds is not None and self.config.evaluate.shuffled_seeds else None
+        if not self.group.first:
+            return lambda folder: None
+        labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
+        accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
+        original, adapted = self._accuracies(before), self._accuracies(after)
+        values = {"test/accuracy": accuracy}
+        for prefix, found in adapted.items():
+            values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
+        self.reporter.metrics(step, values)
+        report: dict[str, Any] = {
+            "format": self.model.spec.format,
+            "gallery": len(parts[0]),
+            "queries": len(parts[1]),
+            "test_accuracy": accuracy,
+            "original": as_report(original),
+            "adapted": as_report(adapted),
+        }
+        if shuffled is not None:
+            report["shuffled"] = as_report(self._accuracies(shuffled))
+        return lambda folder: self._write(folder, report, seeds)
+
+    def _accuracies(self, parts: list[tuple[Tensor, tuple[Tensor, ...]]]) -> dict[str, Accuracy]:
+        """Return, by the prefix of their metrics, the accuracies of galleries and queries.
+
+        Args:
+            parts: Rows and features of the gallery and the queries; then, if any, of the held-out domains' ones.
+        """
+        (seen, (seen_features, *_)), (queries, (features, *_)) = parts[:2]
+        found = {"test": self._accuracy(seen, seen_features, queries, features)}
+        if self.table.holdout:
+            (unseen, (unseen_features, *_)), (queries, (features, *_)) = parts[2:]
+            found["holdout"] = self._accuracy(seen, seen_features, queries, features)
+            found["holdout/unseen"] = self._accuracy(unseen, unseen_features, queries, features)
+        return found
+
+    def _accuracy(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> Accuracy:
+        device = self.group.device
+        linear = linear_accuracy(
+            gallery_features.to(device),
+            torch.from_numpy(self.table.label[gallery.numpy()]).to(device),
+            features.to(device),
+            torch.from_numpy(self.table.label[queries.numpy()]).to(device),
+        )
+        return Accuracy(self._knn(gallery, gallery_features, queries, features), linear)
+
+    def _write(self, folder: Path, report: dict[str, Any], seeds: tuple[Tensor, Tensor] | None) -> None:
+        save(self.model, folder / ADAPTER)
+        (folder / KNN).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if seeds is not None:
+            rows = seeds[0].numpy()
+            table = self.table
+            write_seeds(
+                folder / SEEDS,
+                [str(name) for name in table.id[rows]],
+                [table.domains[d] for d in table.domain[rows]],
+                [table.labels[y] for y in table.label[rows]],
+                [SPLITS[s] for s in table.split[rows]],
+                seeds[1].numpy(),
+            )
+
+    def _extract(self, images: Tensor, rows: Tensor) -> Tensor:
+        features = self.condition(self.place(images, rows), rows)
+        assert features is not None
+        return features
+
+    def _features(self, phase: str, rows: Any, given: GivenSeeds | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return rows, and their features (N, D) and scores (N, C), by their own seeds or those given."""
+        slot = self.model.network.slot
+
+        def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
+            images = self.place(images, image_rows)
+            seeds = None if given is None else given.get(image_rows).to(self.group.device)
+            condition = self.condition(images, image_rows) if slot.enabled and given is None else None
+            with self.autocast(), slot.given(seeds):
+                features = self.model.network(images, condition)
+                assert self.model.head is not None
+                return features, self.model.head(features)
+
+        found: tuple[Tensor, tuple[Tensor, ...]] = self.embed_rows(phase, rows, compute)
+        return found
+
+    def _original(self, rows: IntArray) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return rows, and the features (N, D) of the backbone without adapters."""
+        if self.shared is not None:
+            return torch.from_numpy(rows), (torch.tensor(self.shared.original[rows]),)
+        with self.model.disable_adapter():
+            return self._features("test original", rows)
+
+    def _task_seeds(self, support: IntArray) -> GivenSeeds | None:
+        """Return the tasks' mean seeds over support images, if a seed is a task's and not an image's."""
+        if self.model.network.mapping is None or self.config.mapping.seed_granularity == "sample":
+            return None
+        return GivenSeeds.of_tasks(*self._seeds(support), torch.from_numpy(self.table.domain))
+
+    def _shuffled(self, parts: list[IntArray], given: GivenSeeds | None) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Return rows and features of the parts, each image with the seed of another of them."""
+        rows = np.concatenate(parts)
+        given = given or GivenSeeds.own(*self._seeds(rows), len(self.table))
+        given = given.shuffled(torch.from_numpy(rows), self.config.train.seed)
+        return [self._features("test shuffled seeds", part, given) for part in parts]
+
+    def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:
+        def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:
+            return (self.model.seed(images, self._extract(images, image_rows)),)
+
+        found, (seeds,) = self.embed_rows("seeds", rows, compute)
+        return found, seeds
+
+    def embed_rows(self, phase: str, rows: IntArray, function: Callable[..., tuple[Tensor, ...]]) -> Any:
+        """Apply a function of images (B, 3, H, W) and table rows (B,), as `embed` does, to some rows."""
+        self.model.eval()
+        return embed(function, self._batches(phase, rows), self.group)
+
+    def _batches(self, phase: str, rows: IntArray) -> Iterator[Batch]:
+        """Yield this rank's share of some rows, and report how far all ranks are."""
+        size, count = self.config.evaluate.evaluation_batch_size, 0
+        for batch in evaluation_loader(
+            self.dataset(rows), size, self.loader_workers, self.group.rank, self.group.world
+        ):
+            yield batch
+            count += len(batch[-1])
+            if self.group.first:
+                self.reporter.progress(Progress(phase, min(count * self.group.world, len(rows)), len(rows)))
+
+    def _knn(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> KnnResult:
+        settings = self.config.evaluate
+        table = self.table
+        return knn_accuracy(
+            gallery_features.to(self.group.device),
+            torch.from_numpy(table.label[gallery.numpy()]).to(self.group.device),
+            features.to(self.group.device),
+            torch.from_numpy(table.label[queries.numpy()]).to(self.group.device),
+            torch.from_numpy(table.domain[queries.numpy()]).to(self.group.device),
+            domains=table.domains,
+            classes=len(table.labels),
+            k=settings.knn,
+            metric=settings.knn_metric,
+            temperature=settings.knn_temperature,
+        )
+
+
+def image_bytes(count: int, input_size: Sequence[int]) -> int:
+    """Return what the pixels of so many images (3, H, W) take."""
+    return count * math.prod(input_size)
+
+
+def _resident(images: PixelArray, device: torch.device) -> Tensor | None:
+    """Copy images to a GPU that has room enough for several trainings' copies, so that no batch is copied there."""
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
+        return None
+    return torch.cat([torch.tensor(part, device=device) for part in np.array_split(images, 64)])

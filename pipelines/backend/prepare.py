@@ -1,0 +1,61 @@
+"""Everything that a training needs, built and checked before any cluster resource is taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from metalora.build import build_model, build_networks
+from metalora.config import Config
+from metalora.data import ImageTable, load_table
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.backbones.base import Backbone
+from metalora.models.model import MetaLoRAModel
+from metalora.train.batches import build_sampler
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, built and checked before any cluster resource is taken."""
+
+    config: Config
+    table: ImageTable
+    backbone: Backbone
+    extractor: Backbone | None
+    model: MetaLoRAModel
+
+
+def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
+    """Build and check everything that needs no cluster.
+
+    Args:
+        config: All settings.
+        say: Told what takes long, and what was left out.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    if config.cluster.workers:
+        from pipelines.backend.cluster import ask, check_resources, cluster_address, this_machine
+
+        address = cluster_address(config.cluster)
+        if address is None:
+            check_resources(config.cluster, this_machine(), "this machine")
+        else:
+            ask(address)
+    table = load_table(config.data)
+    if table.skipped:
+        say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
+    if table.ignored:
+        say(
+            f"{len(table.ignored)} files in {config.data.data} are no images where images are looked for, and are left "
+            f"out, the first: {table.ignored[0]}"
+        )
+    images = len(table.rows("train"))
+    if max(config.evaluate.knn) > images:
+        raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
+    backbone, extractor = build_networks(config, say)
+    model = build_model(config, backbone, extractor, table.labels)
+    build_sampler(config, model, table, Group(torch.device("cpu"), world=max(1, config.cluster.workers)))
+    return Prepared(config, table, backbone, extractor, model)

@@ -1,0 +1,1 @@
+"""Campaigns: many trials over a space of settings."""

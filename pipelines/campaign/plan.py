@@ -1,0 +1,118 @@
+"""A campaign's settings and what it keeps on disk: everything that resuming and reporting need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+
+from metalora.config import Config, from_dict, to_dict
+from metalora.errors import UserError
+from metalora.places import movable
+from metalora.reading import gate
+from metalora.train.resume import differences
+from pipelines.campaign.spaces import Space, sections_of
+from pipelines.campaign.trials import Suggestion, direction, read_plan
+from pipelines.options import plain
+from pipelines.run.folder import CAMPAIGN
+
+BUDGET = ("trials", "hours", "total_epochs", "concurrent_trials", "share_images")  # what a resumed campaign may change
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class CampaignConfig:
+    """How a space is searched."""
+
+    space: str = Field(default="paper", description="a space of tune_spaces/, or the path of a file like those")
+    searcher: Literal["grid", "random", "optuna"] = Field(
+        default="optuna", description="all combinations, random points, or Optuna's TPE"
+    )
+    scheduler: Literal["none", "asha", "median"] = Field(
+        default="none", description="early stopping of trials: asha, or worse than the median of the others"
+    )
+    objectives: tuple[str, ...] = Field(
+        default=(),
+        description="what is optimized, the first leads: val/knn10, val/accuracy, val/loss, parameters, "
+        "step_seconds, ... (default: val/knn at the largest K)",
+    )
+    seeds: int = Field(default=1, ge=1, description="trials a point, with seeds from --seed on; their mean counts")
+    trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
+    hours: float | None = Field(
+        default=None, gt=0, description="stop the trials that run after this; a resumed campaign gets as many again"
+    )
+    total_epochs: int | None = Field(
+        default=None, ge=1, description="start no trial once so many epochs were trained in all"
+    )
+    grid_points: int = Field(default=4, ge=2, description="values that a grid takes of a continuous range")
+    grace_epochs: int = Field(default=1, ge=1, description="epochs before a trial may be stopped early")
+    reduction_factor: float = Field(default=3, gt=1, description="asha keeps one in so many at each rung")
+    search_seed: int = Field(default=0, ge=0, description="seed of the searcher")
+    concurrent_trials: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="trials at a time (default: as many as CPUs and GPUs allow)"
+    )
+    share_images: bool = Field(
+        default=True, description="decode all images once, into Ray's object store, if they fit there"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a campaign is: settings of the search, of every trial, the space and the data's fingerprint."""
+
+    campaign: CampaignConfig
+    config: Config
+    space: Space
+    fingerprint: str = ""
+
+    def trial_config(self, trial: Suggestion) -> Config:
+        """Return the settings of a trial; the name is that of its tracked run."""
+        values = to_dict(self.config)
+        for section, settings in sections_of(trial.point).items():
+            values[section].update(settings)
+        values["train"]["seed"] = trial.seed
+        values["tracking"]["run_name"] = trial.name
+        return from_dict(values)
+
+    def seeds(self) -> range:
+        """The seeds that each point is run with."""
+        first = self.config.train.seed
+        return range(first, first + self.campaign.seeds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for `CAMPAIGN`."""
+        lead = self.campaign.objectives[0]
+        return {
+            "campaign": {**plain(self.campaign), "metric": lead, "mode": direction(lead)},
+            "space": self.space.describe(),
+            "config": to_dict(self.config),
+            "data": self.fingerprint,
+        }
+
+    def check_same(self, folder: Path) -> None:
+        """Refuse to go on with a campaign that was begun with another plan.
+
+        Raises:
+            UserError: what changed, name by name.
+        """
+        before, now = read_plan(folder), self.as_dict()
+        with gate(f"{folder / CAMPAIGN}"):
+            changes = differences(_comparable(before), _comparable(now))
+        if before.get("data") != now["data"]:
+            changes.append("the data are others")
+        if changes:
+            raise UserError(f"campaign {folder.name!r} cannot be resumed: {'; '.join(changes)}")
+
+
+def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must stay as it was, flat."""
+    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in (*BUDGET, "space")}
+    flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
+    defaults = to_dict(Config())
+    for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
+        # what older code did not know had its default
+        settings = {**defaults[section], **plan["config"].get(section, {})}
+        flat |= {f"{section}.{name}": movable(value) for name, value in settings.items()}
+    del flat["data.data"]  # the fingerprint tells
+    return flat

@@ -1,0 +1,204 @@
+"""A campaign's report: what it has found, in tables and pictures."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from metalora.errors import UserError
+from metalora.evaluate.significance import compare, sentence
+from metalora.files import atomic_folder
+from metalora.report.campaign import Campaign, Trial, is_accuracy, metric_label
+from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
+from metalora.report.campaign_tables import (
+    failure_section,
+    heading,
+    leaderboard,
+    leaderboard_section,
+    task_section,
+)
+from metalora.report.importance import MIN_POINTS, importances
+from metalora.report.parallel_plot import plot_parallel
+from pipelines.campaign.trials import Suggestion, TrialRecord, read_plan, read_trial
+from pipelines.run.folder import CONFIG, METRICS, TRIAL, TRIALS, read_settings
+from pipelines.run.log import read_metrics
+
+TOLD = ("space", "searcher", "scheduler", "seeds")
+
+
+SHORT_ROWS = 10
+
+
+RATE = "train/images_per_second"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report/report.md`` and its pictures into a campaign's folder; what stood there before is replaced.
+
+    Args:
+        folder: The campaign's folder, whatever its trials have come to.
+
+    Returns:
+        The report's folder.
+
+    Raises:
+        UserError: the campaign's settings cannot be read.
+    """
+    return _write(read_campaign(folder), folder / "report")
+
+
+def read_campaign(folder: Path) -> Campaign:
+    """Read a campaign and its trials; one that has left nothing yet is left out, it has not begun.
+
+    Raises:
+        UserError: ``campaign.yaml`` cannot be read, or does not say what was optimized.
+    """
+    plan = read_plan(folder)
+    search: Mapping[str, Any] = plan["campaign"]
+    metric, mode = search["metric"], search["mode"]
+    read = [_read_trial(file) for file in sorted(folder.glob(f"{TRIALS}/*/{TRIAL}"))]
+    task_metric = _task_metric(metric, {name for one in read for name in one.last})
+    return Campaign(
+        name=folder.resolve().name,
+        search={name: search[name] for name in TOLD if name in search},
+        metric=metric,
+        mode=mode,
+        objectives=tuple(search.get("objectives") or [metric]),
+        task_metric=task_metric,
+        trials=tuple(_trial(one, metric, task_metric, plan["config"]) for one in read),
+    )
+
+
+def leaderboard_table(campaign: Campaign) -> Table:
+    """Return the first rows of the leaderboard, for the terminal: without the trials' statuses, which take room."""
+    head, body = leaderboard(campaign, SHORT_ROWS)
+    table = Table(title=f"campaign {campaign.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(head[:-1]):
+        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+    for row in body:
+        table.add_row(*map(Text, row[:-1]))
+    return table
+
+
+def _write(campaign: Campaign, folder: Path) -> Path:
+    with atomic_folder(folder) as report:
+        sections = [heading(campaign), _verdict(campaign), leaderboard_section(campaign)]
+        sections += _pictures(campaign, report)
+        sections += [task_section(campaign), failure_section(campaign)]
+        text = "\n\n".join(section for section in sections if section)
+        (report / "report.md").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a trial's folder says.
+
+    Attributes:
+        record: Its ``trial.json``.
+        settings: Its ``config.yaml``; empty if there is none.
+        last: Its finite metrics, each as last reported.
+        rates: Its images a second, as reported.
+    """
+
+    record: TrialRecord
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
+    rates: Sequence[float] = ()
+
+
+def _read_trial(file: Path) -> _Read:
+    folder = file.parent
+    try:
+        record = read_trial(file)
+        settings = read_settings(folder) if (folder / CONFIG).is_file() else {}
+        last: dict[str, float] = {}
+        rates = []
+        for _, _, values in read_metrics(folder / METRICS):
+            last.update(values)
+            rates += [values[RATE]] if RATE in values else []
+        last.update(record.result)  # what the search has seen; it alone has the costs
+    except UserError as error:
+        return _Read(TrialRecord(Suggestion(0, {}, 0, folder.name), status="unreadable", error=str(error)))
+    return _Read(record, settings, {name: value for name, value in last.items() if math.isfinite(value)}, rates)
+
+
+def _task_metric(metric: str, names: set[str]) -> str:
+    """Return which metric tells of tasks: the campaign's own if it does, else k-NN at the largest K."""
+    if any(name.startswith(f"{metric}/") for name in names):
+        return metric
+    numbers = [int(found[1]) for name in names if (found := re.match(r"val/knn(\d{1,9})/", name))]
+    return f"val/knn{max(numbers)}" if numbers else metric
+
+
+def _trial(read: _Read, metric: str, task_metric: str, common: Mapping[str, Any]) -> Trial:
+    record, settings = read.record, {**common, **read.settings}
+    batch_size = settings.get("data", {}).get("batch_size")
+    rate = median(read.rates) if read.rates else 0
+    prefix = f"{task_metric}/"
+    test = metric.replace("val/", "test/", 1) if metric.startswith("val/") else None
+    point = record.trial.point
+    return Trial(
+        name=record.trial.name,
+        status=record.status,
+        error=record.error,
+        format=str(point.get("format") or settings.get("adapter", {}).get("format", "unknown")),
+        point=point,
+        seed=record.trial.seed,
+        value=read.last.get(metric),
+        test=read.last.get(test) if test else None,
+        tasks={name.removeprefix(prefix): value for name, value in read.last.items() if name.startswith(prefix)},
+        parameters=record.parameters,
+        step_ms=1000 * batch_size / rate if isinstance(batch_size, int) and rate > 0 else None,
+    )
+
+
+def _verdict(campaign: Campaign) -> str:
+    """Compare the formats' best points on the test split, which did not choose them, where seeds allow it."""
+    tests = {
+        format: {trial.seed: trial.test for trial in point.finished if trial.test is not None}
+        for format, point in campaign.best_of_formats.items()
+    }
+    seeds = sorted(set.intersection(*(set(values) for values in tests.values()))) if tests else []
+    if len(tests) < 2 or len(seeds) < 2 or not is_accuracy(campaign.metric):
+        return ""
+    said = sentence(compare({format: [values[seed] for seed in seeds] for format, values in tests.items()}))
+    return f"The best points of the formats, by {metric_label(campaign.metric.replace('val/', 'test/', 1))}: {said}"
+
+
+def _pictures(campaign: Campaign, report: Path) -> list[str]:
+    """Draw what can be drawn, and return the report's sections on it."""
+    sections = []
+    if plot_cost(campaign, report / "cost.png"):
+        sections.append(
+            "## Score and cost\n\n![Score against trained parameters and step time](cost.png)\n\n"
+            "Finished points; bars are standard deviations over seeds. Step times are those of this campaign's "
+            "machines, with as many trials at a time as ran."
+        )
+    if plot_ranks(campaign, report / "ranks.png"):
+        sections.append(
+            "## Rank\n\n![Score by rank](ranks.png)\n\nThe line joins the best point of each rank, pale marks are "
+            "the others. A rank is not the same size in all formats: tr of rank R has R x R channels."
+        )
+    shares = importances(campaign.ranked)
+    if plot_importances(shares, report / "importance.png"):
+        sections.append(
+            "## Settings\n\n![Importance of the settings](importance.png)\n\n"
+            f"fANOVA of Optuna, on {len(campaign.ranked)} finished points: the share of the variance that each "
+            "setting explains by itself. Where a setting does not apply to a format, it counts as at its usual value."
+        )
+    else:
+        sections.append(
+            f"## Settings\n\nThe settings' importance takes {MIN_POINTS} finished points that differ, "
+            f"there are {len(campaign.ranked)}."
+        )
+    if plot_parallel(campaign, report / "parallel.png"):
+        sections.append("![The points as lines over their settings](parallel.png)")
+    return sections

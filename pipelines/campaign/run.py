@@ -1,0 +1,195 @@
+"""A campaign from its plan to its champion."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from metalora.build import build_model
+from metalora.errors import UserError
+from metalora.files import atomic_file
+from metalora.redact import redact_settings
+from metalora.registry import nearest
+from metalora.tracking.build import build_tracker
+from metalora.tracking.mlflow_tracker import CHAMPION
+from metalora.tracking.tracker import Tracker, flatten
+from pipelines.backend.cluster import Open, cluster
+from pipelines.backend.prepare import Prepared, prepare
+from pipelines.campaign.plan import Plan
+from pipelines.campaign.runner import CampaignRunner
+from pipelines.campaign.spaces import grid
+from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, Suggestion, TrialRecord, best_trial, read_trials
+from pipelines.run.claim import named_run
+from pipelines.run.console import terminal
+from pipelines.run.folder import (
+    CAMPAIGN,
+    TRIALS,
+    run_tags,
+    tracked_id,
+    upload_model,
+    write_run_note,
+)
+from pipelines.run.tracking import tell_untracked
+
+
+def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster) -> Path:
+    """Run a campaign to its end, or go on with one.
+
+    Args:
+        plan: Its settings.
+        resume: Go on with the campaign named ``tracking.run_name``.
+        open_cluster: Brings up the cluster when it is needed.
+
+    Returns:
+        The campaign's folder.
+
+    Raises:
+        UserError: what the user can mend; trials that were run stay.
+    """
+    with named_run(plan.config, resume, Path(plan.space.name).stem) as (config, folder):
+        _run(replace(plan, config=config), folder, resume, open_cluster, terminal())
+    return folder
+
+
+def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Console) -> None:
+    config = plan.config
+    tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
+    prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
+    plan = _complete(plan, prepared)
+    if resume:
+        plan.check_same(folder)
+    points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
+    complete = resume and points is not None
+    complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.seeds)
+    with nullcontext() if complete else open_cluster(config.cluster):
+        runner = None if complete else CampaignRunner(plan, folder, prepared, points, console)
+        parent = _start_tracking(tracker, plan, folder)
+        status = "FAILED"
+        try:
+            if runner is not None:
+                runner.run(parent)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            _finish(tracker, plan, prepared, folder, status, console)
+
+
+def _complete(plan: Plan, prepared: Prepared) -> Plan:
+    """Fill in what follows from the data, and check the objectives."""
+    config, table = plan.config, prepared.table
+    objectives = plan.campaign.objectives or (f"val/knn{max(config.evaluate.knn)}",)
+    if not len(table.rows("val")):
+        raise UserError("a campaign is judged on the validation split, and the data have none (--val-fraction)")
+    if not config.evaluate.validate_every:
+        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
+    names = [PARAMETERS, STEP_SECONDS, "val/loss", "val/accuracy"]
+    names += [f"val/knn{k}{vote}" for k in config.evaluate.knn for vote in ("", "_weighted")]
+    by_domain = [f"{name}/{domain}" for name in names[4:] for domain in table.domains if domain not in table.holdout]
+    for objective in objectives:
+        if objective not in names + by_domain:
+            raise UserError(
+                f"no trial reports the objective {objective!r}{nearest(objective, names + by_domain)} "
+                f"(reported: {', '.join(names)}, and by domain)"
+            )
+    if plan.campaign.scheduler != "none" and not objectives[0].startswith("val/"):
+        raise UserError(
+            f"scheduler {plan.campaign.scheduler} needs a leading objective of val/..., got {objectives[0]!r}"
+        )
+    return replace(plan, campaign=replace(plan.campaign, objectives=objectives), fingerprint=table.fingerprint)
+
+
+def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
+    """Return the points of a grid whose adapters can be built.
+
+    Raises:
+        UserError: there are none.
+    """
+    fitting, reasons = [], []
+    verdicts: dict[str, str] = {}
+    for point in grid(plan.space, plan.campaign.grid_points):
+        config = plan.trial_config(Suggestion.of(0, point, 0))
+        key = f"{config.adapter} {config.mapping}"
+        if key not in verdicts:
+            try:
+                build_model(config, prepared.backbone, prepared.extractor, prepared.table.labels)
+                verdicts[key] = ""
+            except UserError as error:
+                verdicts[key] = str(error)
+        if verdicts[key]:
+            reasons.append(f"{point}: {verdicts[key]}")
+        else:
+            fitting.append(point)
+    if not fitting:
+        raise UserError(f"no point of space {plan.space.name!r} fits the backbone; {reasons[0]}")
+    if reasons:
+        console.print(f"{len(reasons)} points do not fit the backbone and are left out, the first: {reasons[0]}",
+                      style="yellow", soft_wrap=True)  # fmt: skip
+    return fitting
+
+
+def _is_complete(records: Sequence[TrialRecord], total: int) -> bool:
+    """Tell whether all trials of a grid have ended."""
+    return len(records) == total and all(record.status != "running" for record in records)
+
+
+def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
+    """Begin or continue the campaign's tracked run, the parent of its trials'; only then write into its folder."""
+    config = plan.config
+    run_id = tracked_id(folder, config.tracking.tracking_uri)
+    described = plan.as_dict()
+    params = {f"campaign.{name}": value for name, value in described["campaign"].items()}
+    params |= {f"space.{i}": value for i, value in enumerate(described["space"])}
+    run_id = tracker.start({**params, **flatten(config)}, run_tags("campaign", "tune"), run_id, [])
+    try:
+        with atomic_file(folder / CAMPAIGN) as file:
+            file.write_text(yaml.safe_dump(redact_settings(described), sort_keys=False), encoding="utf-8")
+        write_run_note(folder, run_id, config.tracking.tracking_uri)
+    except OSError as error:
+        tracker.finish("FAILED")
+        raise UserError(f"the campaign's folder {folder} cannot be written: {error.strerror}") from None
+    return run_id
+
+
+def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
+    """Register the champion, report, and end the tracked run; whatever fails here, the trials stay."""
+    best = best_trial(read_trials(folder), plan.campaign.objectives[0])
+    steps: list[Callable[[], None]] = [lambda: tracker.finish(status)]
+    if status == "FINISHED":
+        steps.insert(0, lambda: _report(tracker, folder, console))
+        if best is not None:
+            steps.insert(0, lambda: _register(plan, prepared, folder, best, console))
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            tell_untracked(error, f"tune --resume {folder.name}", console)
+    console.print(f"MLflow    {tracker.where()}", soft_wrap=True)
+
+
+def _report(tracker: Tracker, folder: Path, console: Console) -> None:
+    from pipelines.campaign.report import write_report
+
+    report = write_report(folder)
+    tracker.artifact(report)
+    console.print(f"report    {report / 'report.md'}", soft_wrap=True)
+
+
+def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord, console: Console) -> None:
+    """Log the best trial's model to its run, registered under the campaign's name."""
+    tracking = plan.config.tracking
+    folder = campaign / TRIALS / best.trial.name
+    point = " ".join(f"{name}={value}" for name, value in best.trial.point.items())
+    console.print(f"best      {folder}  ({point})", soft_wrap=True)
+    if not tracking.log_model or best.run_id is None or tracking.tracking_uri == "none":
+        return
+    tracker = build_tracker(tracking.tracking_uri, tracking.experiment, best.trial.name)
+    tracker.start({}, {}, best.run_id, [])
+    upload_model(tracker, folder, prepared.backbone, prepared.extractor, campaign.name)
+    tracker.finish("FINISHED")
+    name = f"models:/{campaign.name}@{CHAMPION}"
+    console.print(f"champion  {name}   (metalora evaluate --model {name})", soft_wrap=True)

@@ -1,0 +1,270 @@
+"""A campaign on a cluster: what its trials share, which resources they take, and Ray Tune."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from metalora.adapters.formats import build_format
+from metalora.errors import UserError
+from metalora.train.evaluator import image_bytes
+from pipelines.backend.cluster import gpus_per_worker
+from pipelines.backend.mailbox import new_board
+from pipelines.backend.prepare import Prepared
+from pipelines.campaign.display import CampaignDisplay
+from pipelines.campaign.plan import Plan
+from pipelines.campaign.recorder import Recorder
+from pipelines.campaign.search import CampaignSearch, ListSource, OptunaSource, Source
+from pipelines.campaign.spaces import levels, sample
+from pipelines.campaign.trial import Materials, run_trial, share
+from pipelines.campaign.trials import Point, TrialRecord, direction, read_trials
+from pipelines.run.folder import METRICS, TRIALS
+from pipelines.run.log import read_metrics
+
+DEFAULT_TRIALS = 16
+STORE_SHARE = 0.4  # of one node's object store, for images
+STORAGE = "ray"
+ENVIRONMENT = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint may come before the first validation
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder keeps what they would write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command as it does everywhere
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's
+}
+
+
+class CampaignRunner:
+    """Runs a campaign's trials on a cluster that is up.
+
+    Args:
+        plan: Complete.
+        folder: The campaign's.
+        prepared: Data and networks.
+        points: The points to run; None: those that the searcher finds.
+        console: For the live table.
+
+    Raises:
+        UserError: a trial does not fit the cluster.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, prepared: Prepared, points: Sequence[Point] | None, console: Console
+    ) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.prepared = prepared
+        self.points = points
+        self.console = console
+        self.gpus = gpus_per_worker(plan.config.cluster)
+        self._check_nodes()
+
+    def run(self, parent: str | None) -> None:
+        """Run the trials that are left.
+
+        Args:
+            parent: Id of the campaign's tracked run.
+        """
+        board = new_board()
+        hours = self.plan.campaign.hours
+        lead = self.plan.campaign.objectives[0]
+        display = CampaignDisplay(self.console, self.folder.name, lead, self._total(), hours and hours * 3600)
+        before = read_trials(self.folder)
+        recorder = Recorder(self.plan, self.folder, parent, board, display, before)
+        for record in before:
+            recorder.settle(record)
+        before = list(recorder.records.values())
+        display.begin({record.trial.name: record for record in before})
+        with display, recorder:
+            materials = self._materials(board, before, display)
+            tuner = self._tuner(materials, recorder, before)
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Tune ignores its own verbosity
+                tuner.fit()
+
+    def _tuner(self, materials: Materials, recorder: Recorder, before: Sequence[TrialRecord]) -> tune.Tuner:
+        plan = self.plan
+        os.environ.update(ENVIRONMENT)
+        search = CampaignSearch(
+            self._source(len(before)), plan.seeds(), plan.campaign.objectives, plan.campaign.total_epochs
+        )
+        search.recall([(r.trial, None if r.status == "running" else self._outcome(r)) for r in before])
+        scheduler = self._scheduler()
+        for record in before:
+            folder = self.folder / TRIALS / record.trial.name
+            replay(scheduler, record.trial.name, reported(folder, plan.config.evaluate.validate_every))
+        trainable = tune.with_resources(tune.with_parameters(run_trial, materials=materials), self._resources())
+        return tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=self._concurrent(),
+                time_budget_s=plan.campaign.hours and plan.campaign.hours * 3600,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("part-%Y%m%d-%H%M%S"),
+                storage_path=self._storage(),
+                failure_config=tune.FailureConfig(max_failures=plan.config.cluster.retries),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=plan.config.train.keep_checkpoints),
+                callbacks=[recorder],
+                verbose=0,
+            ),
+        )
+
+    def _outcome(self, record: TrialRecord) -> dict[str, Any]:
+        return dict(record.result) if record.status != "failed" else {"epoch": record.result.get("epoch", 0)}
+
+    def _storage(self) -> str:
+        remote = self.plan.config.cluster.storage_path
+        return (
+            f"{remote.rstrip('/')}/{self.folder.name}/{STORAGE}" if remote else str((self.folder / STORAGE).resolve())
+        )
+
+    def _materials(self, board: Any, before: Sequence[TrialRecord], display: CampaignDisplay) -> Materials:
+        """Compute once what the trials share."""
+        networks = ray.put((self.prepared.backbone, self.prepared.extractor))
+        keep, size = self._keep_images()
+        settings = self.plan.config.cluster
+        began = time.monotonic()
+        task = share.options(num_cpus=settings.cpus_per_worker, num_gpus=self.gpus)
+        kinds = self._extractor_kinds()
+        shared = task.remote(self.plan, networks, board, keep, kinds)
+        ray.wait([shared], fetch_local=False)
+        try:
+            ray.get(shared)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, UserError) else error from None
+        seen = (
+            f"{len(self.prepared.table):,} images{'' if keep else ' (not kept: too large)'} of {size / 2**20:,.0f} MiB"
+        )
+        what = ", ".join(["original features", *(f"extractor features ({kind})" for kind in kinds), seen])
+        display.console.print(
+            f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}",
+            soft_wrap=True,
+        )  # fmt: skip
+        checkpoints = {r.trial.name: r.checkpoint for r in before if r.checkpoint is not None}
+        return Materials(
+            self.plan, board, networks, shared, checkpoints, self._storage(), (self.folder / STORAGE).resolve()
+        )
+
+    def _keep_images(self) -> tuple[bool, int]:
+        """Tell whether the images fit into Ray's object store, and their bytes."""
+        size = image_bytes(len(self.prepared.table), self.prepared.backbone.input_size)
+        nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+        return self.plan.campaign.share_images and size <= STORE_SHARE * min(nodes), size
+
+    def _extractor_kinds(self) -> list[str]:
+        """Return every ``extractor_features`` that a trial may ask for."""
+        kinds: set[str] = set()
+        config = self.plan.config
+        for alternative in self.points or self.plan.space.alternatives:
+            formats = levels(alternative.get("format", config.adapter.format), 2)
+            if any(build_format(name, 1).seed == "generated" for name in formats):
+                kinds.update(levels(alternative.get("extractor_features", config.mapping.extractor_features), 2))
+        return sorted(kinds)
+
+    def _total(self) -> int | None:
+        """Return how many trials there will be, if that is known."""
+        campaign = self.plan.campaign
+        if self.points is not None:
+            points: int | None = min(len(self.points), campaign.trials or len(self.points))
+        else:
+            points = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
+        return points and points * campaign.seeds
+
+    def _source(self, past: int) -> Source:
+        """Return where points come from, for a campaign that has run so many trials."""
+        campaign, total = self.plan.campaign, self._total()
+        limit = total and total // campaign.seeds
+        if self.points is not None:
+            return ListSource(iter(self.points), limit)
+        if campaign.searcher == "random":
+            return ListSource(sample(self.plan.space, campaign.search_seed), limit)
+        ways = list(map(direction, campaign.objectives))
+        # The same seed would draw the first points again.
+        return OptunaSource(self.plan.space, ways, limit, campaign.search_seed + past)
+
+    def _scheduler(self) -> Any:
+        campaign = self.plan.campaign
+        common = {"time_attr": "epoch", "metric": campaign.objectives[0], "mode": direction(campaign.objectives[0])}
+        if campaign.scheduler == "asha":
+            return tune.schedulers.ASHAScheduler(
+                **common,
+                max_t=max(self.plan.config.train.epochs, campaign.grace_epochs + 1),
+                grace_period=campaign.grace_epochs,
+                reduction_factor=campaign.reduction_factor,
+            )
+        if campaign.scheduler == "median":
+            return tune.schedulers.MedianStoppingRule(**common, grace_period=campaign.grace_epochs)
+        return tune.schedulers.FIFOScheduler()
+
+    def _resources(self) -> dict[str, float]:
+        """Return what a trial takes in Tune's book; a driver of nested workers takes nothing that they could want."""
+        settings = self.plan.config.cluster
+        if settings.workers > 1:
+            return {"CPU": 0, HEAD: 0.001}
+        return {"CPU": settings.cpus_per_worker, **({"GPU": self.gpus} if self.gpus else {})}
+
+    def _concurrent(self) -> int | None:
+        """Return how many trials run at a time; nested ones only as many as have room for all their workers."""
+        asked, settings = self.plan.campaign.concurrent_trials, self.plan.config.cluster
+        if settings.workers <= 1:
+            return asked
+        there = ray.cluster_resources()
+        each = {"CPU": settings.cpus_per_worker, "GPU": self.gpus}
+        room = min(int(there.get(kind, 0) / (n * settings.workers) + 1e-9) for kind, n in each.items() if n)
+        return min(asked or room, room)
+
+    def _check_nodes(self) -> None:
+        """Refuse workers that no single node can take.
+
+        Raises:
+            UserError: so it is.
+        """
+        settings = self.plan.config.cluster
+        for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", self.gpus)):
+            most = max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
+            if each > most:
+                raise UserError(
+                    f"a worker with {each:g} {kind}s fits no node of the cluster, the largest has {most:g}: "
+                    f"lower --{kind.lower()}s-per-worker"
+                )
+
+
+HEAD = "node:__internal_head__"  # every Ray head has one of it
+
+
+def _name(trial: Any) -> str:
+    name: str = trial.config["trial"].name
+    return name
+
+
+def replay(scheduler: Any, name: str, results: Iterable[Mapping[str, float]]) -> None:
+    """Show a scheduler what a trial of an earlier part reported, so that it judges the others by that too."""
+    past = Past(name)
+    for result in results:
+        scheduler.on_trial_add(None, past)
+        scheduler.on_trial_complete(None, past, dict(result))
+
+
+def reported(folder: Path, every: int) -> list[dict[str, float]]:
+    """Return a trial's validations, one every so many epochs, as Tune was told them."""
+    validations = [values for _, _, values in read_metrics(folder / METRICS) if "val/loss" in values]
+    return [{**values, "epoch": every * (number + 1)} for number, values in enumerate(validations)]
+
+
+class Past:
+    """Stands for a trial of an earlier part: schedulers ask for its id only."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name

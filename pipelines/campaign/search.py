@@ -1,0 +1,228 @@
+"""Which point is tried next: Ray Tune's searcher over a space, with several seeds a point."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from ray.tune.search import Searcher
+from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
+
+from pipelines.campaign.spaces import Space, plain_value
+from pipelines.campaign.trials import Point, Suggestion
+
+WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
+
+
+class Source(Protocol):
+    """Where points come from."""
+
+    def ask(self) -> Point | None:
+        """Return the next point; None: there are no more."""
+
+    def tell(self, point: Point, values: Sequence[float] | None) -> None:
+        """Take a point's objectives, the mean over its seeds; None: none of its trials ended well."""
+
+    def recall(self, point: Point) -> None:
+        """Take note of a point that an earlier part of the campaign has asked for."""
+
+
+class ListSource:
+    """Points that are known beforehand, or drawn without looking at results.
+
+    Args:
+        points: The points.
+        limit: At most so many; None: all.
+    """
+
+    def __init__(self, points: Iterator[Point], limit: int | None) -> None:
+        self.points = points
+        self.left = limit
+
+    def ask(self) -> Point | None:
+        """Return the next point."""
+        if self.left is not None:
+            if self.left == 0:
+                return None
+            self.left -= 1
+        return next(self.points, None)
+
+    def tell(self, point: Point, values: Sequence[float] | None) -> None:
+        """Do nothing."""
+
+    def recall(self, point: Point) -> None:
+        """Skip it: it is the next one of the same sequence."""
+        self.ask()
+
+
+class OptunaSource:
+    """Optuna's TPE over a conditional space (Bergstra et al. 2011), for one objective or several.
+
+    Args:
+        space: The space.
+        directions: ``max`` or ``min``, for each objective.
+        limit: Points at most; None: without end.
+        seed: Of the sampler.
+    """
+
+    def __init__(self, space: Space, directions: Sequence[Literal["max", "min"]], limit: int | None, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        self.study = optuna.create_study(directions=[WAYS[way] for way in directions], sampler=sampler)
+        self.space = space
+        self.left = limit
+        self.open: list[tuple[Point, Any]] = []
+
+    def ask(self) -> Point | None:
+        """Return the sampler's next point."""
+        if self.left == 0:
+            return None
+        self.left = None if self.left is None else self.left - 1
+        trial = self.study.ask()
+        number = trial.suggest_categorical("alternative", range(len(self.space.alternatives)))
+        point = {
+            name: plain_value(_suggest(trial, f"{number}.{name}", value)) if isinstance(value, Domain) else value
+            for name, value in self.space.alternatives[number].items()
+        }
+        self.open.append((point, trial))
+        return point
+
+    def tell(self, point: Point, values: Sequence[float] | None) -> None:
+        """Tell the study."""
+        from optuna.trial import TrialState
+
+        index = next(i for i, (known, _) in enumerate(self.open) if known == point)
+        _, trial = self.open.pop(index)
+        if values is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, list(values))
+
+    def recall(self, point: Point) -> None:
+        """Let the study run a trial of just this point."""
+        number = next(
+            i for i, one in enumerate(self.space.alternatives) if one.keys() == point.keys() and _in(one, point)
+        )
+        parameters = {"alternative": number}
+        for name, value in self.space.alternatives[number].items():
+            if isinstance(value, Categorical):
+                parameters[f"{number}.{name}"] = list(value.categories).index(point[name])
+            elif isinstance(value, Domain):
+                parameters[f"{number}.{name}"] = point[name]
+        self.study.enqueue_trial(parameters)
+        self.ask()
+
+
+class CampaignSearch(Searcher):  # type: ignore[misc]
+    """Hands Ray Tune one trial after another, and learns from those that end.
+
+    Args:
+        source: The points.
+        seeds: The values of ``train.seed`` that each point is run with.
+        objectives: Names of what is reported, the first leads.
+        total_epochs: No new trial starts once so many epochs were trained, over all trials; None: no limit.
+    """
+
+    def __init__(
+        self, source: Source, seeds: Sequence[int], objectives: Sequence[str], total_epochs: int | None = None
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.seeds = tuple(seeds)
+        self.objectives = tuple(objectives)
+        self.total_epochs = total_epochs
+        self.number = 0
+        self.waiting: list[Suggestion] = []
+        self.running: dict[str, Suggestion] = {}
+        self.ended: dict[str, list[Sequence[float] | None]] = {}  # by point
+        self.epochs: dict[str, int] = {}  # trained, by trial name
+
+    def __reduce__(self) -> Any:
+        """Leave nothing in the settings that Tune pickles to restore from: a campaign resumes by `recall`."""
+        return Searcher, ()
+
+    def recall(self, past: Sequence[tuple[Suggestion, Mapping[str, Any] | None]]) -> None:
+        """Take the trials of an earlier part of the campaign, in the order of their numbers.
+
+        Args:
+            past: Each with its last result; None where it is to go on.
+        """
+        for trial, result in past:
+            if trial.number % len(self.seeds) == 0:
+                self.source.recall(trial.point)
+            if result is None:
+                self.waiting.append(trial)
+            else:
+                self._note(trial, result)
+                self._end(trial, result)
+        self.number = len(past)
+        while self.number % len(self.seeds):  # seeds of the last point that the earlier part did not get to
+            self._queue(past[-1][0].point)
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's `Suggestion`, as Tune wants it, or that there are no more."""
+        if not self.waiting:
+            spent = sum(self.epochs.values())
+            point = None if self.total_epochs is not None and spent >= self.total_epochs else self.source.ask()
+            if point is None:
+                return Searcher.FINISHED
+            for _ in self.seeds:
+                self._queue(point)
+        trial = self.waiting.pop(0)
+        self.running[trial_id] = trial
+        return {"trial": trial}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Count epochs."""
+        self._note(self.running[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Learn from a trial; a point counts once all its seeds have ended."""
+        trial = self.running.pop(trial_id)
+        self._end(trial, {} if error or result is None else result)
+
+    def _queue(self, point: Point) -> None:
+        self.waiting.append(Suggestion.of(self.number, point, self.seeds[self.number % len(self.seeds)]))
+        self.number += 1
+
+    def _note(self, trial: Suggestion, result: Mapping[str, Any]) -> None:
+        self.epochs[trial.name] = max(self.epochs.get(trial.name, 0), int(result.get("epoch", 0)))
+
+    def _end(self, trial: Suggestion, result: Mapping[str, Any]) -> None:
+        known = all(np.isfinite(result.get(name, np.nan)) for name in self.objectives)
+        values = [float(result[name]) for name in self.objectives] if known else None
+        ended = self.ended.setdefault(str(trial.number // len(self.seeds)), [])
+        ended.append(values)
+        if len(ended) == len(self.seeds):
+            well = [value for value in ended if value is not None]
+            self.source.tell(trial.point, np.mean(well, axis=0).tolist() if well else None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: a campaign resumes from what its trials left, see `recall`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing; see `save`."""
+
+
+def _suggest(trial: Any, name: str, domain: Domain) -> Any:
+    if isinstance(domain, Categorical):
+        return domain.categories[trial.suggest_categorical(name, range(len(domain.categories)))]
+    logarithmic = isinstance(domain.sampler, LogUniform)
+    if isinstance(domain, Integer):
+        return trial.suggest_int(name, domain.lower, domain.upper - 1, log=logarithmic)
+    return trial.suggest_float(name, domain.lower, domain.upper, log=logarithmic)
+
+
+def _in(alternative: Mapping[str, Any], point: Point) -> bool:
+    """Tell whether a point may be of an alternative."""
+    for name, value in alternative.items():
+        if isinstance(value, Categorical):
+            if point[name] not in value.categories:
+                return False
+        elif not isinstance(value, Domain) and point[name] != value:
+            return False
+    return True

@@ -1,0 +1,190 @@
+"""Search spaces: files that list alternatives, and the points they hold.
+
+A point is ``{setting: value}``. A setting that stands in some alternatives only is conditional: it is in no point of
+the others.
+"""
+
+import itertools
+import math
+import runpy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
+
+import tune_spaces
+from metalora.config import from_dict, setting_sections
+from metalora.errors import UserError
+from metalora.places import expanded
+from metalora.registry import nearest
+from pipelines.campaign.trials import Point
+from pipelines.run.trust import is_trusted, trust
+
+SEARCHABLE = ("adapter", "mapping", "train")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a space's file says.
+
+    Attributes:
+        name: Its name, or its file.
+        alternatives: Setting -> a value, or one of Ray Tune's domains (``tune.choice``, ``tune.loguniform``, ...).
+        settings: What all trials have in common.
+        campaign: How it wants to be searched.
+    """
+
+    name: str
+    alternatives: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+    campaign: Mapping[str, Any]
+
+    @property
+    def searched(self) -> set[str]:
+        """The settings that a point gives."""
+        return {name for alternative in self.alternatives for name in alternative}
+
+    def describe(self) -> list[dict[str, str]]:
+        """Return the alternatives as text: what a resumed campaign must have in common with its beginning."""
+        return [{name: _text(value) for name, value in sorted(one.items())} for one in self.alternatives]
+
+
+def load_space(name: str) -> Space:
+    """Load a space of this project by name, or a user's by the path of its file.
+
+    Raises:
+        UserError: no such space or file, a file that does not run, no or wrong ``SPACE``, ``SETTINGS`` or
+            ``CAMPAIGN`` in it, a setting that does not exist, cannot be searched or does not take a value.
+    """
+    own = space_names()
+    file = Path(str(tune_spaces.__file__)).with_name(f"{name}.py") if name in own else expanded(name)
+    if not (name in own or _is_file(name)):
+        known = own if not name.endswith(".py") else []
+        raise UserError(
+            f"unknown space {name!r}{nearest(name, known)} "
+            f"(spaces: {', '.join(space_names())}; or the path of a .py file with a list SPACE)"
+        )
+    try:
+        content = runpy.run_path(str(file))
+    except Exception as error:  # whatever a user's file does
+        raise UserError(f"space {name!r} does not run: {type(error).__name__}: {error}") from None
+    alternatives = content.get("SPACE")
+    if not isinstance(alternatives, list) or not alternatives or not all(isinstance(a, dict) for a in alternatives):
+        raise UserError(f"space {name!r} must define SPACE, a list of {{setting: value or tune.choice(...)}}")
+    for part in ("SETTINGS", "CAMPAIGN"):
+        if not isinstance(content.get(part, {}), dict):
+            raise UserError(f"space {name!r}: {part} must be a dict, got {type(content[part]).__name__}")
+    space = Space(name, tuple(alternatives), content.get("SETTINGS", {}), content.get("CAMPAIGN", {}))
+    _check(space)
+    return space
+
+
+def trust_space(name: str) -> None:
+    """Remember that the user has named a space's file, and so wants it run."""
+    if _is_file(name):
+        trust("space", expanded(name).read_bytes())
+
+
+def is_trusted_space(name: str) -> bool:
+    """Tell whether a space is one of this project's, or a file that the user has named before as it is now."""
+    return not _is_file(name) or is_trusted("space", expanded(name).read_bytes())
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") and expanded(name).is_file()
+
+
+def space_names() -> list[str]:
+    """Return the names of this project's spaces."""
+    return sorted(path.stem for path in Path(str(tune_spaces.__file__)).parent.glob("[a-z]*.py"))
+
+
+def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort settings into the sections of `Config`.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    known = setting_sections()
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
+        sections.setdefault(known[name], {})[name] = value
+    return sections
+
+
+def grid(space: Space, points: int) -> list[Point]:
+    """Return all combinations; a continuous range gives so many evenly spaced values (in its logarithm, if that)."""
+    return [
+        dict(zip(alternative, values, strict=True))
+        for alternative in space.alternatives
+        for values in itertools.product(*(levels(value, points) for value in alternative.values()))
+    ]
+
+
+def sample(space: Space, seed: int) -> Iterator[Point]:
+    """Yield random points without end, the alternatives in turn."""
+    state = np.random.RandomState(seed)  # what Ray Tune's domains draw from
+    for alternative in itertools.cycle(space.alternatives):
+        yield {
+            name: plain_value(value.sample(random_state=state)) if isinstance(value, Domain) else value
+            for name, value in alternative.items()
+        }
+
+
+def _check(space: Space) -> None:
+    known = setting_sections()
+    try:
+        from_dict(sections_of(space.settings))
+    except UserError as error:
+        raise UserError(f"space {space.name!r}: {error}") from None
+    for alternative in space.alternatives:
+        for name in alternative:
+            if name in known and known[name] not in SEARCHABLE:
+                raise UserError(
+                    f"space {space.name!r}: {name} is the same for a whole campaign "
+                    f"(searchable are the settings of {', '.join(SEARCHABLE)}): put it into SETTINGS"
+                )
+            if name == "seed" or name in space.settings:
+                reason = "each point is run with --seeds" if name == "seed" else "it stands in SETTINGS too"
+                raise UserError(f"space {space.name!r}: {name} cannot be searched, {reason}")
+        try:
+            for name, value in alternative.items():
+                for level in levels(value, 2):
+                    from_dict(sections_of({name: level}))
+        except UserError as error:
+            raise UserError(f"space {space.name!r}: {error}") from None
+
+
+def levels(value: Any, points: int) -> list[Any]:
+    """Return the values that a grid takes."""
+    if not isinstance(value, Domain):
+        return [value]
+    if isinstance(value, Categorical):
+        return list(value.categories)
+    if not isinstance(value, Float | Integer) or not math.isfinite(value.lower + value.upper):
+        raise UserError(f"{_text(value)} has no grid and no ends: wanted choice, uniform, loguniform, randint, ...")
+    logarithmic = isinstance(value.sampler, LogUniform)
+    ends = (value.lower, value.upper if isinstance(value, Float) else value.upper - 1)
+    found = np.geomspace(*ends, points) if logarithmic else np.linspace(*ends, points)
+    if isinstance(value, Integer):
+        return sorted({round(level) for level in found.tolist()})
+    return [plain_value(level) for level in found]
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as Python's own kind, with the digits that matter: 0.00316, not 0.0031622776601683794."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Categorical):
+        return f"choice({', '.join(map(str, value.categories))})"
+    if isinstance(value, Float | Integer):
+        return f"{type(value.sampler).__name__.strip('_').lower()}({value.lower:g}, {value.upper:g})"
+    return str(value)

@@ -1,0 +1,195 @@
+"""A trial of a campaign: what it is, and what its ``trial.json`` says of it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
+from typing_extensions import TypedDict
+
+from metalora.errors import UserError
+from metalora.files import atomic_file
+from metalora.reading import check_form, config_name, read_json, read_yaml, short
+from metalora.redact import redact
+from pipelines.run.folder import CAMPAIGN, TRIAL, TRIALS
+
+PARAMETERS, STEP_SECONDS = "parameters", "step_seconds"
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One trial to run: a point with one seed.
+
+    Attributes:
+        number: The trial's number, from 0.
+        point: The settings.
+        seed: ``train.seed``.
+        name: The trial's name; that of its folder and its tracked run.
+    """
+
+    number: int
+    point: Point
+    seed: int
+    name: str
+
+    @staticmethod
+    def of(number: int, point: Point, seed: int) -> "Suggestion":
+        """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
+        parts = [str(point.get("format", ""))]
+        parts += [
+            f"{letters}{point[name]}"
+            for name, letters in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
+            if name in point
+        ]
+        return Suggestion(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial, as its ``trial.json`` has it.
+
+    Attributes:
+        trial: Which one.
+        status: running, finished, stopped (early), or failed.
+        error: Why it failed.
+        parameters: Trained parameters.
+        seconds: From its start to its end, over all parts.
+        run_id: Its tracked run.
+        result: What it last reported.
+        checkpoint: Where its last checkpoint is.
+    """
+
+    trial: Suggestion
+    status: str = "running"
+    error: str | None = None
+    parameters: int | None = None
+    seconds: float = 0.0
+    run_id: str | None = None
+    result: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write ``trial.json`` into the trial's folder; a checkpoint below the campaign's is named from there."""
+        values = asdict(self)
+        values = {**values.pop("trial"), **values}
+        campaign = folder.parents[1].resolve()
+        if self.checkpoint is not None and Path(self.checkpoint).is_relative_to(campaign):
+            values["checkpoint"] = str(Path(self.checkpoint).relative_to(campaign))
+        if self.error is not None:
+            values["error"] = redact(self.error)
+        values["result"] = {name: value for name, value in self.result.items() if math.isfinite(value)}
+        with atomic_file(folder / TRIAL) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def but(self, **changes: Any) -> "TrialRecord":
+        """Return a changed copy."""
+        return replace(self, **changes)
+
+
+class _File(TypedDict):
+    """The form of ``trial.json``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    number: NonNegativeInt
+    point: Point
+    seed: NonNegativeInt
+    name: str
+    status: NotRequired[Literal["running", "finished", "stopped", "failed"]]
+    error: NotRequired[str | None]
+    parameters: NotRequired[NonNegativeInt | None]
+    seconds: NotRequired[FiniteFloat]
+    run_id: NotRequired[str | None]
+    result: NotRequired[dict[str, FiniteFloat]]
+    checkpoint: NotRequired[str | None]
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """Return a campaign's trials in the order of their numbers.
+
+    Raises:
+        UserError: a trial's ``trial.json`` cannot be read, or is that of another trial.
+    """
+    files = folder.glob(f"{TRIALS}/*/{TRIAL}")
+    return sorted(map(read_trial, files), key=lambda record: record.trial.number)
+
+
+def read_trial(file: Path) -> TrialRecord:
+    """Read a ``trial.json``; see `read_trials`."""
+    what = f"trial {file}"
+    values: dict[str, Any] = dict(read_json(file, what, _File))
+    if values["name"] != file.parent.name:  # it becomes part of paths
+        raise UserError(f"{what} is that of trial {short(values['name'])}: its folder must be called so")
+    trial = Suggestion(*(values.pop(field.name) for field in fields(Suggestion)))
+    checkpoint = values.get("checkpoint")
+    if checkpoint is not None and "://" not in checkpoint:
+        values["checkpoint"] = str(file.resolve().parents[2] / checkpoint)
+    return TrialRecord(trial, **values)
+
+
+class _Search(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    metric: str
+    mode: Literal["max", "min"]
+    objectives: NotRequired[list[str]]
+
+
+class PlanFile(TypedDict):
+    """The form of ``campaign.yaml``."""
+
+    campaign: _Search
+    config: dict[str, dict[str, Any]]
+    space: NotRequired[list[dict[str, str]]]
+    data: NotRequired[str]
+
+
+def read_plan(folder: Path) -> PlanFile:
+    """Read a campaign's ``campaign.yaml``.
+
+    Raises:
+        UserError: it cannot be read, or does not say what was optimized.
+    """
+    return check_plan(read_yaml(folder / CAMPAIGN), folder)
+
+
+def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
+    """Check what a campaign's ``campaign.yaml`` says; see `read_plan`."""
+    plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
+    return plan
+
+
+def last_line(error: str) -> str:
+    """Return the line of an error that says what happened."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "unknown"
+
+
+def direction(objective: str) -> Literal["max", "min"]:
+    """Say which way an objective is better."""
+    return "min" if objective.endswith("/loss") or objective in (PARAMETERS, STEP_SECONDS) else "max"
+
+
+def best_point(records: Sequence[TrialRecord], objective: str) -> Point | None:
+    """Return the point that is best on average over its finished trials."""
+    best = best_trial(records, objective)
+    return None if best is None else best.trial.point
+
+
+def best_trial(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
+    """Return the finished trial to use: of the point that is best on average over its seeds, the best."""
+    points: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.status == "finished" and objective in record.result:
+            points.setdefault(str(record.trial.point), []).append(record)
+    sign = 1 if direction(objective) == "max" else -1
+
+    def value(record: TrialRecord) -> float:
+        return sign * record.result[objective]
+
+    best = max(points.values(), key=lambda several: sum(map(value, several)) / len(several), default=[])
+    return max(best, key=value, default=None)

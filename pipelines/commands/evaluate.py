@@ -1,0 +1,120 @@
+"""``metalora evaluate``: k-NN and linear accuracy of an adapter that was trained before, on its data or on others."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from metalora.build import build_networks
+from metalora.config import Config
+from metalora.data import load_table
+from metalora.data.loaders import count_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.persist import load
+from metalora.report.tables import accuracy_table
+from metalora.tracking.store import download_model
+from metalora.train.evaluator import ADAPTER, Evaluator
+from metalora.train.reporter import Progress, Write
+from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.folder import find_run, read_report, read_settings, writable_file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora evaluate`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora evaluate", "Evaluate a trained adapter; settings are those of its training.")
+    parser.add_argument("--model", metavar="MODEL", required=True,
+                        help="a run's folder or name, or MLflow's models:/NAME@champion or runs:/ID/model")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, above those of the training")
+    parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
+    add_settings(parser)
+    options = parse(parser, arguments)
+    file = options.report and writable_file(options.report, "--report")
+    console = terminal()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _fetch(options.model, resolve(options), Path(scratch))
+        config = resolve(options, read_settings(folder))
+        report = evaluate(config, folder, console)
+    if file:
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
+    """Evaluate the adapter of a run's folder.
+
+    Args:
+        config: The training's settings, with others for data and evaluation.
+        folder: Holds the adapter and, if they are to be taken from there, the networks' tensors.
+        console: Where to print.
+
+    Returns:
+        The report, as in ``knn.json``.
+
+    Raises:
+        UserError: data, backbone or adapter that do not fit one another.
+    """
+    table = load_table(config.data)
+    brought = {part: folder / f"{part}.safetensors" for part in ("backbone", "extractor")}
+    backbone, extractor = build_networks(
+        config,
+        lambda text: console.print(text, soft_wrap=True),
+        {part: file for part, file in brought.items() if file.is_file()},
+    )
+    model = load(backbone, folder / ADAPTER, extractor)
+    if model.spec.labels != table.labels:
+        ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
+        raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "
+                        f"the data have {len(table.labels)} ({ours}, ...)")  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = count_loader_workers(config.data.loader_workers, os.cpu_count() or 1)
+    with ProgressDisplay(console) as display, tempfile.TemporaryDirectory() as scratch:
+        evaluator = Evaluator(
+            config, model.to(device), table, backbone.preprocess, Group(device), Watcher(display), workers
+        )
+        evaluator.keep_images(config.data.keep_images * 2**30)
+        evaluator.test(0)(Path(scratch))
+        report = read_report(Path(scratch))
+    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}")
+    return report
+
+
+class Watcher:
+    """A reporter that shows progress, and keeps nothing.
+
+    Args:
+        display: Shows it.
+    """
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self.display = display
+
+    def progress(self, progress: Progress) -> None:
+        """Show progress."""
+        self.display.show(progress)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing: the report has them."""
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Do nothing: nothing is trained."""
+
+
+def _fetch(model: str, config: Config, scratch: Path) -> Path:
+    """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
+    if model.startswith(("models:/", "runs:/")):
+        return download_model(model, config.tracking.tracking_uri, scratch)
+    folder = find_run(model, Path(config.cluster.output), kind="trained model")
+    if not (folder / ADAPTER).is_dir():
+        raise UserError(f"run {model!r} is not finished: {folder} has no folder {ADAPTER!r}")
+    return folder

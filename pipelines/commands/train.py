@@ -1,0 +1,202 @@
+"""``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from metalora.config import Config, to_yaml
+from metalora.data.loaders import count_loader_workers
+from metalora.errors import UserError
+from metalora.files import atomic_file
+from metalora.group import Group
+from metalora.report.tables import accuracy_table
+from metalora.tracking.build import build_tracker
+from metalora.tracking.tracker import Tracker
+from metalora.train.checkpoint import CheckpointFolder, whole
+from metalora.train.evaluator import ADAPTER
+from metalora.train.resume import read_resumable
+from metalora.train.trainer import Trainer
+from pipelines.backend.prepare import Prepared, prepare
+from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.run.claim import named_run
+from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.folder import (
+    CONFIG,
+    METRICS,
+    continued,
+    copy_results,
+    find_run,
+    only_shows,
+    read_report,
+    read_settings,
+    run_params,
+    run_tags,
+    tracked_id,
+    upload_model,
+    upload_results,
+    write_run_note,
+)
+from pipelines.run.log import Listener, LocalReporter, read_metrics
+from pipelines.run.tracking import tell_untracked
+from pipelines.run.trust import check_places
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora train`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora train", "Fine-tune a frozen backbone for several visual domains at once.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
+    parser.add_argument("--print-config", action="store_true", help="print the settings that result, and stop")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the run of this name from its last checkpoint")
+    add_settings(parser)
+    options = parse(parser, arguments)
+    config = resolve(options)
+    folder = None
+    if options.resume:
+        folder = find_run(options.resume, Path(config.cluster.output))
+        config = resolve(options, continued(folder, read_settings(folder)))
+        if config.tracking.run_name != folder.name:
+            raise UserError(
+                f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {folder.name}"
+            )
+    if options.print_config:
+        terminal().print(to_yaml(config), end="", soft_wrap=True)
+        return
+    check_places(config, options, folder)
+    train(config, resume=options.resume is not None)
+
+
+def train(config: Config, resume: bool = False) -> dict[str, Any]:
+    """Train, evaluate, track; print what came of it.
+
+    Args:
+        config: All settings.
+        resume: Go on with the run named ``tracking.run_name``.
+
+    Returns:
+        The k-NN report, as in ``knn.json``.
+
+    Raises:
+        UserError: what the user can mend; what was written so far stays.
+    """
+    console = terminal()
+    with named_run(config, resume, config.adapter.format) as (config, folder):
+        tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
+        prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
+        checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
+        newest = checkpoints.latest() if resume else None
+        last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
+        if last is not None:
+            read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
+        _start_tracking(tracker, config, folder)
+        status = "FAILED"
+        try:
+            with ProgressDisplay(console) as display:
+                _fit(prepared, tracker, display, checkpoints, last)
+            status = "FINISHED"
+            report = read_report(folder)
+            with only_shows("the summary", console.print):
+                _summarize(console, prepared, report, folder, tracker)
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            _finish(tracker, prepared, folder, status, console)
+    return report
+
+
+def _finish(tracker: Tracker, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
+    """End the tracked run, with the results if there are any; the run's folder has them whatever fails here."""
+    try:
+        if status == "FINISHED":
+            upload_results(tracker, folder)
+            if prepared.config.tracking.log_model:
+                upload_model(tracker, folder, prepared.backbone, prepared.extractor)
+        tracker.finish(status)
+    except Exception as error:
+        tell_untracked(error, f"train --resume {folder.name}", console)
+
+
+def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
+    """Start or continue the tracked run; only then write into the run's folder."""
+    run_id = tracked_id(folder, config.tracking.tracking_uri)
+    tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
+    run_id = tracker.start(run_params(config), tags, run_id, list(read_metrics(folder / METRICS)))
+    try:
+        with atomic_file(folder / CONFIG) as file:
+            file.write_text(to_yaml(config), encoding="utf-8")
+        write_run_note(folder, run_id, config.tracking.tracking_uri)
+    except OSError as error:
+        tracker.finish("FAILED")
+        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
+
+
+def _fit(
+    prepared: Prepared, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder, last: Path | None
+) -> None:
+    """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
+    config, folder = prepared.config, checkpoints.folder
+    if config.cluster.workers:
+        from pipelines.backend.cluster import cluster
+        from pipelines.backend.workers import run_on_ray
+
+        listener = Listener(folder / METRICS, tracker, display)
+        with (
+            cluster(config.cluster),
+            run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results,
+        ):
+            copy_results(results, folder, listener.say)
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
+    trainer = Trainer(
+        config,
+        prepared.model.to(device),
+        prepared.table,
+        prepared.backbone.preprocess,
+        Group.current(device),
+        reporter,
+        count_loader_workers(config.data.loader_workers, os.cpu_count() or 1),
+    )
+    trainer.fit(last)
+    finished = checkpoints.latest()
+    assert finished is not None, "the trainer ends with a checkpoint"
+    copy_results(finished, folder, reporter.say)
+
+
+def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
+    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    trained, total = prepared.model.count_parameters()
+    console.print(
+        f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%}); "
+        f"accuracy of the trained classifier: {report['test_accuracy']:.1%}\n"
+        f"run       {folder}\n"
+        f"MLflow    {tracker.where()}\n"
+        "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
+        soft_wrap=True,
+    )
+
+
+def loading_code(config: Config, adapter: Path) -> list[str]:
+    """Return the lines of Python that load a run's adapter."""
+    settings, mapping = config.backbone, config.mapping
+    lines = ["import metalora"]
+    if "none" in (settings.weights, mapping.extractor_weights):
+        lines.append(f"import torch; torch.manual_seed({config.train.seed})  # random weights: those of the run")
+    size = "" if settings.image_size is None else f", image_size={settings.image_size}"
+    lines.append(f"backbone = metalora.build_backbone({settings.backbone!r}, {settings.weights!r}{size})")
+    extra = ""
+    if mapping.extractor != "backbone":
+        lines.append(
+            f"extractor = metalora.build_backbone({mapping.extractor!r}, {mapping.extractor_weights!r}, "
+            "backbone.input_size[1])"
+        )
+        extra = ", extractor"
+    return [*lines, f"model = metalora.load(backbone, {str(adapter)!r}{extra})"]

@@ -1,0 +1,85 @@
+"""``metalora tune``: a campaign of trials over a search space."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metalora.errors import UserError
+from pipelines.campaign.plan import CampaignConfig, Plan
+from pipelines.campaign.run import run_campaign
+from pipelines.campaign.spaces import Space, is_trusted_space, load_space, sections_of, trust_space
+from pipelines.campaign.trials import check_plan
+from pipelines.options import (
+    add_section,
+    add_settings,
+    config_file,
+    given,
+    make_parser,
+    parse,
+    resolve,
+    settings_of,
+)
+from pipelines.run.folder import (
+    CAMPAIGN,
+    continued,
+    find_run,
+    read_settings,
+)
+from pipelines.run.trust import check_places
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora tune`` with command-line arguments.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, with a section 'campaign' too")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the campaign of this name")
+    add_section(parser, "campaign", CampaignConfig)
+    add_settings(parser)
+    options = parse(parser, arguments)
+    plan = _resumed_plan(options) if options.resume else _new_plan(options)
+    run_campaign(plan, resume=bool(options.resume))
+
+
+def _new_plan(options: argparse.Namespace) -> Plan:
+    file = config_file(options)
+    asked = {**file.pop("campaign", {}), **given(CampaignConfig, options)}
+    space = load_space(str(asked.get("space", CampaignConfig().space)))
+    trust_space(space.name)
+    settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
+    base = sections_of(space.settings)
+    base["cluster"] = {"workers": 1, **base.get("cluster", {})}
+    _refuse_searched(space, options, file)
+    config = resolve(options, base, file)
+    check_places(config, options)
+    return Plan(settings, config, space)
+
+
+def _resumed_plan(options: argparse.Namespace) -> Plan:
+    folder = find_run(options.resume, Path(resolve(options).cluster.output), CAMPAIGN, "campaign")
+    before = check_plan(read_settings(folder, CAMPAIGN), folder)
+    campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
+    settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
+    if hasattr(options, "space"):
+        trust_space(settings.space)
+    elif not is_trusted_space(settings.space):
+        raise UserError(
+            f"campaign {folder.name!r} searches {settings.space!r}, Python that was never run here: look at it, then "
+            f"go on with --resume {folder.name} --space {settings.space}"
+        )
+    space = load_space(settings.space)
+    _refuse_searched(space, options, {})
+    config = resolve(options, continued(folder, before["config"]))
+    check_places(config, options, folder)
+    return Plan(settings, config, space)
+
+
+def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:
+    in_file = {name for settings in file.values() if isinstance(settings, Mapping) for name in settings}
+    for name in sorted(space.searched):
+        if hasattr(options, name) or name in in_file:
+            raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")

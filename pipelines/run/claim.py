@@ -1,0 +1,119 @@
+"""A run's folder belongs to one command at a time, and its name to one run."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from metalora.config import Config
+from metalora.errors import UserError
+from metalora.tracking.build import tracking_address
+from pipelines.run.folder import check_links
+
+LOCK = ".lock"
+MOST_NAMES = 1000
+LONGEST = 200  # bytes of a name: file systems take 255, and trials and temporary files add to it
+FORBIDDEN = set("/\\:")  # in the names of folders or of MLflow's models
+
+
+@contextmanager
+def named_run(config: Config, resume: bool, kind: str) -> Iterator[tuple[Config, Path]]:
+    """Give a run its name, its tracker's address and its folder, which is this command's to the end of the block.
+
+    Args:
+        config: Its settings.
+        resume: Whether the run is to exist already, or must not.
+        kind: What a made-up name begins with.
+
+    Yields:
+        The settings with name and address, and the folder.
+
+    Raises:
+        UserError: a name that will not do or is taken, or a folder that cannot be made.
+    """
+    name = config.tracking.run_name
+    if name is not None and not resume:
+        check_name(name)
+    made_up = f"{kind}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    uri = tracking_address(config.tracking.tracking_uri)
+    with claimed(Path(config.cluster.output), name or re.sub(r"[^\w.-]", "_", made_up), resume, name is None) as folder:
+        yield replace(config, tracking=replace(config.tracking, run_name=folder.name, tracking_uri=uri)), folder
+
+
+def check_name(name: str) -> None:
+    """Check that a name will do for all it is used for: a folder, an MLflow run and a registered model.
+
+    Raises:
+        UserError: it will not; the message says what is accepted.
+    """
+    bad = sorted({char for char in name if char in FORBIDDEN or not char.isprintable()})
+    if not name.strip() or name.startswith((".", "-")) or bad or len(name.encode(errors="replace")) > LONGEST:
+        met = f", it holds {', '.join(map(repr, bad))}" if bad else ""
+        raise UserError(
+            f"run_name {name!r} must be a plain folder name{met}: at most {LONGEST} bytes of printable characters, "
+            "without / \\ : and not beginning with . or -"
+        )
+
+
+@contextmanager
+def claimed(output: Path, name: str, resume: bool, made_up: bool = False) -> Iterator[Path]:
+    """Take the folder of a run for this command, and hold it to the end of the block.
+
+    What takes it is a lock that the system frees when the process dies. A folder that the block has left empty, as it
+    does where the settings are refused, is removed.
+
+    Args:
+        output: Folder of all runs.
+        name: The run's name.
+        resume: Whether the run is to exist already, or must not.
+        made_up: Whether another name will do if this one is taken.
+
+    Raises:
+        UserError: the name is taken, the run is in another command's hands, or the folder cannot be made.
+    """
+    new = [path for path in (output, *output.parents) if not path.exists()]
+    for number in count(1):
+        folder = output / (name if number == 1 else f"{name}-{number}")
+        lock = FileLock(folder / LOCK)
+        try:
+            _take(folder, lock, resume)
+            break
+        except UserError:
+            if not made_up or number == MOST_NAMES:
+                raise
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: another command looks whether its lock is still the file
+        lock.release()
+        with suppress(OSError):
+            for path in (folder, *new):
+                path.rmdir()  # if it is empty
+
+
+def _take(folder: Path, lock: FileLock, resume: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"run {folder.name!r} in {folder.parent} is running in another command") from None
+    except OSError as error:
+        link = f" ({LOCK} is a link: take it away)" if (folder / LOCK).is_symlink() else ""
+        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}{link}") from None
+    if resume:
+        try:
+            check_links(folder)
+        except UserError:
+            lock.release()
+            raise
+    elif any(path.name != LOCK for path in folder.iterdir()):
+        lock.release()
+        raise UserError(
+            f"run {folder.name!r} exists in {folder.parent}: choose another --run-name, or --resume {folder.name}"
+        )

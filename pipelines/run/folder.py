@@ -1,0 +1,261 @@
+"""The files of a run's folder, and what MLflow is given of them: the same for a lone training and for a trial."""
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from metalora.adapters.formats import build_format
+from metalora.config import Config, check_file, place_settings
+from metalora.errors import UserError, one_line
+from metalora.evaluate.seeds import read_seeds
+from metalora.files import atomic_file, atomic_folder
+from metalora.models.backbones.base import Backbone
+from metalora.places import absolute, moved
+from metalora.reading import check_form, config_name, read_json, read_yaml, short
+from metalora.redact import redact_uri
+from metalora.registry import nearest
+from metalora.report.plots import plot_tsne
+from metalora.tracking.tracker import Tracker, flatten
+from metalora.train.evaluator import ADAPTER, KNN, SEEDS
+
+CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
+CONFIG, METRICS, RUN, ERROR = "config.yaml", "metrics.jsonl", "run.json", "error.txt"
+REPLACED = {  # of a run's folder, or a trial's, when results are written
+    *(CONFIG, METRICS, RUN, ERROR, CAMPAIGN, TRIAL, "table.yaml", KNN, ADAPTER, "report"),
+    *("seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json"),
+}
+Sections = dict[str, dict[str, Any]]
+
+
+def run_params(config: Config) -> dict[str, Any]:
+    """Return the settings of a training as its run's parameters, without those that its format does not have."""
+    params = flatten(config)
+    if build_format(config.adapter.format, config.adapter.branches).seed != "generated":
+        params = {name: value for name, value in params.items() if not name.startswith("mapping.")}
+    if config.adapter.format != "multi_lora":
+        params.pop("adapter.branches")
+    return params
+
+
+def run_tags(kind: str, command: str) -> dict[str, str]:
+    """Return the tags that every run of a kind (train, campaign, trial) carries."""
+    tags = {"metalora.kind": kind, "mlflow.source.name": f"metalora {command}", "mlflow.user": _user()}
+    commit = _git_commit()
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    if "RAY_JOB_ID" in os.environ:
+        tags["metalora.ray_job"] = os.environ["RAY_JOB_ID"]
+    return tags
+
+
+def write_run_note(folder: Path, run_id: str | None, tracking_uri: str) -> None:
+    """Note which tracked run a folder is, and where it is, so that `read_settings` knows when it was moved."""
+    note = {"run_id": run_id, "tracking_uri": redact_uri(tracking_uri), "folder": str(folder)}
+    with atomic_file(folder / RUN) as file:
+        file.write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def read_run_note(folder: Path) -> tuple[str | None, str]:
+    """Return the id of the tracked run that a folder is, and its tracking URI, empty if it is not tracked.
+
+    Raises:
+        UserError: ``run.json`` cannot be read.
+    """
+    note = _note(folder)
+    uri = moved(note.get("tracking_uri") or "", Path(note.get("folder") or folder), folder)
+    return note.get("run_id"), uri
+
+
+def tracked_id(folder: Path, tracking_uri: str) -> str | None:
+    """Return the id of the run of a store that a folder is, if it is one; a copy of a folder is not."""
+    run_id, uri = read_run_note(folder)
+    original = Path(_note(folder).get("folder") or folder)
+    copied = original != folder and read_run_note(original)[0] == run_id
+    return run_id if uri == redact_uri(tracking_uri) and not copied else None
+
+
+def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> Path:
+    """Return the folder of an earlier run or campaign.
+
+    Args:
+        name: Its name, or the path of its folder.
+        output: Folder of all runs.
+        file: The file that makes a folder one.
+        kind: What it is, for error messages.
+
+    Raises:
+        UserError: there is none; those that are in ``output`` are named.
+    """
+    for folder in (absolute(output / name), absolute(name)):
+        if (folder / file).is_file():
+            return folder
+    names = sorted(path.parent.name for path in output.glob(f"*/{file}")) if output.is_dir() else []
+    raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
+
+
+def check_links(folder: Path, replaced: Collection[str] = REPLACED) -> None:
+    """Refuse links within a run's folder through which something would be written elsewhere.
+
+    Args:
+        folder: The run's folder.
+        replaced: What is replaced when it is written, a link or not, by its path in the folder of a run or trial.
+
+    Raises:
+        UserError: there is another one.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and _in_run(path, folder) not in replaced:
+                raise UserError(
+                    f"{path} is a link to {short(str(path.readlink()))}, and what is written there would be written "
+                    "through it: put a plain file or folder in its place, or take it away"
+                )
+        # what is replaced as a whole may hold links
+        folders[:] = [name for name in folders if _in_run(Path(place, name), folder) not in (ADAPTER, "report")]
+
+
+def _in_run(path: Path, folder: Path) -> str:
+    """Return where in its run, or in its trial, a file of a run's folder is."""
+    parts = path.relative_to(folder).parts
+    return "/".join(parts[2:] if parts[0] == TRIALS and len(parts) > 2 else parts)
+
+
+def writable_file(path: str, option: str) -> Path:
+    """Return the absolute path of a file that a command is to write in the end.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    file = absolute(path)
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"{option} {path!r} cannot be written: {error.strerror}") from None
+    return file
+
+
+def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
+    """Read the settings of an earlier run or campaign; what they name is looked for where it lies to the folder now.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    content = read_yaml(folder / file)
+    old = Path(_note(folder).get("folder") or folder)
+    what = config_name(folder / file)
+    sections: Sections = check_form(content if file == CONFIG else content.get("config", {}), Sections, what)
+    check_file(sections, what)
+    for section, name in place_settings():
+        value = sections.get(section, {}).get(name)
+        if isinstance(value, str):
+            sections[section][name] = moved(value, old, folder)
+    return sections if file == CONFIG else {**content, "config": sections}
+
+
+def continued(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings with the place and the name that its folder has now."""
+    changed = {"cluster": {"output": str(folder.parent)}, "tracking": {"run_name": folder.name}}
+    return {**settings, **{section: {**(settings.get(section) or {}), **new} for section, new in changed.items()}}
+
+
+class _Note(TypedDict, total=False):
+    """The form of ``run.json``."""
+
+    run_id: str | None
+    tracking_uri: str | None
+    folder: str
+
+
+def _note(folder: Path) -> _Note:
+    """Return what `write_run_note` wrote; nothing if it wrote nothing."""
+    if not (folder / RUN).exists():
+        return {}
+    note: _Note = read_json(folder / RUN, f"run {folder / RUN}", _Note)
+    return note
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Read the accuracies of a finished training.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    report: dict[str, Any] = read_json(folder / KNN, f"report {folder / KNN}")
+    return report
+
+
+def copy_results(results: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds.
+
+    What was there is replaced; a link is not followed.
+
+    Args:
+        results: The checkpoint.
+        folder: The run's folder.
+        say: Told if the picture cannot be drawn.
+    """
+    with atomic_folder(folder / ADAPTER) as adapter:
+        shutil.copytree(results / ADAPTER, adapter, dirs_exist_ok=True)
+    _copy(results / KNN, folder / KNN)
+    if (results / SEEDS).is_file():
+        place = (folder / SEEDS).parent
+        if place.is_symlink():
+            place.unlink()
+        _copy(results / SEEDS, folder / SEEDS)
+        seeds = read_seeds(folder / SEEDS)
+        with only_shows("the picture of the seeds", say):
+            plot_tsne(seeds.vectors, seeds.domains, seeds.labels, place / "tsne.png")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target) as file:
+        shutil.copyfile(source, file)
+
+
+@contextmanager
+def only_shows(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Let a block fail that draws or tabulates results: they are there, and a picture must not take them with it."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{what} could not be made: {one_line(error)}")
+
+
+def upload_results(tracker: Tracker, folder: Path) -> None:
+    """Give the tracker what a finished training's folder holds."""
+    for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):
+        if path.exists():
+            tracker.artifact(path)
+
+
+def upload_model(
+    tracker: Tracker, folder: Path, backbone: Backbone, extractor: Backbone | None, name: str = ""
+) -> None:
+    """Give the tracker a run's adapter as a model with all it needs; under a name, as that one's champion."""
+    files = {"adapter": folder / ADAPTER, "config": folder / CONFIG}
+    networks = {"backbone": backbone, "extractor": extractor}
+    tracker.model(files, {part: network for part, network in networks.items() if network is not None}, name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number and no name
+        return str(os.getuid())
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

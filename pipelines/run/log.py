@@ -1,0 +1,133 @@
+"""The driver's end of a training: terminal, ``metrics.jsonl`` and tracker."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from metalora.files import atomic_file
+from metalora.reading import check_form, gate, read_lines
+from metalora.tracking.tracker import Record, Tracker
+from metalora.train.checkpoint import CheckpointFolder
+from metalora.train.reporter import Progress, Write
+from pipelines.run.console import ProgressDisplay
+
+
+class MetricsFile:
+    """Records a run's metrics in ``metrics.jsonl`` and with the tracker.
+
+    After a restart the same steps are trained, and reported, again: what is known already is not recorded twice.
+
+    Args:
+        file: ``metrics.jsonl`` of the run: a line for every record, whatever happens to the tracker.
+        tracker: Started.
+        say: Told when the file cannot be written.
+    """
+
+    def __init__(self, file: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self.file = file
+        self.tracker = tracker
+        self.say = say
+        self.last: dict[str, int] = {}
+        for step, _, values in read_metrics(file):
+            self.last.update(dict.fromkeys(values, step))
+        if not file.exists():
+            file.unlink(missing_ok=True)  # a link to what is not there: it would be made there
+        else:
+            with atomic_file(file) as own:  # what may be a link becomes a file; a last line may be cut off by a crash
+                shutil.copyfile(file, own)
+                with own.open("rb+") as lines:
+                    if lines.seek(0, os.SEEK_END) and lines.seek(-1, os.SEEK_END) and lines.read(1) != b"\n":
+                        lines.write(b"\n")
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics of an optimizer step."""
+        new = {name: value for name, value in values.items() if self.last.get(name, -1) < step}
+        if not new:
+            return
+        self.last.update(dict.fromkeys(new, step))
+        record: Record = (step, time.time(), new)
+        try:
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": step, "time": record[1], "metrics": new}) + "\n")
+        except OSError as error:  # the training can go on without; whether checkpoints can be written is told there
+            self.say(f"{self.file} cannot be written: {error.strerror}")
+        self.tracker.metrics(record)
+
+
+class Listener:
+    """Takes what rank 0 reports.
+
+    Args:
+        file: ``metrics.jsonl`` of the run.
+        tracker: Started.
+        display: Shows progress.
+    """
+
+    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay) -> None:
+        self.display = display
+        self.file = MetricsFile(file, tracker, self.say)
+
+    def progress(self, progress: Progress) -> None:
+        """Show progress."""
+        self.display.show(progress)
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.display.console.print(text, style="yellow", soft_wrap=True)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics."""
+        self.file.record(step, values)
+
+
+class LocalReporter(Listener):
+    """A `Listener` that also keeps checkpoints: the reporter of a training in this process.
+
+    Args:
+        file: As for `Listener`.
+        tracker: As for `Listener`.
+        display: As for `Listener`.
+        checkpoints: Where they are kept.
+    """
+
+    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder) -> None:
+        super().__init__(file, tracker, display)
+        self.checkpoints = checkpoints
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Keep a checkpoint."""
+        assert write is not None, "one process is rank 0"
+        self.checkpoints.write(step, write)
+
+
+class _Line(TypedDict):
+    """The form of a line of ``metrics.jsonl``."""
+
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    time: Annotated[float, Field(ge=0, lt=2**40)]
+    metrics: dict[str, float]
+
+
+def read_metrics(file: Path) -> Iterator[Record]:
+    """Yield the records of a ``metrics.jsonl``; a line cut off by a crash is left out.
+
+    Raises:
+        UserError: it cannot be read, or a line holds something else.
+    """
+    for number, line in enumerate(read_lines(file, f"metrics {file}"), 1):
+        what = f"metrics {file}, line {number},"
+        with gate(what):
+            try:
+                value = json.loads(line)  # not `parse_json`: a metric may be NaN
+            except ValueError:
+                continue
+        record: _Line = check_form(value, _Line, what)
+        if record["metrics"]:
+            yield record["step"], record["time"], record["metrics"]

@@ -1,0 +1,81 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from pipelines.run.console import Output, ProgressDisplay, terminal
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_names_from_data_are_no_markup(capsys):
+    console = terminal()
+    table = Table(title="campaign [b]x[/b]")
+    table.add_column("[red]task")
+    table.add_row(":smile: [link=x]")
+    console.print("runs/[b]/[/nothing]", "[red]", soft_wrap=True)
+    console.print(table)
+    shown = capsys.readouterr().out
+    for text in ("runs/[b]/[/nothing] [red]", "campaign [b]x[/b]", "[red]task", ":smile: [link=x]"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_an_encoding_lacks_is_escaped(encoding):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    output = Output(stream)
+    output.write("素描 und Gemälde\n")
+    output.flush()
+    assert raw.getvalue().decode(encoding).startswith("\\u7d20\\u63cf und Gem")
+
+
+def test_secrets_are_not_shown(capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "longertoken")
+    terminal().print("MLflow at http://alice:pw@host, longertoken", soft_wrap=True)
+    assert capsys.readouterr().out == "MLflow at http://alice:***@host, ***\n"
+
+
+def test_a_stream_that_breaks_is_silent_from_then_on():
+    class Broken(io.StringIO):
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            raise OSError(28, "No space left on device")
+
+    stream = Broken()
+    output = Output(stream)
+    for _ in range(3):
+        assert output.write("x") == 1
+        output.flush()
+    assert stream.writes == 1
+
+
+def test_a_reader_that_goes_away_does_not_end_the_command(tmp_path):
+    code = (
+        "from pipelines.run.console import terminal; from pathlib import Path; import sys\n"
+        "console = terminal()\n"
+        "for _ in range(20000): console.print('x' * 100)\n"
+        "Path(sys.argv[1]).touch()"
+    )
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "end")], stdout=write, stderr=-1, cwd=ROOT)
+    os.close(write)
+    os.read(read, 10)
+    os.close(read)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+    assert (tmp_path / "end").exists()
+
+
+def test_the_bar_shows_phases_as_they_are(capsys):
+    from metalora.train.reporter import Progress
+
+    with ProgressDisplay(terminal()) as display:
+        display.show(Progress("[b]phase", 1, 2))
+    assert "[b]phase" in capsys.readouterr().out
