@@ -44,7 +44,9 @@ def build_backbone(
 def build_networks(
     config: Config, say: Callable[[str], None], files: Mapping[str, Path] | None = None
 ) -> tuple[Backbone, Backbone | None]:
-    """Build the backbone and, where it is another network, the extractor; random weights follow from ``train.seed``.
+    """Build the backbone and, where it is another network, the extractor.
+
+    Random weights follow from ``train.random_seed``.
 
     Args:
         config: All settings.
@@ -56,7 +58,7 @@ def build_networks(
     """
     settings, mapping, files = config.backbone, config.mapping, files or {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+        torch.manual_seed(config.train.random_seed)
         backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say, files.get("backbone"))
         if mapping.extractor == "backbone":
             return backbone, None
@@ -68,14 +70,14 @@ def build_networks(
 def build_model(
     config: Config, backbone: Backbone, extractor: nn.Module | None, labels: Sequence[str]
 ) -> MetaLoRAModel:
-    """Put fresh adapters and a head on a backbone, with initial values that depend on ``train.seed`` alone.
+    """Put fresh adapters and a head on a backbone, with initial values that depend on ``train.random_seed`` alone.
 
     Raises:
         UserError: a target or a rank that does not fit.
     """
     adapter, mapping = config.adapter, config.mapping
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+        torch.manual_seed(config.train.random_seed)
         return adapt(
             backbone,
             adapter.format,

@@ -13,6 +13,13 @@ from metalora.places import expanded
 from metalora.reading import config_name, describe_error, read_yaml
 from metalora.registry import nearest
 
+SHORT_FORMS = {"random_seed": ("--seed",)}
+
+
+def option(name: str) -> str:
+    """Return the option of a setting: ``--batch-size`` for ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -36,9 +43,8 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
         help = getattr(field.default, "description", None) or ""
         if "default:" not in help and shown not in (None, "", {}):
             help += f" (default: {shown})"
-        group.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, help=help.replace("%", "%%"), **_form(name, field.type)
-        )
+        names = [option(name), *SHORT_FORMS.get(name, ())]
+        group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **_form(name, field.type))
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     """
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
+        options = [name for action in parser._actions for name in action.option_strings]
         met = unknown[0].partition("=")[0]
         raise UserError(f"unknown option {met!r}{nearest(met, options)} ({parser.prog} --help lists all)")
     return known
@@ -133,8 +139,7 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     content = read_yaml(expanded(options.config))
     settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that
-    check_file(settings, config_name(options.config))
-    return content
+    return {**content, **check_file(settings, config_name(options.config))}
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def _value(name: str, form: Any, value: Any) -> Any:
     if get_origin(form) is dict:
         pairs = [item.rpartition("=") for item in value]
         if any(not pattern for pattern, _, _ in pairs):
-            raise UserError(f"--{name.replace('_', '-')} takes PATTERN=VALUE, got {' '.join(value)!r}")
+            raise UserError(f"{option(name)} takes PATTERN=VALUE, got {' '.join(value)!r}")
         return {pattern: number for pattern, _, number in pairs}
     if type(None) in get_args(form) and value in ("none", "null"):
         return None

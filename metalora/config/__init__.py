@@ -1,9 +1,12 @@
 """Every setting: the sections, and their reading and writing."""
 
 from metalora.config.config import (
+    RENAMED,
     SECTIONS,
     Config,
     check_file,
+    current_names,
+    current_sections,
     from_dict,
     place_settings,
     setting_sections,
@@ -22,6 +25,7 @@ from metalora.config.sections import (
 )
 
 __all__ = [
+    "RENAMED",
     "SECTIONS",
     "AdapterConfig",
     "BackboneConfig",
@@ -33,6 +37,8 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "check_file",
+    "current_names",
+    "current_sections",
     "from_dict",
     "place_settings",
     "setting_sections",

@@ -74,12 +74,35 @@ class Config:
 
 
 SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
+# section -> {name in files of older code: today's name}
+RENAMED: dict[str, dict[str, str]] = {"train": {"seed": "random_seed"}}
 
 
 def setting_sections() -> dict[str, str]:
     """Map each setting's name to its section."""
     return {
         field.name: section for section, section_type in SECTIONS.items() for field in dataclasses.fields(section_type)
+    }
+
+
+def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of one section under today's names: files of older code have others.
+
+    Raises:
+        UserError: a setting under its old and its new name.
+    """
+    renamed = RENAMED.get(section, {})
+    for old in renamed.keys() & settings.keys():
+        if renamed[old] in settings:
+            raise UserError(f"{section}.{old} is now called {section}.{renamed[old]}: give it under that name only")
+    return {renamed.get(name, name): value for name, value in settings.items()}
+
+
+def current_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{section: {setting: value}}`` under today's names; see `current_names`."""
+    return {
+        section: current_names(section, settings) if isinstance(settings, Mapping) else settings
+        for section, settings in values.items()
     }
 
 
@@ -98,9 +121,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         UserError: an unknown section or setting (the nearest valid name is given), or a value that
             is not accepted.
     """
+    values = current_sections(values)
     _check_names(values)
     try:
-        return TypeAdapter(Config).validate_python(dict(values))
+        return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
         raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
 
@@ -120,7 +144,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
                 raise UserError(f"unknown setting {section}.{name[:80]}{hint}")
 
 
-def check_file(values: Mapping[str, Any], what: str) -> None:
+def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Check the settings of a file each by itself, so that an error names the file; `from_dict` checks the rest.
 
     Args:
@@ -128,15 +152,20 @@ def check_file(values: Mapping[str, Any], what: str) -> None:
             they must be given anew.
         what: What error messages call the file.
 
+    Returns:
+        All of them, under today's names.
+
     Raises:
         UserError: an unknown section or setting, or a value that is not accepted.
     """
     with gate(what):
+        values = current_sections(values)
         _check_names(values)
     for section, settings in values.items():
         known = {n: value for n, value in settings.items() if not (isinstance(value, str) and is_redacted(value))}
         kind: Any = SECTIONS[section]
         check_form({section: known}, dict[str, kind], what)
+    return values
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -191,7 +191,9 @@ class TrainConfig:
         "(default: where convolutions are fused, but not with accumulate > 1, activation_checkpointing or "
         "seed_granularity task)",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every generator")
+    random_seed: int = Field(
+        default=0, ge=0, lt=2**32, description="number behind every random choice; runs that differ in it are repeats"
+    )
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)"
     )

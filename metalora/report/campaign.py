@@ -20,7 +20,7 @@ class Trial:
         error: Why it failed, or what is damaged.
         format: Adapter format.
         point: The settings that the space gives it.
-        seed: ``train.seed``.
+        seed: ``train.random_seed``.
         value: The campaign's metric, last reported; None if there is none, or it is not finite.
         test: The same metric on the test split.
         tasks: Task -> validation accuracy.

@@ -30,7 +30,7 @@ def build_sampler(config: Config, model: MetaLoRAModel, table: ImageTable, group
         return BatchSampler(
             domain,
             config.data.batch_size,
-            seed=settings.seed,
+            seed=settings.random_seed,
             sampling=config.data.domain_sampling,
             accumulate=settings.accumulate,
             rank=group.rank,
@@ -43,7 +43,7 @@ def build_sampler(config: Config, model: MetaLoRAModel, table: ImageTable, group
         classes=settings.episode_classes,
         images=settings.episode_images,
         one_task=settings.episode_tasks != "all",
-        seed=settings.seed,
+        seed=settings.random_seed,
         accumulate=settings.accumulate,
         rank=group.rank,
         world=group.world,

@@ -141,7 +141,8 @@ class Evaluator:
         if self.config.mapping.cache_features:
             rows = np.concatenate([rows, self.table.rows("val")])
         elif len(rows) > STANDARDIZE_SAMPLE:
-            chosen = np.random.default_rng(self.config.train.seed).choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
+            generator = np.random.default_rng(self.config.train.random_seed)
+            chosen = generator.choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
             rows = rows[np.sort(chosen)]
         found, (features,) = self.embed_rows("extract features", rows, lambda x, r: (self._extract(x, r),))
         train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
@@ -279,7 +280,7 @@ class Evaluator:
         """Return rows and features of the parts, each image with the seed of another of them."""
         rows = np.concatenate(parts)
         given = given or GivenSeeds.own(*self._seeds(rows), len(self.table))
-        given = given.shuffled(torch.from_numpy(rows), self.config.train.seed)
+        given = given.shuffled(torch.from_numpy(rows), self.config.train.random_seed)
         return [self._features("test shuffled seeds", part, given) for part in parts]
 
     def _seeds(self, rows: Any) -> tuple[Tensor, Tensor]:

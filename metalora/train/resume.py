@@ -8,7 +8,7 @@ from pydantic import ConfigDict, NonNegativeInt, Strict
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from metalora.config import Config, to_dict
+from metalora.config import Config, current_names, to_dict
 from metalora.data import ImageTable
 from metalora.errors import UserError
 from metalora.models.model import MetaLoRAModel
@@ -54,13 +54,22 @@ def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaL
 def _changes(state: State, config: Config, table: ImageTable, model: MetaLoRAModel) -> list[str]:
     """Say what differs between the training that a checkpoint is of and this one."""
     now = comparable(config)
-    known = {name: movable(value) for name, value in state["settings"].items() if name in now}
+    known = {name: movable(value) for name, value in _current(state["settings"]).items() if name in now}
     changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
     if state["data"] != table.fingerprint:
         changes.append("the data are others")
     if state.get("networks", networks(model)) != networks(model):
         changes.append("the tensors of backbone or extractor are others")
     return changes
+
+
+def _current(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return flat settings, ``section.name``, under today's names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        section, dot, setting = name.partition(".")
+        flat |= {f"{section}{dot}{current}": value for current in current_names(section, {setting: value})}
+    return flat
 
 
 def comparable(config: Config) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Trainer:
         self.ways: dict[str, float] = {}  # what a training does to be faster, as metrics
         self.unverified: list[tuple[int, Tensor, list[tuple[Tensor, Tensor]]]] = []
         self.kept_step: int | None = None
-        seed_everything(self.settings.seed + group.rank)
+        seed_everything(self.settings.random_seed + group.rank)
 
         self.evaluator = Evaluator(config, model, table, preprocess, group, reporter, loader_workers, shared)
         self.sampler = build_sampler(config, model, table, group)
@@ -352,7 +352,7 @@ class Trainer:
             if len(state["generators"]) == self.group.world:
                 restore_generators(state["generators"][self.group.rank], self.device)
             else:  # another number of workers: no state to go on with, so a seed that no step before has used
-                seed_everything(hash((self.settings.seed, self.step, self.group.rank)) % 2**63)
+                seed_everything(hash((self.settings.random_seed, self.step, self.group.rank)) % 2**63)
 
 
 class Clock:

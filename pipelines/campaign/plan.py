@@ -71,13 +71,13 @@ class Plan:
         values = to_dict(self.config)
         for section, settings in sections_of(trial.point).items():
             values[section].update(settings)
-        values["train"]["seed"] = trial.seed
+        values["train"]["random_seed"] = trial.seed
         values["tracking"]["run_name"] = trial.name
         return from_dict(values)
 
     def seeds(self) -> range:
         """The seeds that each point is run with."""
-        first = self.config.train.seed
+        first = self.config.train.random_seed
         return range(first, first + self.campaign.seeds)
 
     def as_dict(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
 
     Args:
         source: The points.
-        seeds: The values of ``train.seed`` that each point is run with.
+        seeds: The values of ``train.random_seed`` that each point is run with.
         objectives: Names of what is reported, the first leads.
         total_epochs: No new trial starts once so many epochs were trained, over all trials; None: no limit.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
 import tune_spaces
-from metalora.config import from_dict, setting_sections
+from metalora.config import RENAMED, current_sections, from_dict, setting_sections
 from metalora.errors import UserError
 from metalora.places import expanded
 from metalora.registry import nearest
@@ -108,13 +108,13 @@ def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: an unknown setting.
     """
-    known = setting_sections()
+    known = setting_sections() | {old: section for section, names in RENAMED.items() for old in names}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
         sections.setdefault(known[name], {})[name] = value
-    return sections
+    return current_sections(sections)
 
 
 def grid(space: Space, points: int) -> list[Point]:
@@ -149,8 +149,8 @@ def _check(space: Space) -> None:
                     f"space {space.name!r}: {name} is the same for a whole campaign "
                     f"(searchable are the settings of {', '.join(SEARCHABLE)}): put it into SETTINGS"
                 )
-            if name == "seed" or name in space.settings:
-                reason = "each point is run with --seeds" if name == "seed" else "it stands in SETTINGS too"
+            if name in ("seed", "random_seed") or name in space.settings:
+                reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --seeds"
                 raise UserError(f"space {space.name!r}: {name} cannot be searched, {reason}")
         try:
             for name, value in alternative.items():

@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
 from typing_extensions import TypedDict
 
+from metalora.config import current_sections
 from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.reading import check_form, config_name, read_json, read_yaml, short
@@ -27,7 +28,7 @@ class Suggestion:
     Attributes:
         number: The trial's number, from 0.
         point: The settings.
-        seed: ``train.seed``.
+        seed: ``train.random_seed``.
         name: The trial's name; that of its folder and its tracked run.
     """
 
@@ -160,6 +161,7 @@ def read_plan(folder: Path) -> PlanFile:
 def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
     """Check what a campaign's ``campaign.yaml`` says; see `read_plan`."""
     plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
+    plan["config"] = current_sections(plan["config"])
     return plan
 
 

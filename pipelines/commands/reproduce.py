@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_section(parser, "table", TableConfig)
     add_settings(parser)
     options = parse(parser, arguments)
-    for name in ("format", "rank", "lr", "backbone", "seed"):
+    for name in ("format", "rank", "lr", "backbone", "random_seed"):
         if hasattr(options, name):
             raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
     base: dict[str, Any] = {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}}
@@ -146,7 +146,7 @@ def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
             errors = "; ".join(record.error or record.status for record in mine)
             raise UserError(f"no trial of {kind} ended well ({errors}): see {tuning}")
         winners[kind] = point
-    fresh = replace(config, train=replace(config.train, seed=config.train.seed + HIGHEST_SEED))
+    fresh = replace(config, train=replace(config.train, random_seed=config.train.random_seed + HIGHEST_SEED))
     space = Space("table1", tuple(winners.values()), {}, {})
     testing = _campaign(f"{name}-test", space, table.fresh_seeds, fresh, open_cluster)
     return read_results(config.backbone.backbone, testing, rates, winners, trials, objective)

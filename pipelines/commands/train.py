@@ -189,7 +189,7 @@ def loading_code(config: Config, adapter: Path) -> list[str]:
     settings, mapping = config.backbone, config.mapping
     lines = ["import metalora"]
     if "none" in (settings.weights, mapping.extractor_weights):
-        lines.append(f"import torch; torch.manual_seed({config.train.seed})  # random weights: those of the run")
+        lines.append(f"import torch; torch.manual_seed({config.train.random_seed})  # random weights: those of the run")
     size = "" if settings.image_size is None else f", image_size={settings.image_size}"
     lines.append(f"backbone = metalora.build_backbone({settings.backbone!r}, {settings.weights!r}{size})")
     extra = ""

@@ -153,7 +153,7 @@ def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
     old = Path(_note(folder).get("folder") or folder)
     what = config_name(folder / file)
     sections: Sections = check_form(content if file == CONFIG else content.get("config", {}), Sections, what)
-    check_file(sections, what)
+    sections = check_file(sections, what)
     for section, name in place_settings():
         value = sections.get(section, {}).get(name)
         if isinstance(value, str):

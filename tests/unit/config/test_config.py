@@ -64,8 +64,8 @@ REFUSED = [
     ("train.accumulate", 0),
     ("train.precision", "float16"),
     ("train.kernel", "fast"),
-    ("train.seed", -1),
-    ("train.seed", 2**64),
+    ("train.random_seed", -1),
+    ("train.random_seed", 2**64),
     ("train.checkpoint_every", 0),
     ("train.keep_checkpoints", 0),
     ("evaluate.knn", []),
@@ -88,7 +88,7 @@ WRONG_TYPES = [
     ("adapter.rank_pattern", ["a"]),
     ("adapter.rank_pattern", {"a": "b"}),
     ("evaluate.knn", ["five"]),
-    ("train.seed", None),
+    ("train.random_seed", None),
 ]
 
 

@@ -171,6 +171,7 @@ def test_a_run_of_older_code_goes_on_and_its_unknown_settings_had_their_defaults
     (state_file,) = Path("runs/mine").glob("checkpoint_*/state.pt")
     state = torch.load(state_file, weights_only=True)
     del state["settings"]["data.max_pixels"], state["networks"]
+    state["settings"]["train.seed"] = state["settings"].pop("train.random_seed")
     torch.save(state, state_file)
     (state_file.parent / "SHA256SUMS").unlink()
     main(["train", "--resume", "mine"])

@@ -48,7 +48,7 @@ def test_a_static_trial_keeps_the_mapping_net_of_the_plan():
     assert plan.trial_config(Suggestion.of(0, tr, 5)).mapping.mapping_depth == 3
     config = plan.trial_config(Suggestion.of(1, lora, 5))
     assert config.mapping == Config().mapping
-    assert (config.train.seed, config.train.lr) == (5, lora["lr"])
+    assert (config.train.random_seed, config.train.lr) == (5, lora["lr"])
 
 
 def write(tmp_path, text):
