@@ -2,7 +2,8 @@
 
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@contextmanager
+def checkpoint_failure(step: int, place: "CheckpointFolder | None" = None) -> Iterator[None]:
+    """Say in one line, where the block writes a checkpoint, why it could not be written.
+
+    Args:
+        step: The checkpoint's.
+        place: Where it is written, if that is known: what is there still is named.
+
+    Raises:
+        UserError: the block met an error of files (disk full, say).
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where, last = ("", "") if place is None else (f" to {place.folder}", f"; last good one: {place.latest()}")
+        raise UserError(f"the checkpoint of step {step} could not be written{where}: {reason}{last}") from None
+
+
 class CheckpointFolder:
     """A run's checkpoints below a local folder, as ``checkpoint_00000120``.
 
@@ -114,15 +134,8 @@ class CheckpointFolder:
             UserError: it could not be written (a full disk); the last one stays.
         """
         path = self.folder / f"{PREFIX}{step:08d}"
-        try:
-            with atomic_folder(path) as folder:
-                write(folder)
-        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; "
-                f"last good one: {self.latest()}"
-            ) from None
+        with checkpoint_failure(step, self), atomic_folder(path) as folder:
+            write(folder)
         for old in self.all()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return path

@@ -18,7 +18,8 @@ from metalora.group import Group
 from metalora.models.backbones.base import Backbone
 from metalora.models.backbones.small_networks import EMBEDDED
 from metalora.train.trainer import Trainer
-from pipelines.bench.common import SETTINGS, Result, Size, Timing, publish, read_options, this_device, timed
+from pipelines.backend.device import this_device
+from pipelines.bench.common import SETTINGS, Result, Size, Timing, publish, read_options, timed
 from pipelines.bench.training import (
     RateReporter,
     first_step,

@@ -162,11 +162,6 @@ def _gpu_seconds(function: Callable[[], Any]) -> float:
     return float(begin.elapsed_time(end)) / 1000
 
 
-def this_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @functools.cache
 def machine() -> dict[str, Any]:
     """Describe the machine, the versions and the commit that figures were taken with."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metalora.errors import UserError
 from metalora.evaluate.knn import VOTES, Metric, knn_predict
-from pipelines.bench.common import Result, Size, Timing, publish, read_options, this_device, timed
+from pipelines.backend.device import this_device
+from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
 
 K = (5, 10)
 TEMPERATURE = 0.07

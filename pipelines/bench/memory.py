@@ -11,7 +11,8 @@ import torch
 
 from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
-from pipelines.bench.common import Result, Size, publish, read_options, this_device, write
+from pipelines.backend.device import this_device
+from pipelines.bench.common import Result, Size, publish, read_options, write
 from pipelines.bench.step import NETWORKS, Network, build, check_names
 
 METHODS = (

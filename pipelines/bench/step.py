@@ -17,7 +17,8 @@ from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
 from metalora.models.adapt import adapt
 from metalora.train.activation_checkpointing import checkpoint_blocks
-from pipelines.bench.common import Result, Size, Timing, positive, publish, read_options, this_device, timed, write
+from pipelines.backend.device import this_device
+from pipelines.bench.common import Result, Size, Timing, positive, publish, read_options, timed, write
 
 CLASSES = 100
 BRANCHES = 4

@@ -1,30 +1,30 @@
 """Writes down what a campaign's trials report: their folders, their MLflow runs, and what the terminal shows.
 
-Ray Tune calls the `Recorder`, trials leave the rest on the board; one thread takes care of both, in order, so that
-the search never waits for a file or a server.
+Ray Tune calls the `Recorder`, trials leave the rest in the mailbox; the mailbox's courier takes care of both, in order,
+so that the search never waits for a file or a server.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
 from metalora.config import Config, to_yaml
-from metalora.errors import UserError
+from metalora.errors import UserError, one_line
 from metalora.files import atomic_file
 from metalora.redact import redact
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import NullTracker, Tracker
 from metalora.train.evaluator import has_results
-from pipelines.backend.workers import opened
+from metalora.train.reporter import Progress
+from pipelines.backend.mailbox import Courier, Event, Failure, Mailbox, Message
+from pipelines.backend.ray_checkpoints import opened
 from pipelines.campaign.display import CampaignDisplay
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Suggestion, TrialRecord, last_line
+from pipelines.run.console import only_tells
 from pipelines.run.folder import (
     CONFIG,
     ERROR,
@@ -36,21 +36,20 @@ from pipelines.run.folder import (
     upload_results,
     write_run_note,
 )
-from pipelines.run.log import MetricsFile, read_metrics
+from pipelines.run.log import RunLog, read_metrics
 
-POLL_SECONDS = 0.3
 KEPT = (PARAMETERS, STEP_SECONDS, "epoch")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Listens to a campaign.
+    """Keeps the logs of a campaign's trials.
 
     Args:
         plan: The campaign.
         folder: Its folder.
         parent: Id of its MLflow run; None if it is not tracked.
-        board: Where the trials leave what they report.
+        mailbox: Where the trials leave what they report.
         display: The terminal.
         records: The trials of an earlier part of the campaign.
     """
@@ -60,29 +59,25 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         plan: Plan,
         folder: Path,
         parent: str | None,
-        board: Any,
+        mailbox: Mailbox,
         display: CampaignDisplay,
         records: Iterable[TrialRecord],
     ) -> None:
         self.plan = plan
         self.folder = folder
         self.parent = parent
-        self.board = board
         self.display = display
         self.records = {record.trial.name: record for record in records}
         self.open: dict[str, OpenTrial] = {}
-        self.early: list[tuple[str, tuple[Any, ...]]] = []
-        self.jobs: queue.Queue[Callable[[], None]] = queue.Queue()
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.early: list[Event] = []
+        self.courier = Courier(mailbox, self.listen, display.say)
 
     def __enter__(self) -> "Recorder":
-        self.thread.start()
+        self.courier.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.done.set()
-        self.thread.join()
+        self.courier.__exit__()
         for name in list(self.open):
             self._close(name, "running", None)
 
@@ -92,28 +87,29 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Begin or continue a trial's folder and run."""
-        self.jobs.put(lambda: self._start(trial.config["trial"]))
+        self.courier.later(lambda: self._start(trial.config["trial"]))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         """Note a trial's result."""
         named = {name: value for name, value in result.items() if "/" in name or name in KEPT}
         numbers = {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
-        self.jobs.put(lambda: self._update(trial.config["trial"].name, result=numbers))
+        self.courier.later(lambda: self._update(trial.config["trial"].name, result=numbers))
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         """Note where a trial's checkpoint is."""
         kind = checkpoint.filesystem.type_name
         place = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
-        self.jobs.put(lambda: self._checkpoint(trial.config["trial"].name, place))
+        # After what was posted before it: a trial that goes on from here does not report that again.
+        self.courier.later(lambda: self._update(trial.config["trial"].name, checkpoint=place))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Keep a trial's results: it is through, was stopped, or has said why it failed."""
-        self.jobs.put(lambda: self.complete(trial.config["trial"].name))
+        self.courier.later(lambda: self.complete(trial.config["trial"].name))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Note why a trial failed."""
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no reason is known"
-        self.jobs.put(lambda: self._failed(trial.config["trial"], text))
+        self.courier.later(lambda: self._failed(trial.config["trial"], text))
 
     def on_experiment_end(self, trials: Iterable[Any], **info: Any) -> None:
         """Note the trials that Tune gave up without telling, such as one that it could not start."""
@@ -133,7 +129,6 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def complete(self, name: str) -> None:
         """End a trial according to what its last checkpoint holds."""
-        self._carry()
         if name not in self.open:  # it has said already why it failed
             return
         record = self.records[name]
@@ -155,6 +150,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self.open[trial.name] = opened_trial
         self.records[trial.name] = opened_trial.record
         self.display.update(self.records)
+        early, self.early = self.early, []
+        for event in early:
+            self.listen(event)
 
     def _update(self, name: str, **changes: Any) -> None:
         if name in self.open:
@@ -165,16 +163,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self.records[name].write(self.open[name].folder)
             self.display.update(self.records)
 
-    def _checkpoint(self, name: str, place: str) -> None:
-        self._carry()  # a trial that goes on from here does not report again what it reported before
-        self._update(name, checkpoint=place)
-
     def _failed(self, trial: Suggestion, error: str) -> None:
         if trial.name not in self.open:
             if trial.name in self.records and self.records[trial.name].status != "running":
                 return  # it is noted already
             self._start(trial)
-        self._close(trial.name, "failed", error)
+        if trial.name in self.open:  # it may have said itself why
+            self._close(trial.name, "failed", error)
 
     def _close(self, name: str, status: str, error: str | None) -> None:
         trial = self.open.pop(name)
@@ -190,46 +185,26 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         trial.close(status, error)
         self.display.update(self.records)
 
-    def _run(self) -> None:
-        while True:
-            last = self.done.is_set()
-            try:
-                self._carry()
-                while True:
-                    self.jobs.get_nowait()()
-            except queue.Empty:
-                pass
-            except ray.exceptions.RayError as error:  # the cluster is gone, and Tune ends the campaign
-                if not last:
-                    self.display.say(f"the cluster does not answer: {type(error).__name__}")
-                    last = self.done.wait(30)
-            except Exception as error:  # the search must not end of it; the trial's checkpoint has everything
-                self.display.say(f"a trial could not be recorded: {type(error).__name__}: {error}")
-                continue
-            if last:
-                return
-            time.sleep(POLL_SECONDS)
-
-    def _carry(self) -> None:
-        events, self.early = [*self.early, *ray.get(self.board.pull.remote())], []
-        for kind, (name, *content) in events:
-            if kind == "say":
-                self.display.say(f"{name}: {content[0]}")
-            elif kind == "progress":
-                self.display.progress(name, *content)
-            elif name not in self.open:
-                if name not in self.records or self.records[name].status == "running":
-                    self.early.append((kind, (name, *content)))  # Tune has yet to tell that it runs
-            elif kind == "failed":
-                self._close(name, "failed", *content)
-            else:
-                self.open[name].metrics.record(*content)
-                if PARAMETERS in content[1]:
-                    self._update(name, result={PARAMETERS: content[1][PARAMETERS]})
+    def listen(self, event: Event) -> None:
+        """Take what a trial reports."""
+        name, content = event.sender, event.content
+        if isinstance(content, Message):
+            self.display.say(f"{name}: {content.text}")
+        elif isinstance(content, Progress):
+            self.display.progress(name, content)
+        elif name not in self.open:
+            if name not in self.records or self.records[name].status == "running":
+                self.early.append(event)  # Tune has yet to tell that it runs
+        elif isinstance(content, Failure):
+            self._close(name, "failed", content.text)
+        else:
+            self.open[name].log.metrics(content.step, content.values)
+            if PARAMETERS in content.values:
+                self._update(name, result={PARAMETERS: content.values[PARAMETERS]})
 
 
 class OpenTrial:
-    """A trial that runs: its folder and its tracked run.
+    """A trial that runs: its folder, its tracked run and its log.
 
     Args:
         config: Its settings.
@@ -243,16 +218,16 @@ class OpenTrial:
         self, config: Config, folder: Path, record: TrialRecord, parent: str | None, say: Callable[[str], None]
     ) -> None:
         self.folder = folder
-        self.say = say
         self.began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / CONFIG) as file:
             file.write_text(to_yaml(config), encoding="utf-8")
+        self.say = say
         self.tracker, run_id = self._track(config, record, parent)
         write_run_note(folder, run_id, config.tracking.tracking_uri)
         self.record = record.but(run_id=run_id)
         self.record.write(folder)
-        self.metrics = MetricsFile(folder / METRICS, self.tracker, say)
+        self.log = RunLog(folder / METRICS, self.tracker, say)
 
     def _track(self, config: Config, record: TrialRecord, parent: str | None) -> tuple[Tracker, str | None]:
         tracking = config.tracking
@@ -275,8 +250,8 @@ class OpenTrial:
         return time.monotonic() - self.began
 
     def close(self, status: str, error: str | None) -> None:
-        """End the tracked run."""
-        try:
+        """End the tracked run; a tracker that is away must not end the campaign."""
+        with only_tells(lambda problem: self.say(f"{self.folder.name} is not tracked in full: {one_line(problem)}")):
             if status == "finished":
                 upload_results(self.tracker, self.folder)
             self.tracker.tag("metalora.status", status)
@@ -286,5 +261,3 @@ class OpenTrial:
                 self.tracker.tag("metalora.error", redact(last_line(error)))
                 self.tracker.artifact(self.folder / ERROR)
             self.tracker.finish(STATUS[status])
-        except Exception as problem:  # the folder has everything; a tracker that is away must not end the campaign
-            self.say(f"{self.folder.name} is not tracked in full: {' '.join(str(problem).split())}")

@@ -1,6 +1,6 @@
 """A campaign from its plan to its champion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from metalora.build import build_model
 from metalora.errors import UserError
-from metalora.files import atomic_file
 from metalora.redact import redact_settings
 from metalora.registry import nearest
 from metalora.tracking.build import build_tracker
@@ -23,16 +22,14 @@ from pipelines.campaign.runner import CampaignRunner
 from pipelines.campaign.spaces import grid
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, Suggestion, TrialRecord, best_trial, read_trials
 from pipelines.run.claim import named_run
-from pipelines.run.console import terminal
+from pipelines.run.console import only_tells, terminal
 from pipelines.run.folder import (
     CAMPAIGN,
     TRIALS,
     run_tags,
-    tracked_id,
     upload_model,
-    write_run_note,
 )
-from pipelines.run.tracking import tell_untracked
+from pipelines.run.tracking import start_tracking, tell_untracked
 
 
 def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster) -> Path:
@@ -66,7 +63,7 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
     complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.seeds)
     with nullcontext() if complete else open_cluster(config.cluster):
         runner = None if complete else CampaignRunner(plan, folder, prepared, points, console)
-        parent = _start_tracking(tracker, plan, folder)
+        parent = _start(tracker, plan, folder)
         status = "FAILED"
         try:
             if runner is not None:
@@ -137,37 +134,28 @@ def _is_complete(records: Sequence[TrialRecord], total: int) -> bool:
     return len(records) == total and all(record.status != "running" for record in records)
 
 
-def _start_tracking(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
-    """Begin or continue the campaign's tracked run, the parent of its trials'; only then write into its folder."""
-    config = plan.config
-    run_id = tracked_id(folder, config.tracking.tracking_uri)
-    described = plan.as_dict()
+def _start(tracker: Tracker, plan: Plan, folder: Path) -> str | None:
+    """Start or continue the campaign's tracked run, the parent of its trials'; return its id."""
+    config, described = plan.config, plan.as_dict()
     params = {f"campaign.{name}": value for name, value in described["campaign"].items()}
     params |= {f"space.{i}": value for i, value in enumerate(described["space"])}
-    run_id = tracker.start({**params, **flatten(config)}, run_tags("campaign", "tune"), run_id, [])
-    try:
-        with atomic_file(folder / CAMPAIGN) as file:
-            file.write_text(yaml.safe_dump(redact_settings(described), sort_keys=False), encoding="utf-8")
-        write_run_note(folder, run_id, config.tracking.tracking_uri)
-    except OSError as error:
-        tracker.finish("FAILED")
-        raise UserError(f"the campaign's folder {folder} cannot be written: {error.strerror}") from None
-    return run_id
+    settings = {CAMPAIGN: yaml.safe_dump(redact_settings(described), sort_keys=False)}
+    tags = run_tags("campaign", "tune")
+    return start_tracking(tracker, folder, config.tracking.tracking_uri, {**params, **flatten(config)}, tags, settings)
 
 
 def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
-    """Register the champion, report, and end the tracked run; whatever fails here, the trials stay."""
+    """Register the champion, report, and end the tracked run, each whatever becomes of the others."""
     best = best_trial(read_trials(folder), plan.campaign.objectives[0])
-    steps: list[Callable[[], None]] = [lambda: tracker.finish(status)]
+    tell = tell_untracked(f"tune --resume {folder.name}", console)
+    if status == "FINISHED" and best is not None:
+        with only_tells(tell):
+            _register(plan, prepared, folder, best, console)
     if status == "FINISHED":
-        steps.insert(0, lambda: _report(tracker, folder, console))
-        if best is not None:
-            steps.insert(0, lambda: _register(plan, prepared, folder, best, console))
-    for step in steps:
-        try:
-            step()
-        except Exception as error:
-            tell_untracked(error, f"tune --resume {folder.name}", console)
+        with only_tells(tell):
+            _report(tracker, folder, console)
+    with only_tells(tell):
+        tracker.finish(status)
     console.print(f"MLflow    {tracker.where()}", soft_wrap=True)
 
 

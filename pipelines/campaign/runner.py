@@ -15,7 +15,7 @@ from metalora.adapters.formats import build_format
 from metalora.errors import UserError
 from metalora.train.evaluator import image_bytes
 from pipelines.backend.cluster import gpus_per_worker
-from pipelines.backend.mailbox import new_board
+from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.prepare import Prepared
 from pipelines.campaign.display import CampaignDisplay
 from pipelines.campaign.plan import Plan
@@ -70,18 +70,18 @@ class CampaignRunner:
         Args:
             parent: Id of the campaign's tracked run.
         """
-        board = new_board()
+        mailbox = Mailbox()
         hours = self.plan.campaign.hours
         lead = self.plan.campaign.objectives[0]
         display = CampaignDisplay(self.console, self.folder.name, lead, self._total(), hours and hours * 3600)
         before = read_trials(self.folder)
-        recorder = Recorder(self.plan, self.folder, parent, board, display, before)
+        recorder = Recorder(self.plan, self.folder, parent, mailbox, display, before)
         for record in before:
             recorder.settle(record)
         before = list(recorder.records.values())
         display.begin({record.trial.name: record for record in before})
         with display, recorder:
-            materials = self._materials(board, before, display)
+            materials = self._materials(mailbox, before, display)
             tuner = self._tuner(materials, recorder, before)
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Tune ignores its own verbosity
                 tuner.fit()
@@ -129,7 +129,7 @@ class CampaignRunner:
             f"{remote.rstrip('/')}/{self.folder.name}/{STORAGE}" if remote else str((self.folder / STORAGE).resolve())
         )
 
-    def _materials(self, board: Any, before: Sequence[TrialRecord], display: CampaignDisplay) -> Materials:
+    def _materials(self, mailbox: Mailbox, before: Sequence[TrialRecord], display: CampaignDisplay) -> Materials:
         """Compute once what the trials share."""
         networks = ray.put((self.prepared.backbone, self.prepared.extractor))
         keep, size = self._keep_images()
@@ -137,7 +137,7 @@ class CampaignRunner:
         began = time.monotonic()
         task = share.options(num_cpus=settings.cpus_per_worker, num_gpus=self.gpus)
         kinds = self._extractor_kinds()
-        shared = task.remote(self.plan, networks, board, keep, kinds)
+        shared = task.remote(self.plan, networks, mailbox, keep, kinds)
         ray.wait([shared], fetch_local=False)
         try:
             ray.get(shared)
@@ -154,7 +154,7 @@ class CampaignRunner:
         )  # fmt: skip
         checkpoints = {r.trial.name: r.checkpoint for r in before if r.checkpoint is not None}
         return Materials(
-            self.plan, board, networks, shared, checkpoints, self._storage(), (self.folder / STORAGE).resolve()
+            self.plan, mailbox, networks, shared, checkpoints, self._storage(), (self.folder / STORAGE).resolve()
         )
 
     def _keep_images(self) -> tuple[bool, int]:

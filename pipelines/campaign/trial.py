@@ -1,4 +1,4 @@
-"""One trial of a campaign, on the cluster: an ordinary training whose reporter tells Ray Tune and the campaign's board.
+"""One trial of a campaign, on the cluster: an ordinary training that reports to Ray Tune and the campaign's mailbox.
 
 A trial of one worker trains in Tune's own process, which the next trial takes over, libraries loaded. A trial of
 several workers is a driver of Ray Train; it takes no CPU, so that it cannot keep its own workers waiting.
@@ -7,7 +7,6 @@ several workers is a driver of Ray Train; it takes no CPU, so that it cannot kee
 import gc
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,10 +24,14 @@ from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.train.checkpoint import whole
-from metalora.train.reporter import Progress, Write
+from metalora.train.reporter import Progress
 from metalora.train.shared import compute_shared
 from metalora.train.trainer import Trainer
-from pipelines.backend.workers import checkpoint_failure, opened, run_on_ray
+from pipelines.backend.device import this_device
+from pipelines.backend.mailbox import Courier, Event, Mailbox, Metrics
+from pipelines.backend.ray_checkpoints import opened
+from pipelines.backend.reporter import MailReporter
+from pipelines.backend.workers import run_on_ray
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Suggestion
 
@@ -41,7 +44,7 @@ class Materials:
 
     Attributes:
         plan: The campaign.
-        board: Where trials leave what they report.
+        mailbox: Where trials leave what they report.
         networks: In Ray's object store: backbone and extractor.
         shared: In Ray's object store: a `Shared`.
         checkpoints: Of trials that an earlier part of the campaign began, by name: to go on from.
@@ -50,7 +53,7 @@ class Materials:
     """
 
     plan: Plan
-    board: Any
+    mailbox: Mailbox
     networks: Any
     shared: Any
     checkpoints: Mapping[str, str]
@@ -58,62 +61,53 @@ class Materials:
     folder: Path
 
 
-class TrialReporter:
-    """The reporter of a trial.
+class TuneReporter:
+    """What Ray Tune must be told of a trial.
 
-    Ray Tune is told of a validation together with the checkpoint that follows it, so that a trial stopped by what it
+    Tune is told of a validation together with the checkpoint that follows it, so that a trial stopped by what it
     reports has one.
 
     Args:
-        board: The campaign's board.
-        name: The trial.
-        config: Its settings.
+        batch_size: Images of an optimizer step.
     """
 
-    def __init__(self, board: Any, name: str, config: Config) -> None:
-        self.board = board
-        self.name = name
-        self.batch_size = config.data.batch_size
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
         self.epoch = 0
         self.result: dict[str, float] = {}
         self.unreported = False
 
-    def parameters(self, trained: int) -> None:
-        """Take note of the number of trained parameters."""
-        self.result[PARAMETERS] = trained
-        self.board.push.remote("metrics", self.name, 0, {PARAMETERS: float(trained)})
+    def listen(self, event: Event) -> None:
+        """Take from what the trial reports what Tune must be told."""
+        match event.content:
+            case Progress():
+                self._progress(event.content)
+            case Metrics():
+                self._metrics(event.content.values)
 
-    def progress(self, progress: Progress) -> None:
-        """Leave the progress on the board."""
+    def checkpoint(self, step: int, folder: Path | None) -> None:
+        """Give Tune a checkpoint, with what is known."""
+        assert folder is not None, "a trial of one process is rank 0"
+        self.deliver(folder)
+
+    def deliver(self, folder: Path) -> None:
+        """Report a checkpoint's folder."""
+        self._report(tune.Checkpoint.from_directory(str(folder)))
+
+    def _progress(self, progress: Progress) -> None:
         if progress.epoch:
             self.epoch = progress.epoch
             if self.unreported and progress.phase == "train" and progress.epoch > self.result["epoch"]:
                 self._report(None)  # no checkpoint has followed the validation
-        self.board.push.remote("progress", self.name, progress)
 
-    def say(self, text: str) -> None:
-        """Leave a message on the board."""
-        self.board.push.remote("say", self.name, text)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Leave metrics on the board; remember what Tune is told."""
-        self.board.push.remote("metrics", self.name, step, dict(values))
+    def _metrics(self, values: Mapping[str, float]) -> None:
+        if PARAMETERS in values:
+            self.result[PARAMETERS] = values[PARAMETERS]
         if "train/images_per_second" in values:
             self.result[STEP_SECONDS] = self.batch_size / values["train/images_per_second"]
         if any(name.startswith("val/") for name in values):
             self.result.update(values, epoch=self.epoch)
             self.unreported = True
-
-    def checkpoint(self, step: int, write: Write | None) -> None:
-        """Give Ray Tune a checkpoint, with what is known."""
-        assert write is not None, "a trial of one process is rank 0"
-        with checkpoint_failure(step), tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            self.deliver(Path(folder))
-
-    def deliver(self, folder: Path) -> None:
-        """Report a checkpoint's folder."""
-        self._report(tune.Checkpoint.from_directory(str(folder)))
 
     def _report(self, checkpoint: Any) -> None:
         self.unreported = False
@@ -129,13 +123,14 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_SECONDS))
     trial: Suggestion = config["trial"]
     settings = materials.plan.trial_config(trial)
-    reporter = TrialReporter(materials.board, trial.name, settings)
+    told = TuneReporter(settings.data.batch_size)
+    reporter = MailReporter(materials.mailbox, trial.name, told.checkpoint, told.listen)
     run = _nested if settings.cluster.workers > 1 else _alone
     try:
         with _checkpoint(materials, trial) as resume:
-            run(settings, materials, reporter, resume and whole(resume, reporter.say))
+            run(settings, materials, reporter, told, resume and whole(resume, reporter.say))
     except UserError as error:
-        ray.get(materials.board.push.remote("failed", trial.name, str(error)))
+        reporter.fail(str(error))
     finally:
         gc.collect()  # the process goes on with another trial
         if torch.cuda.is_available():
@@ -143,42 +138,40 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def share(plan: Plan, networks: Any, board: Any, keep_images: bool, kinds: list[str]) -> Any:
+def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds: list[str]) -> Any:
     """Compute what all trials share, on the resources of one trial.
 
     Args:
         plan: The campaign.
         networks: Backbone and extractor.
-        board: Told the progress.
+        mailbox: Told the progress.
         keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
     """
     backbone, extractor = networks
     table = load_table(plan.config.data)
-    device = this_device()
+    device = this_device(bool(ray.get_gpu_ids()))
     models = {}
     for kind in kinds or ["stats"]:
         point = {"format": "cp", "extractor_features": kind} if kinds else {"format": "lora"}
         settings = plan.trial_config(Suggestion(0, {**point, "rank": 1, "parameter_budget": None}, 0, "shared"))
         models[kind] = build_model(settings, backbone, extractor, ()).to(device)
-    reporter = TrialReporter(board, "shared", plan.config)
+    reporter = MailReporter(mailbox, "shared")
     workers = _loader_workers(plan.config)
     return compute_shared(
         plan.config, models, table, backbone.preprocess, Group(device), reporter, workers, keep_images
     )
 
 
-def this_device() -> torch.device:
-    """Return the device that Ray has given this process."""
-    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-
-
-def _alone(settings: Config, materials: Materials, reporter: TrialReporter, resume: Path | None) -> None:
+def _alone(
+    settings: Config, materials: Materials, reporter: MailReporter, told: TuneReporter, resume: Path | None
+) -> None:
+    """Train in this process."""
     backbone, extractor = ray.get(materials.networks)
     table = load_table(settings.data)
-    device = this_device()
+    device = this_device(bool(ray.get_gpu_ids()))
     model = build_model(settings, backbone, extractor, table.labels).to(device)
-    reporter.parameters(model.count_parameters()[0])
+    reporter.metrics(0, {PARAMETERS: float(model.count_parameters()[0])})
     Trainer(
         settings,
         model,
@@ -191,15 +184,22 @@ def _alone(settings: Config, materials: Materials, reporter: TrialReporter, resu
     ).fit(resume)
 
 
-def _nested(settings: Config, materials: Materials, reporter: TrialReporter, resume: Path | None) -> None:
+def _nested(
+    settings: Config, materials: Materials, reporter: MailReporter, told: TuneReporter, resume: Path | None
+) -> None:
+    """Train on workers of Ray Train: they post to the campaign's mailbox, where this process reads along for Tune."""
     backbone, extractor = ray.get(materials.networks)
     labels = load_table(settings.data).labels
-    reporter.parameters(build_model(settings, backbone, extractor, labels).count_parameters()[0])
+    model = build_model(settings, backbone, extractor, labels)
+    reporter.metrics(0, {PARAMETERS: float(model.count_parameters()[0])})
     folder = materials.folder / reporter.name
     folder.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, cluster=replace(settings.cluster, storage_path=materials.storage))
-    with run_on_ray(settings, backbone, extractor, reporter, folder, resume, materials.shared) as results:
-        reporter.deliver(results)
+    mailbox = materials.mailbox
+    with Courier(mailbox, told.listen, reporter.say, reader=reporter.name):
+        last = run_on_ray(settings, backbone, extractor, mailbox, folder, resume, materials.shared)
+    with last as results:
+        told.deliver(results)
 
 
 def _checkpoint(materials: Materials, trial: Suggestion) -> AbstractContextManager[Path | None]:

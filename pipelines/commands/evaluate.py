@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from metalora.build import build_networks
@@ -21,6 +20,7 @@ from metalora.report.tables import accuracy_table
 from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER, Evaluator
 from metalora.train.reporter import Progress, Write
+from pipelines.backend.device import this_device
 from pipelines.options import add_settings, make_parser, parse, resolve
 from pipelines.run.console import ProgressDisplay, terminal
 from pipelines.run.folder import find_run, read_report, read_settings, writable_file
@@ -75,7 +75,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
         raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "
                         f"the data have {len(table.labels)} ({ours}, ...)")  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     workers = count_loader_workers(config.data.loader_workers, os.cpu_count() or 1)
     with ProgressDisplay(console) as display, tempfile.TemporaryDirectory() as scratch:
         evaluator = Evaluator(

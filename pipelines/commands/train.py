@@ -1,29 +1,24 @@
 """``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from metalora.config import Config, to_yaml
-from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
-from metalora.files import atomic_file
-from metalora.group import Group
 from metalora.report.tables import accuracy_table
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
 from metalora.train.evaluator import ADAPTER
 from metalora.train.resume import read_resumable
-from metalora.train.trainer import Trainer
+from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.options import add_settings, make_parser, parse, resolve
 from pipelines.run.claim import named_run
-from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.console import ProgressDisplay, only_tells, terminal
 from pipelines.run.folder import (
     CONFIG,
     METRICS,
@@ -35,13 +30,11 @@ from pipelines.run.folder import (
     read_settings,
     run_params,
     run_tags,
-    tracked_id,
     upload_model,
     upload_results,
-    write_run_note,
 )
-from pipelines.run.log import Listener, LocalReporter, read_metrics
-from pipelines.run.tracking import tell_untracked
+from pipelines.run.log import RunLog
+from pipelines.run.tracking import start_tracking, tell_untracked
 from pipelines.run.trust import check_places
 
 
@@ -95,7 +88,9 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
         if last is not None:
             read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
-        _start_tracking(tracker, config, folder)
+        tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
+        uri = config.tracking.tracking_uri
+        start_tracking(tracker, folder, uri, run_params(config), tags, {CONFIG: to_yaml(config)})
         status = "FAILED"
         try:
             with ProgressDisplay(console) as display:
@@ -113,62 +108,28 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
 
 def _finish(tracker: Tracker, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
-    """End the tracked run, with the results if there are any; the run's folder has them whatever fails here."""
-    try:
+    """End the tracked run, with the results if there are any."""
+    with only_tells(tell_untracked(f"train --resume {folder.name}", console)):
         if status == "FINISHED":
             upload_results(tracker, folder)
             if prepared.config.tracking.log_model:
                 upload_model(tracker, folder, prepared.backbone, prepared.extractor)
         tracker.finish(status)
-    except Exception as error:
-        tell_untracked(error, f"train --resume {folder.name}", console)
-
-
-def _start_tracking(tracker: Tracker, config: Config, folder: Path) -> None:
-    """Start or continue the tracked run; only then write into the run's folder."""
-    run_id = tracked_id(folder, config.tracking.tracking_uri)
-    tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
-    run_id = tracker.start(run_params(config), tags, run_id, list(read_metrics(folder / METRICS)))
-    try:
-        with atomic_file(folder / CONFIG) as file:
-            file.write_text(to_yaml(config), encoding="utf-8")
-        write_run_note(folder, run_id, config.tracking.tracking_uri)
-    except OSError as error:
-        tracker.finish("FAILED")
-        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
 
 
 def _fit(
     prepared: Prepared, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder, last: Path | None
 ) -> None:
     """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
-    config, folder = prepared.config, checkpoints.folder
-    if config.cluster.workers:
-        from pipelines.backend.cluster import cluster
-        from pipelines.backend.workers import run_on_ray
+    folder = checkpoints.folder
+    log = RunLog(folder / METRICS, tracker, display.say, display.show, checkpoints)
+    if prepared.config.cluster.workers:
+        from pipelines.backend.workers import train_on_ray
 
-        listener = Listener(folder / METRICS, tracker, display)
-        with (
-            cluster(config.cluster),
-            run_on_ray(config, prepared.backbone, prepared.extractor, listener, folder, last) as results,
-        ):
-            copy_results(results, folder, listener.say)
-        return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reporter = LocalReporter(folder / METRICS, tracker, display, checkpoints)
-    trainer = Trainer(
-        config,
-        prepared.model.to(device),
-        prepared.table,
-        prepared.backbone.preprocess,
-        Group.current(device),
-        reporter,
-        count_loader_workers(config.data.loader_workers, os.cpu_count() or 1),
-    )
-    trainer.fit(last)
-    finished = checkpoints.latest()
-    assert finished is not None, "the trainer ends with a checkpoint"
-    copy_results(finished, folder, reporter.say)
+        with train_on_ray(prepared, log, folder, last) as results:
+            copy_results(results, folder, log.say)
+    else:
+        copy_results(train_here(prepared, log, checkpoints, last), folder, log.say)
 
 
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:

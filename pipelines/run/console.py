@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -63,6 +63,19 @@ def terminal() -> Console:
     return Console(file=output, markup=False, emoji=False, highlight=False)
 
 
+@contextmanager
+def only_tells(tell: Callable[[Exception], None]) -> Iterator[None]:
+    """Let a block fail that draws, tabulates or sends a run's results: the run's folder has them.
+
+    Args:
+        tell: Told why it failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        tell(error)
+
+
 class ProgressDisplay:
     """A live bar on a terminal; elsewhere (a job's log) a line every ten seconds and at the end of the training.
 
@@ -89,6 +102,10 @@ class ProgressDisplay:
     def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.console.print(text, style="yellow", soft_wrap=True)
 
     def show(self, state: State) -> None:
         """Show a state."""

@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from metalora.registry import nearest
 from metalora.report.plots import plot_tsne
 from metalora.tracking.tracker import Tracker, flatten
 from metalora.train.evaluator import ADAPTER, KNN, SEEDS
+from pipelines.run.console import only_tells
 
 CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
 CONFIG, METRICS, RUN, ERROR = "config.yaml", "metrics.jsonl", "run.json", "error.txt"
@@ -221,13 +222,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, file)
 
 
-@contextmanager
-def only_shows(what: str, say: Callable[[str], None]) -> Iterator[None]:
+def only_shows(what: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
     """Let a block fail that draws or tabulates results: they are there, and a picture must not take them with it."""
-    try:
-        yield
-    except Exception as error:
-        say(f"{what} could not be made: {one_line(error)}")
+    return only_tells(lambda error: say(f"{what} could not be made: {one_line(error)}"))
 
 
 def upload_results(tracker: Tracker, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The driver's end of a training: terminal, ``metrics.jsonl`` and tracker."""
+"""The log of a run or trial: ``metrics.jsonl``, tracker and terminal."""
 
 import json
 import os
@@ -16,24 +16,35 @@ from metalora.reading import check_form, gate, read_lines
 from metalora.tracking.tracker import Record, Tracker
 from metalora.train.checkpoint import CheckpointFolder
 from metalora.train.reporter import Progress, Write
-from pipelines.run.console import ProgressDisplay
 
 
-class MetricsFile:
-    """Records a run's metrics in ``metrics.jsonl`` and with the tracker.
+class RunLog:
+    """Records what a run or trial reports: in ``metrics.jsonl``, with the tracker, and in the terminal.
 
-    After a restart the same steps are trained, and reported, again: what is known already is not recorded twice.
+    It is also the reporter of a training in this process. After a restart the same steps are trained, and reported,
+    again: what is known already is not recorded twice.
 
     Args:
         file: ``metrics.jsonl`` of the run: a line for every record, whatever happens to the tracker.
         tracker: Started.
-        say: Told when the file cannot be written.
+        say: Tells the user, also when the file cannot be written.
+        show: Shows the progress; None: nobody looks.
+        checkpoints: Where those of a training in this process are kept.
     """
 
-    def __init__(self, file: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        file: Path,
+        tracker: Tracker,
+        say: Callable[[str], None],
+        show: Callable[[Progress], None] | None = None,
+        checkpoints: CheckpointFolder | None = None,
+    ) -> None:
         self.file = file
         self.tracker = tracker
         self.say = say
+        self.show = show
+        self.checkpoints = checkpoints
         self.last: dict[str, int] = {}
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
@@ -46,7 +57,12 @@ class MetricsFile:
                     if lines.seek(0, os.SEEK_END) and lines.seek(-1, os.SEEK_END) and lines.read(1) != b"\n":
                         lines.write(b"\n")
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
+    def progress(self, progress: Progress) -> None:
+        """Show the progress."""
+        if self.show is not None:
+            self.show(progress)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of an optimizer step."""
         new = {name: value for name, value in values.items() if self.last.get(name, -1) < step}
         if not new:
@@ -60,50 +76,10 @@ class MetricsFile:
             self.say(f"{self.file} cannot be written: {error.strerror}")
         self.tracker.metrics(record)
 
-
-class Listener:
-    """Takes what rank 0 reports.
-
-    Args:
-        file: ``metrics.jsonl`` of the run.
-        tracker: Started.
-        display: Shows progress.
-    """
-
-    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay) -> None:
-        self.display = display
-        self.file = MetricsFile(file, tracker, self.say)
-
-    def progress(self, progress: Progress) -> None:
-        """Show progress."""
-        self.display.show(progress)
-
-    def say(self, text: str) -> None:
-        """Tell the user."""
-        self.display.console.print(text, style="yellow", soft_wrap=True)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics."""
-        self.file.record(step, values)
-
-
-class LocalReporter(Listener):
-    """A `Listener` that also keeps checkpoints: the reporter of a training in this process.
-
-    Args:
-        file: As for `Listener`.
-        tracker: As for `Listener`.
-        display: As for `Listener`.
-        checkpoints: Where they are kept.
-    """
-
-    def __init__(self, file: Path, tracker: Tracker, display: ProgressDisplay, checkpoints: CheckpointFolder) -> None:
-        super().__init__(file, tracker, display)
-        self.checkpoints = checkpoints
-
     def checkpoint(self, step: int, write: Write | None) -> None:
-        """Keep a checkpoint."""
+        """Keep a checkpoint of a training in this process."""
         assert write is not None, "one process is rank 0"
+        assert self.checkpoints is not None, "the workers of Ray keep their checkpoints themselves"
         self.checkpoints.write(step, write)
 
 

@@ -1,11 +1,65 @@
-"""Starting and ending a tracked run."""
+"""Starting and ending the tracked run of a folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from metalora.errors import UserError, one_line
+from metalora.files import atomic_file
+from metalora.tracking.tracker import Tracker
+from pipelines.run.folder import METRICS, tracked_id, write_run_note
+from pipelines.run.log import read_metrics
 
 
-def tell_untracked(error: Exception, command: str, console: Console) -> None:
-    """Tell that the tracker has not everything, and which command sends the rest, unless it was refused for good."""
-    again = "" if isinstance(error, UserError) else f"; 'metalora {command}' sends it again"
-    console.print(f"tracking: {one_line(error)}{again}", style="yellow", soft_wrap=True)
+def start_tracking(
+    tracker: Tracker,
+    folder: Path,
+    tracking_uri: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    settings: Mapping[str, str],
+) -> str | None:
+    """Start the tracked run of a folder, or continue it; only then write into the folder.
+
+    Args:
+        tracker: Not started yet.
+        folder: The run's or campaign's.
+        tracking_uri: Where it is tracked.
+        params: What the tracked run's parameters become.
+        tags: What its tags become.
+        settings: Files of the folder and what is written into them.
+
+    Returns:
+        The id of the tracked run; None if it is not tracked.
+
+    Raises:
+        UserError: the tracker cannot be used, or the folder cannot be written.
+    """
+    before = list(read_metrics(folder / METRICS))
+    run_id = tracker.start(params, tags, tracked_id(folder, tracking_uri), before)
+    try:
+        for name, text in settings.items():
+            with atomic_file(folder / name) as file:
+                file.write_text(text, encoding="utf-8")
+        write_run_note(folder, run_id, tracking_uri)
+    except OSError as error:
+        tracker.finish("FAILED")
+        raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}") from None
+    return run_id
+
+
+def tell_untracked(command: str, console: Console) -> Callable[[Exception], None]:
+    """Return what tells that the tracker has not everything.
+
+    Args:
+        command: Sends the rest; it is named unless the tracker refused for good.
+        console: Where it is told.
+    """
+
+    def tell(error: Exception) -> None:
+        again = "" if isinstance(error, UserError) else f"; 'metalora {command}' sends it again"
+        console.print(f"tracking: {one_line(error)}{again}", style="yellow", soft_wrap=True)
+
+    return tell

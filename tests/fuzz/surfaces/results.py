@@ -11,7 +11,7 @@ from pipelines.campaign.report import write_report
 from pipelines.campaign.trials import Suggestion, TrialRecord
 from pipelines.commands.seeds import analyse_run
 from pipelines.run.folder import check_links, copy_results, write_run_note
-from pipelines.run.log import MetricsFile
+from pipelines.run.log import RunLog
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.networks import tiny_backbone, tiny_model
 from tests.fuzz.surfaces.runs import write_campaign, write_run
@@ -41,7 +41,7 @@ def write(folder: Path) -> object:
     check_links(run)  # as named_run does for each command
     copy_results(folder / "results", run, lambda text: None)
     write_run_note(run, "abc", "none")
-    MetricsFile(run / "metrics.jsonl", NullTracker(), lambda text: None).record(30, {"val/knn5": 0.9})
+    RunLog(run / "metrics.jsonl", NullTracker(), lambda text: None).metrics(30, {"val/knn5": 0.9})
     TrialRecord(Suggestion(0, {}, 0, "x")).write(run)
     analyse_run(run)
     write_report(run)

@@ -1,9 +1,31 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from pipelines.backend.mailbox import Mailbox, _Box
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
+    """A mailbox in this process, without Ray."""
+
+    class Actor:
+        def __init__(self) -> None:
+            self.box = _Box.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+
+        def __getattr__(self, name: str) -> Any:
+            act = getattr(self.box, name)
+            return SimpleNamespace(remote=lambda *given: act(*given) if name != "post" else (act(*given), "reference"))
+
+    monkeypatch.setattr("ray.get", lambda value: value)
+    mailbox = object.__new__(Mailbox)
+    mailbox.box = Actor()
+    return mailbox
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from metalora.train.checkpoint import CheckpointFolder, write_state
 from metalora.train.reporter import Progress
 from pipelines.run import console as console_module
 from pipelines.run.console import LINE_SECONDS, ProgressDisplay
-from pipelines.run.log import Listener, LocalReporter, read_metrics
+from pipelines.run.log import RunLog, read_metrics
 
 
 class RecordingTracker(NullTracker):
@@ -63,20 +63,20 @@ def steps(records):
 
 
 def test_metrics_go_to_the_file_and_to_the_tracker(tmp_path, tracker, display):
-    listener = Listener(tmp_path / "m.jsonl", tracker, display)
-    listener.metrics(10, {"train/loss": 1.5, "train/images_per_second": 3.0})
-    listener.metrics(20, {"train/loss": float("nan")})
+    log = RunLog(tmp_path / "m.jsonl", tracker, display.say, display.show)
+    log.metrics(10, {"train/loss": 1.5, "train/images_per_second": 3.0})
+    log.metrics(20, {"train/loss": float("nan")})
     assert steps(tracker.records)[0] == (10, {"train/loss": 1.5, "train/images_per_second": 3.0})
     assert [record[:2] for record in read_metrics(tmp_path / "m.jsonl")] == [record[:2] for record in tracker.records]
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [10, 20]
 
 
 def test_steps_trained_again_are_recorded_once(tmp_path, tracker, display):
-    listener = Listener(tmp_path / "m.jsonl", tracker, display)
+    log = RunLog(tmp_path / "m.jsonl", tracker, display.say, display.show)
     for step in (10, 20, 30, 20, 30, 40):
-        listener.metrics(step, {"train/loss": float(step)})
-    listener.metrics(30, {"train/loss": 0.0, "val/loss": 1.0})  # one of the names is new at this step
-    listener.metrics(30, {"val/loss": 9.0})
+        log.metrics(step, {"train/loss": float(step)})
+    log.metrics(30, {"train/loss": 0.0, "val/loss": 1.0})  # one of the names is new at this step
+    log.metrics(30, {"val/loss": 9.0})
     expected = [(step, {"train/loss": float(step)}) for step in (10, 20, 30, 40)] + [(30, {"val/loss": 1.0})]
     assert steps(tracker.records) == expected
     assert steps(read_metrics(tmp_path / "m.jsonl")) == expected
@@ -84,8 +84,8 @@ def test_steps_trained_again_are_recorded_once(tmp_path, tracker, display):
 
 def test_a_resumed_run_knows_what_its_file_has(tmp_path, tracker, display):
     file = tmp_path / "m.jsonl"
-    Listener(file, NullTracker(), display).metrics(10, {"train/loss": 1.0})
-    resumed = Listener(file, tracker, display)
+    RunLog(file, NullTracker(), display.say, display.show).metrics(10, {"train/loss": 1.0})
+    resumed = RunLog(file, tracker, display.say, display.show)
     resumed.metrics(10, {"train/loss": 1.0})
     resumed.metrics(20, {"train/loss": 2.0})
     assert steps(tracker.records) == [(20, {"train/loss": 2.0})]
@@ -95,13 +95,13 @@ def test_a_resumed_run_knows_what_its_file_has(tmp_path, tracker, display):
 @pytest.mark.parametrize("cut", [1, 15, 30])
 def test_a_line_cut_off_by_a_crash_costs_that_line_alone(tmp_path, tracker, display, cut):
     file = tmp_path / "m.jsonl"
-    listener = Listener(file, NullTracker(), display)
-    listener.metrics(10, {"train/loss": 1.0})
-    listener.metrics(20, {"train/loss": 2.0})
+    log = RunLog(file, NullTracker(), display.say, display.show)
+    log.metrics(10, {"train/loss": 1.0})
+    log.metrics(20, {"train/loss": 2.0})
     text = file.read_text()
     file.write_text(text[: text.index("\n") + 1 + cut])
     assert steps(read_metrics(file)) == [(10, {"train/loss": 1.0})]
-    resumed = Listener(file, tracker, display)
+    resumed = RunLog(file, tracker, display.say, display.show)
     resumed.metrics(20, {"train/loss": 2.0})
     resumed.metrics(30, {"train/loss": 3.0})
     assert steps(tracker.records) == [(20, {"train/loss": 2.0}), (30, {"train/loss": 3.0})]
@@ -114,7 +114,7 @@ def test_a_run_without_a_file_has_no_metrics(tmp_path):
 
 def test_a_training_in_this_process_keeps_its_checkpoints(tmp_path, tracker, display):
     checkpoints = CheckpointFolder(tmp_path, keep=1)
-    reporter = LocalReporter(tmp_path / "m.jsonl", tracker, display, checkpoints)
+    reporter = RunLog(tmp_path / "m.jsonl", tracker, display.say, display.show, checkpoints)
     for step in (10, 20):
         reporter.checkpoint(step, lambda folder: write_state(folder, {}))
     assert [path.name for path in checkpoints.all()] == ["checkpoint_00000020"]
@@ -168,8 +168,8 @@ def test_a_long_phase_reckons_from_its_own_beginning(display, output, clock):
 
 def test_a_full_disk_does_not_end_the_training(display, output, tracker, tmp_path):
     file = tmp_path / "metrics.jsonl"
-    listener = Listener(file, tracker, display)
+    log = RunLog(file, tracker, display.say, display.show)
     file.symlink_to("/dev/full")
-    listener.metrics(1, {"train/loss": 1.0})
+    log.metrics(1, {"train/loss": 1.0})
     assert [record[2] for record in tracker.records] == [{"train/loss": 1.0}]
     assert "metrics.jsonl cannot be written: No space left on device" in output.getvalue()

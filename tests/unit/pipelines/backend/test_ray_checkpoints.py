@@ -3,7 +3,7 @@ import json
 import pytest
 import ray
 
-from pipelines.backend.workers import RAY_STATE, drop_unusable
+from pipelines.backend.ray_checkpoints import RAY_STATE, drop_unusable
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""One worker of Ray Train: the training of one rank."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray
+
+from metalora.build import build_model
+from metalora.config import from_dict
+from metalora.data import load_table
+from metalora.data.loaders import count_loader_workers
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.train.checkpoint import PREFIX, whole
+from metalora.train.trainer import Trainer
+from pipelines.backend.mailbox import Mailbox
+from pipelines.backend.ray_checkpoints import opened
+from pipelines.backend.reporter import MailReporter
+
+
+class WorkerArguments(TypedDict):
+    """What every worker is given.
+
+    Attributes:
+        config: In Ray's object store: the settings, as `metalora.config.to_dict` gives them.
+        networks: In Ray's object store: backbone and extractor.
+        mailbox: The driver's.
+        name: The run or trial, as whose the workers report.
+        resume: A checkpoint's folder to go on from, if Ray has none of its own.
+        shared: In Ray's object store: a `Shared`; None: nothing has been computed beforehand.
+    """
+
+    config: Any
+    networks: Any
+    mailbox: Mailbox
+    name: str
+    resume: str | None
+    shared: Any
+
+
+def train_rank(arguments: WorkerArguments) -> None:
+    """Train on one rank: what Ray Train calls in every worker process."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces each report, whatever its own log level
+    mailbox, name = arguments["mailbox"], arguments["name"]
+    # A restart after an error that no restart mends: end in peace, the driver has the message.
+    if mailbox.failure(name):
+        return
+    reporter = MailReporter(mailbox, name, keep)
+    try:
+        config = from_dict(ray.get(arguments["config"]))
+        group = Group.current(get_device())
+        table = load_table(config.data)
+        if len(set(group.gather_objects(table.fingerprint))) > 1:
+            raise UserError(f"data {config.data.data!r}: the workers' nodes do not hold the same images")
+        backbone, extractor = ray.get(arguments["networks"])
+        model = build_model(config, backbone, extractor, table.labels).to(group.device)
+        workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)
+        shared = arguments["shared"] and ray.get(arguments["shared"])
+        trainer = Trainer(config, model, table, backbone.preprocess, group, reporter, workers, shared)
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)
+        else:
+            with opened(checkpoint) as folder:
+                trainer.fit(whole(folder, reporter.say if group.first else _say_nothing))
+    except UserError as error:
+        reporter.fail(str(error))
+        logging.disable(logging.ERROR)  # the driver says it in one line; Ray Train would print its traceback
+        raise
+
+
+def keep(step: int, folder: Path | None) -> None:
+    """Report a checkpoint to Ray Train, which keeps rank 0's files in the run's storage."""
+    from ray import train
+
+    report = partial(train.report, {"step": step}, checkpoint_dir_name=f"{PREFIX}{step:08d}")
+    if folder is None:
+        report()
+    else:
+        report(checkpoint=train.Checkpoint.from_directory(folder))
+
+
+def _say_nothing(text: str) -> None:
+    """Take a message that another rank tells."""
