@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from metalora.errors import UserError
+from metalora.errors import LONGEST, UserError, one_line
 from metalora.reading import short
 from metalora.redact import redact
 from metalora.registry import nearest
@@ -42,7 +42,7 @@ def run(command: Callable[[], None]) -> None:
         with usable_surroundings():
             command()
     except UserError as error:
-        print(f"metalora: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"metalora: error: {redact(one_line(error, LONGEST))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.filename is None or error.errno not in UNUSABLE:

@@ -20,7 +20,7 @@ from pipelines.backend.mailbox import Courier, Event, Failure, Mailbox, Message,
 from pipelines.backend.prepare import Prepared
 from pipelines.backend.ray_checkpoints import RAY_STATE, drop_unusable, opened
 from pipelines.backend.worker import WorkerArguments, train_rank
-from pipelines.run.folder import ERROR
+from pipelines.run.folder import ERROR, last_line
 from pipelines.run.log import RunLog
 
 TRAIN_POLL_SECONDS = "0.2"
@@ -144,8 +144,8 @@ def _trainer(config: Config, arguments: WorkerArguments, folder: Path) -> Any:
 def _reason(error: Exception, file: Path) -> str:
     """Return the line that says why the workers failed; the whole story goes into a file."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
+    first = next(iter(failures.values()))
     story = "\n\n".join(f"worker {rank}: {failure}" for rank, failure in failures.items())
     with atomic_file(file) as temporary:
         temporary.write_text(redact(story), encoding="utf-8")
-    return f"the training failed: {lines[-1].strip() if lines else type(error).__name__} (in full: {file})"
+    return f"the training failed: {last_line(str(first) or type(first).__name__)} (in full: {file})"

@@ -23,9 +23,8 @@ from metalora.errors import UserError
 from metalora.models.backbones.small_networks import EMBEDDED
 from metalora.train.reporter import Progress, Write
 from pipelines.bench.photos import write_photos
-from pipelines.campaign.trials import last_line
 from pipelines.options import resolve
-from pipelines.run.folder import METRICS
+from pipelines.run.folder import METRICS, last_line
 from pipelines.run.log import read_metrics
 
 STOP_SECONDS = 60

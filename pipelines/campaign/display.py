@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metalora.train.reporter import Progress
-from pipelines.campaign.trials import PARAMETERS, TrialRecord, direction, last_line
+from pipelines.campaign.trials import PARAMETERS, TrialRecord, direction
 from pipelines.run.console import LINE_SECONDS
+from pipelines.run.folder import last_line
 
 ROWS = 12
 

@@ -14,7 +14,7 @@ from metalora.places import movable
 from metalora.reading import gate
 from metalora.train.resume import differences
 from pipelines.campaign.spaces import Space, sections_of
-from pipelines.campaign.trials import Suggestion, direction, read_plan
+from pipelines.campaign.trials import TrialSpec, direction, read_plan
 from pipelines.options import plain
 from pipelines.run.folder import CAMPAIGN
 
@@ -66,7 +66,7 @@ class Plan:
     space: Space
     fingerprint: str = ""
 
-    def trial_config(self, trial: Suggestion) -> Config:
+    def trial_config(self, trial: TrialSpec) -> Config:
         """Return the settings of a trial; the name is that of its tracked run."""
         values = to_dict(self.config)
         for section, settings in sections_of(trial.point).items():

@@ -23,7 +23,7 @@ from pipelines.backend.mailbox import Courier, Event, Failure, Mailbox, Message
 from pipelines.backend.ray_checkpoints import opened
 from pipelines.campaign.display import CampaignDisplay
 from pipelines.campaign.plan import Plan
-from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Suggestion, TrialRecord, last_line
+from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, TrialRecord, TrialSpec
 from pipelines.run.console import only_tells
 from pipelines.run.folder import (
     CONFIG,
@@ -31,6 +31,7 @@ from pipelines.run.folder import (
     METRICS,
     TRIALS,
     copy_results,
+    last_line,
     run_params,
     run_tags,
     upload_results,
@@ -141,7 +142,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                     return
         self._close(name, "stopped", None)
 
-    def _start(self, trial: Suggestion) -> None:
+    def _start(self, trial: TrialSpec) -> None:
         if trial.name in self.open:  # restarted after a lost worker
             return
         record = self.records.get(trial.name, TrialRecord(trial)).but(status="running", error=None)
@@ -163,7 +164,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self.records[name].write(self.open[name].folder)
             self.display.update(self.records)
 
-    def _failed(self, trial: Suggestion, error: str) -> None:
+    def _failed(self, trial: TrialSpec, error: str) -> None:
         if trial.name not in self.open:
             if trial.name in self.records and self.records[trial.name].status != "running":
                 return  # it is noted already

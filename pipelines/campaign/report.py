@@ -26,7 +26,7 @@ from metalora.report.campaign_tables import (
 )
 from metalora.report.importance import MIN_POINTS, importances
 from metalora.report.parallel_plot import plot_parallel
-from pipelines.campaign.trials import Suggestion, TrialRecord, read_plan, read_trial
+from pipelines.campaign.trials import TrialRecord, TrialSpec, read_plan, read_trial
 from pipelines.run.folder import CONFIG, METRICS, TRIAL, TRIALS, read_settings
 from pipelines.run.log import read_metrics
 
@@ -126,7 +126,7 @@ def _read_trial(file: Path) -> _Read:
             rates += [values[RATE]] if RATE in values else []
         last.update(record.result)  # what the search has seen; it alone has the costs
     except UserError as error:
-        return _Read(TrialRecord(Suggestion(0, {}, 0, folder.name), status="unreadable", error=str(error)))
+        return _Read(TrialRecord(TrialSpec(0, {}, 0, folder.name), status="unreadable", error=str(error)))
     return _Read(record, settings, {name: value for name, value in last.items() if math.isfinite(value)}, rates)
 
 

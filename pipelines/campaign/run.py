@@ -20,7 +20,7 @@ from pipelines.backend.prepare import Prepared, prepare
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.runner import CampaignRunner
 from pipelines.campaign.spaces import grid
-from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, Suggestion, TrialRecord, best_trial, read_trials
+from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, TrialRecord, TrialSpec, best_trial, read_trials
 from pipelines.run.claim import named_run
 from pipelines.run.console import only_tells, terminal
 from pipelines.run.folder import (
@@ -109,7 +109,7 @@ def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
     fitting, reasons = [], []
     verdicts: dict[str, str] = {}
     for point in grid(plan.space, plan.campaign.grid_points):
-        config = plan.trial_config(Suggestion.of(0, point, 0))
+        config = plan.trial_config(TrialSpec.of(0, point, 0))
         key = f"{config.adapter} {config.mapping}"
         if key not in verdicts:
             try:

@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 
 from pipelines.campaign.spaces import Space, plain_value
-from pipelines.campaign.trials import Point, Suggestion
+from pipelines.campaign.trials import Point, TrialSpec
 
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
@@ -136,8 +136,8 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         self.objectives = tuple(objectives)
         self.total_epochs = total_epochs
         self.number = 0
-        self.waiting: list[Suggestion] = []
-        self.running: dict[str, Suggestion] = {}
+        self.waiting: list[TrialSpec] = []
+        self.running: dict[str, TrialSpec] = {}
         self.ended: dict[str, list[Sequence[float] | None]] = {}  # by point
         self.epochs: dict[str, int] = {}  # trained, by trial name
 
@@ -145,7 +145,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         """Leave nothing in the settings that Tune pickles to restore from: a campaign resumes by `recall`."""
         return Searcher, ()
 
-    def recall(self, past: Sequence[tuple[Suggestion, Mapping[str, Any] | None]]) -> None:
+    def recall(self, past: Sequence[tuple[TrialSpec, Mapping[str, Any] | None]]) -> None:
         """Take the trials of an earlier part of the campaign, in the order of their numbers.
 
         Args:
@@ -164,7 +164,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
             self._queue(past[-1][0].point)
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's `Suggestion`, as Tune wants it, or that there are no more."""
+        """Return the next trial's `TrialSpec`, as Tune wants it, or that there are no more."""
         if not self.waiting:
             spent = sum(self.epochs.values())
             point = None if self.total_epochs is not None and spent >= self.total_epochs else self.source.ask()
@@ -186,13 +186,13 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         self._end(trial, {} if error or result is None else result)
 
     def _queue(self, point: Point) -> None:
-        self.waiting.append(Suggestion.of(self.number, point, self.seeds[self.number % len(self.seeds)]))
+        self.waiting.append(TrialSpec.of(self.number, point, self.seeds[self.number % len(self.seeds)]))
         self.number += 1
 
-    def _note(self, trial: Suggestion, result: Mapping[str, Any]) -> None:
+    def _note(self, trial: TrialSpec, result: Mapping[str, Any]) -> None:
         self.epochs[trial.name] = max(self.epochs.get(trial.name, 0), int(result.get("epoch", 0)))
 
-    def _end(self, trial: Suggestion, result: Mapping[str, Any]) -> None:
+    def _end(self, trial: TrialSpec, result: Mapping[str, Any]) -> None:
         known = all(np.isfinite(result.get(name, np.nan)) for name in self.objectives)
         values = [float(result[name]) for name in self.objectives] if known else None
         ended = self.ended.setdefault(str(trial.number // len(self.seeds)), [])

@@ -33,7 +33,7 @@ from pipelines.backend.ray_checkpoints import opened
 from pipelines.backend.reporter import MailReporter
 from pipelines.backend.workers import run_on_ray
 from pipelines.campaign.plan import Plan
-from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Suggestion
+from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, TrialSpec
 
 THREAD_SECONDS = 600
 
@@ -121,7 +121,7 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     # Read when the next trial takes this process over: Tune gives that one up if the thread of this one is not gone by
     # then, and 2 s are not enough on a busy machine.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_SECONDS))
-    trial: Suggestion = config["trial"]
+    trial: TrialSpec = config["trial"]
     settings = materials.plan.trial_config(trial)
     told = TuneReporter(settings.data.batch_size)
     reporter = MailReporter(materials.mailbox, trial.name, told.checkpoint, told.listen)
@@ -154,7 +154,7 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
     models = {}
     for kind in kinds or ["stats"]:
         point = {"format": "cp", "extractor_features": kind} if kinds else {"format": "lora"}
-        settings = plan.trial_config(Suggestion(0, {**point, "rank": 1, "parameter_budget": None}, 0, "shared"))
+        settings = plan.trial_config(TrialSpec(0, {**point, "rank": 1, "parameter_budget": None}, 0, "shared"))
         models[kind] = build_model(settings, backbone, extractor, ()).to(device)
     reporter = MailReporter(mailbox, "shared")
     workers = _loader_workers(plan.config)
@@ -202,7 +202,7 @@ def _nested(
         told.deliver(results)
 
 
-def _checkpoint(materials: Materials, trial: Suggestion) -> AbstractContextManager[Path | None]:
+def _checkpoint(materials: Materials, trial: TrialSpec) -> AbstractContextManager[Path | None]:
     """Open the checkpoint that the trial goes on from, if there is one."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None and trial.name in materials.checkpoints:

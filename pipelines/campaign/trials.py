@@ -22,7 +22,7 @@ Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class TrialSpec:
     """One trial to run: a point with one seed.
 
     Attributes:
@@ -38,7 +38,7 @@ class Suggestion:
     name: str
 
     @staticmethod
-    def of(number: int, point: Point, seed: int) -> "Suggestion":
+    def of(number: int, point: Point, seed: int) -> "TrialSpec":
         """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
         parts = [str(point.get("format", ""))]
         parts += [
@@ -46,7 +46,7 @@ class Suggestion:
             for name, letters in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
             if name in point
         ]
-        return Suggestion(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
+        return TrialSpec(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrialRecord:
         checkpoint: Where its last checkpoint is.
     """
 
-    trial: Suggestion
+    trial: TrialSpec
     status: str = "running"
     error: str | None = None
     parameters: int | None = None
@@ -125,7 +125,7 @@ def read_trial(file: Path) -> TrialRecord:
     values: dict[str, Any] = dict(read_json(file, what, _File))
     if values["name"] != file.parent.name:  # it becomes part of paths
         raise UserError(f"{what} is that of trial {short(values['name'])}: its folder must be called so")
-    trial = Suggestion(*(values.pop(field.name) for field in fields(Suggestion)))
+    trial = TrialSpec(*(values.pop(field.name) for field in fields(TrialSpec)))
     checkpoint = values.get("checkpoint")
     if checkpoint is not None and "://" not in checkpoint:
         values["checkpoint"] = str(file.resolve().parents[2] / checkpoint)
@@ -163,12 +163,6 @@ def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
     plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
     plan["config"] = current_sections(plan["config"])
     return plan
-
-
-def last_line(error: str) -> str:
-    """Return the line of an error that says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "unknown"
 
 
 def direction(objective: str) -> Literal["max", "min"]:

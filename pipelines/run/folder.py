@@ -227,6 +227,12 @@ def only_shows(what: str, say: Callable[[str], None]) -> AbstractContextManager[
     return only_tells(lambda error: say(f"{what} could not be made: {one_line(error)}"))
 
 
+def last_line(error: str) -> str:
+    """Return the line of an error that says what happened."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "unknown"
+
+
 def upload_results(tracker: Tracker, folder: Path) -> None:
     """Give the tracker what a finished training's folder holds."""
     for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):

@@ -8,7 +8,7 @@ from random import Random
 import metalora
 from metalora.tracking.tracker import NullTracker
 from pipelines.campaign.report import write_report
-from pipelines.campaign.trials import Suggestion, TrialRecord
+from pipelines.campaign.trials import TrialRecord, TrialSpec
 from pipelines.commands.seeds import analyse_run
 from pipelines.run.folder import check_links, copy_results, write_run_note
 from pipelines.run.log import RunLog
@@ -42,7 +42,7 @@ def write(folder: Path) -> object:
     copy_results(folder / "results", run, lambda text: None)
     write_run_note(run, "abc", "none")
     RunLog(run / "metrics.jsonl", NullTracker(), lambda text: None).metrics(30, {"val/knn5": 0.9})
-    TrialRecord(Suggestion(0, {}, 0, "x")).write(run)
+    TrialRecord(TrialSpec(0, {}, 0, "x")).write(run)
     analyse_run(run)
     write_report(run)
     return json.loads((run / "knn.json").read_text()), json.loads((run / "run.json").read_text())

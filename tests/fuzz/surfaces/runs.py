@@ -19,7 +19,7 @@ from metalora.report.campaign_tables import best, failure_section, heading, lead
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.report import read_campaign
 from pipelines.campaign.spaces import load_space
-from pipelines.campaign.trials import Suggestion, TrialRecord, read_trials
+from pipelines.campaign.trials import TrialRecord, TrialSpec, read_trials
 from pipelines.commands import evaluate, train, tune
 from pipelines.commands.seeds import find_seeds
 from pipelines.run.folder import CAMPAIGN, METRICS, read_run_note, write_run_note
@@ -197,7 +197,7 @@ def write_campaign(folder: Path) -> None:
     (folder / CAMPAIGN).write_text(yaml.safe_dump(plan.as_dict(), sort_keys=False), encoding="utf-8")
     write_run_note(folder, None, "none")
     for number, format in enumerate(("lora", "tr")):
-        trial = Suggestion.of(number, {"format": format, "rank": 2 + number, "lr": 0.01}, 0)
+        trial = TrialSpec.of(number, {"format": format, "rank": 2 + number, "lr": 0.01}, 0)
         place = folder / "trials" / trial.name
         place.mkdir(parents=True)
         error = "Traceback:\n  x\nValueError: y" if number else None

@@ -11,7 +11,7 @@ import yaml
 from metalora.errors import UserError
 from metalora.files import damage
 from pipelines.campaign.spaces import is_trusted_space, trust_space
-from pipelines.campaign.trials import Suggestion, TrialRecord, read_plan, read_trials
+from pipelines.campaign.trials import TrialRecord, TrialSpec, read_plan, read_trials
 from pipelines.cli import main
 from pipelines.run.folder import check_links
 
@@ -255,7 +255,7 @@ def test_a_plan_that_is_none_is_told_by_name(tmp_path, refused, plan):
 def test_a_trial_that_is_none_is_told_by_name(tmp_path, change, said):
     folder = tmp_path / "c" / "trials" / "000"
     folder.mkdir(parents=True)
-    record = TrialRecord(Suggestion(0, {"rank": 2}, 0, "000"), "finished", result={"a": 1.0, "b": float("inf")})
+    record = TrialRecord(TrialSpec(0, {"rank": 2}, 0, "000"), "finished", result={"a": 1.0, "b": float("inf")})
     record.write(folder)
     assert read_trials(tmp_path / "c") == [record.but(result={"a": 1.0})]
     values = json.loads((folder / "trial.json").read_text())

@@ -6,12 +6,12 @@ from rich.console import Console
 
 from metalora.train.reporter import Progress
 from pipelines.campaign.display import CampaignDisplay
-from pipelines.campaign.trials import Suggestion, TrialRecord
+from pipelines.campaign.trials import TrialRecord, TrialSpec
 
 
 def record(number, status="running", value=None, error=None):
     result = {} if value is None else {"val/knn10": value, "parameters": 1234.0, "epoch": 3.0}
-    return TrialRecord(Suggestion.of(number, {"format": "tr", "rank": 2}, 0), status, error, result=result)
+    return TrialRecord(TrialSpec.of(number, {"format": "tr", "rank": 2}, 0), status, error, result=result)
 
 
 def display(terminal=False, objective="val/knn10", **settings):
@@ -42,9 +42,7 @@ def test_the_summary_counts_and_names_the_best():
 
 def test_the_best_of_a_loss_is_the_lowest():
     shown = display(objective="val/loss")
-    low, high = (
-        TrialRecord(Suggestion.of(n, {}, 0), "finished", result={"val/loss": v}) for n, v in ((0, 0.1), (1, 2))
-    )
+    low, high = (TrialRecord(TrialSpec.of(n, {}, 0), "finished", result={"val/loss": v}) for n, v in ((0, 0.1), (1, 2)))
     shown.update({"low": low, "high": high})
     assert shown.best() is low
 

@@ -9,7 +9,7 @@ from metalora.config import from_dict
 from metalora.errors import UserError
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.spaces import load_space
-from pipelines.campaign.trials import Suggestion, TrialRecord, best_trial, direction, read_trials
+from pipelines.campaign.trials import TrialRecord, TrialSpec, best_trial, direction, read_trials
 from pipelines.options import settings_of
 from pipelines.run.folder import CAMPAIGN
 
@@ -21,7 +21,7 @@ def plan(**changes):
 
 def test_records_are_read_back(tmp_path):
     records = [
-        TrialRecord(Suggestion.of(number, {"format": "tr", "rank": 2}, 0), status, error, 10, 2.5, "id", {"epoch": 3.0})
+        TrialRecord(TrialSpec.of(number, {"format": "tr", "rank": 2}, 0), status, error, 10, 2.5, "id", {"epoch": 3.0})
         for number, (status, error) in enumerate([("finished", None), ("failed", "no room"), ("running", None)])
     ]
     for record in reversed(records):
@@ -63,7 +63,7 @@ def test_what_left_the_space_is_named(tmp_path):
 def test_the_best_point_counts_by_its_mean_and_gives_its_best_trial():
     def record(number, lr, value, status="finished"):
         return TrialRecord(
-            Suggestion.of(number, {"lr": lr}, number), status, result={"val/knn10": value, "val/loss": value}
+            TrialSpec.of(number, {"lr": lr}, number), status, result={"val/knn10": value, "val/loss": value}
         )
 
     records = [record(0, 1, 0.9), record(1, 1, 0.1), record(2, 2, 0.6), record(3, 2, 0.7), record(4, 3, 1.0, "failed")]

@@ -11,11 +11,11 @@ from pipelines.backend.mailbox import Event, Failure, Mailbox, Metrics
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.recorder import Recorder
 from pipelines.campaign.spaces import Space
-from pipelines.campaign.trials import Suggestion, read_trials
+from pipelines.campaign.trials import TrialSpec, read_trials
 from pipelines.run.folder import METRICS, TRIALS
 from pipelines.run.log import read_metrics
 
-TRIAL = Suggestion.of(0, {"format": "lora"}, 0)
+TRIAL = TrialSpec.of(0, {"format": "lora"}, 0)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_a_trial_that_tune_gave_up_before_it_began_is_recorded(recorder: Recorde
     reason = tmp_path / "error.txt"
     reason.write_text("it could not be started", encoding="utf-8")
     lost = SimpleNamespace(config={"trial": TRIAL}, status="ERROR", error_file=str(reason))
-    told = SimpleNamespace(config={"trial": Suggestion.of(1, {"format": "lora"}, 0)}, status="ERROR", error_file=None)
-    through = SimpleNamespace(config={"trial": Suggestion.of(2, {"format": "lora"}, 0)}, status="TERMINATED")
+    told = SimpleNamespace(config={"trial": TrialSpec.of(1, {"format": "lora"}, 0)}, status="ERROR", error_file=None)
+    through = SimpleNamespace(config={"trial": TrialSpec.of(2, {"format": "lora"}, 0)}, status="TERMINATED")
     with recorder:
         recorder.on_trial_start(0, [], told)
         recorder.on_trial_error(0, [], told)

@@ -5,7 +5,7 @@ from ray.tune.search import Searcher
 
 from pipelines.campaign.search import CampaignSearch, ListSource, OptunaSource
 from pipelines.campaign.spaces import load_space
-from pipelines.campaign.trials import Suggestion
+from pipelines.campaign.trials import TrialSpec
 
 POINTS = [{"format": "lora", "lr": 0.01}, {"format": "tr", "rank": 2, "lr": 0.02}, {"format": "cp", "lr": 0.03}]
 
@@ -68,7 +68,7 @@ def test_a_point_counts_by_the_mean_of_its_seeds():
 
 
 def trial(number, seeds=2):
-    return Suggestion.of(number, POINTS[number // seeds], number % seeds)
+    return TrialSpec.of(number, POINTS[number // seeds], number % seeds)
 
 
 def test_an_earlier_part_is_recalled():

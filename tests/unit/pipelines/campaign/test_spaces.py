@@ -8,7 +8,7 @@ from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.spaces import grid, load_space, sample, sections_of, space_names
-from pipelines.campaign.trials import Suggestion
+from pipelines.campaign.trials import TrialSpec
 from pipelines.options import settings_of
 
 STATIC = {"lora", "multi_lora"}
@@ -45,8 +45,8 @@ def test_a_static_trial_keeps_the_mapping_net_of_the_plan():
     plan = Plan(CampaignConfig(), Config(), space)
     lora = next(point for point in grid(space, 2) if point["format"] == "lora")
     tr = next(point for point in grid(space, 2) if point["format"] == "tr" and point["mapping_depth"] == 3)
-    assert plan.trial_config(Suggestion.of(0, tr, 5)).mapping.mapping_depth == 3
-    config = plan.trial_config(Suggestion.of(1, lora, 5))
+    assert plan.trial_config(TrialSpec.of(0, tr, 5)).mapping.mapping_depth == 3
+    config = plan.trial_config(TrialSpec.of(1, lora, 5))
     assert config.mapping == Config().mapping
     assert (config.train.random_seed, config.train.lr) == (5, lora["lr"])
 
