@@ -1,10 +1,14 @@
-"""What libraries take for granted of a machine: a home folder, and a short path for temporary files."""
+"""What libraries take for granted of a machine: a home folder, a short path for temporary files, a place for caches."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import metalora
+from metalora.files import cache_path
 
 LONGEST = 36  # bytes of TMPDIR: a socket's path takes 107, of which Ray's own part is up to 70
 ROOTS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -16,7 +20,41 @@ def usable_surroundings() -> Iterator[None]:
     with ExitStack() as changes:
         changes.enter_context(_short_temporary_folder())
         changes.enter_context(_some_home())
+        changes.enter_context(_kept_compilations())
         yield
+
+
+def keep_compiled() -> None:
+    """Say in the environment where torch.compile keeps what it has compiled: beside the other caches.
+
+    So trials, restarts and, on a shared file system, nodes find it again. Every process of a run calls this first, for
+    it counts only until torch's compiler is imported. Whole graphs are found again even with an autograd function of
+    ours in them: torch's key of a graph has what it traced and the kernels, but not the Python that launches these, so
+    that each version of that gets a folder.
+    """
+    for name, value in _compiler_settings().items():
+        os.environ.setdefault(name, value)
+
+
+def _compiler_settings() -> dict[str, str]:
+    fused = sorted((Path(metalora.__file__).parent / "adapters" / "fused").glob("*.py"))
+    version = hashlib.sha256(b"".join(file.read_bytes() for file in fused)).hexdigest()[:12]
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_path("compiled") / version),
+        "TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1",
+    }
+
+
+@contextmanager
+def _kept_compilations() -> Iterator[None]:
+    """Do as `keep_compiled` within the block."""
+    before = set(os.environ)
+    keep_compiled()
+    try:
+        yield
+    finally:
+        for name in _compiler_settings().keys() - before:
+            del os.environ[name]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.cli import main
+from pipelines.surroundings import keep_compiled
 
 DOMAINS, CLASSES, IMAGES = ("paper", "slate"), ("circle", "cross", "square"), 14
 
@@ -17,6 +18,7 @@ DOMAINS, CLASSES, IMAGES = ("paper", "slate"), ("circle", "cross", "square"), 14
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the tests out of the user's cache; one folder for the session, so that weights are trained once."""
     folder = tmp_path_factory.mktemp("cache")
+    keep_compiled()  # but what torch has compiled is the user's
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METALORA_CACHE", str(folder))
         yield folder

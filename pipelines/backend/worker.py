@@ -18,6 +18,7 @@ from metalora.train.trainer import Trainer
 from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.ray_checkpoints import opened
 from pipelines.backend.reporter import MailReporter
+from pipelines.surroundings import keep_compiled
 
 
 class WorkerArguments(TypedDict):
@@ -42,6 +43,7 @@ class WorkerArguments(TypedDict):
 
 def train_rank(arguments: WorkerArguments) -> None:
     """Train on one rank: what Ray Train calls in every worker process."""
+    keep_compiled()
     from ray import train
     from ray.train.torch import get_device
 

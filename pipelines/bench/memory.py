@@ -13,7 +13,7 @@ from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
 from pipelines.backend.device import this_device
 from pipelines.bench.common import Result, Size, publish, read_options, write
-from pipelines.bench.step import NETWORKS, Network, build, check_names
+from pipelines.bench.methods import NETWORKS, Network, build, check_names
 
 METHODS = (
     *("floor", "full", "peft"),

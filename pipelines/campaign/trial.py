@@ -34,6 +34,7 @@ from pipelines.backend.reporter import MailReporter
 from pipelines.backend.workers import run_on_ray
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, TrialSpec
+from pipelines.surroundings import keep_compiled
 
 THREAD_SECONDS = 600
 
@@ -116,6 +117,7 @@ class TuneReporter:
 
 def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     """Run a trial: what Ray Tune calls. What a user can mend ends it, with a message, and no restart is tried."""
+    keep_compiled()
     for name in (None, "ray"):  # Ray announces each checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
     # Read when the next trial takes this process over: Tune gives that one up if the thread of this one is not gone by
@@ -148,6 +150,7 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
         keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
     """
+    keep_compiled()
     backbone, extractor = networks
     table = load_table(plan.config.data)
     device = this_device(bool(ray.get_gpu_ids()))

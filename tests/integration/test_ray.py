@@ -1,5 +1,6 @@
 """``metalora train`` on Ray Train: two workers on this machine."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -74,6 +75,38 @@ def test_more_workers_than_cpus_is_said_at_once(folder: Path, tree: Path) -> Non
     assert "600 workers" in done.stderr
     assert f"has {os.cpu_count()}" in done.stderr
     assert time.monotonic() - started < 30
+
+
+def test_a_worker_finds_what_was_compiled_before(folder: Path) -> None:
+    """What says where is read when torch's compiler is imported, which a worker has not done when it begins."""
+    code = """
+import os
+import sys
+from ray import train
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+def work(arguments):
+    import pipelines.backend.worker as worker
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    worker.keep_compiled()
+    import torch._functorch.config as functorch
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    found = functorch.autograd_cache_allow_custom_autograd_functions, cache_dir()
+    open(arguments["file"], "w").write(repr(found))
+
+TorchTrainer(work, train_loop_config={"file": sys.argv[1]}, scaling_config=ScalingConfig(num_workers=1),
+             run_config=RunConfig(storage_path=sys.argv[2])).fit()
+"""
+    environment = {**importable(), "METALORA_CACHE": str(folder / "cache")}
+    where = [str(folder / "compiled.txt"), str(folder / "storage")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *where], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    allowed, place = ast.literal_eval(Path(where[0]).read_text())
+    assert allowed is True
+    assert Path(place).parent == folder / "cache" / "compiled"
 
 
 def test_error_in_the_workers_is_one_line(folder: Path, tree: Path) -> None:

@@ -44,12 +44,13 @@ PIPELINES = {
     "options": [],
     "cli": ["surroundings"],
     "run": [],
-    "backend": ["run"],
-    "campaign": ["options", "run", "backend"],
+    "backend": ["surroundings", "run"],
+    "campaign": ["surroundings", "options", "run", "backend"],
     "bench": ["options", "cli", "run", "backend", "campaign"],
     "commands": ["options", "run", "backend", "campaign", "bench"],
     "__init__": [],
 }
+COMPILER = ["torch._dynamo", "torch._functorch.config", "torch._inductor"]
 OUTSIDE = {
     "mlflow": {"tracking", "tracking.served_model"},
     "ray": set(),
@@ -156,6 +157,9 @@ def test_tune_spaces_know_only_config_and_ray_tune():
         ("metalora.train.reporter", ["torch"]),  # what the board's process imports
         ("pipelines.backend.mailbox", ["torch"]),
         ("pipelines.cli", ["torch", "mlflow", "ray", "rich"]),
+        # what Ray's processes import before `keep_compiled` is called there
+        ("pipelines.backend.worker", COMPILER),
+        ("pipelines.campaign.trial", COMPILER),
         ("pipelines.commands.train", ["mlflow", "ray", "sklearn", "timm", "matplotlib"]),
     ],
 )
