@@ -7,10 +7,10 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from metalora.config import SECTIONS, Config, check_file, from_dict
+from metalora.config import RENAMED, SECTIONS, Config, check_file, current_sections, from_dict
 from metalora.errors import UserError
 from metalora.places import expanded
-from metalora.reading import config_name, describe_error, read_yaml
+from metalora.reading import config_name, describe_error, gate, read_yaml
 from metalora.registry import nearest
 
 SHORT_FORMS = {"random_seed": ("--seed",)}
@@ -33,9 +33,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
-    """Add an option for every setting of one dataclass."""
+    """Add an option for every setting of one dataclass; options that were renamed are still taken, but not shown."""
     group = parser.add_argument_group(f"{title} settings")
     defaults = plain(kind())
+    former: dict[str, list[str]] = {}
+    for old, name in RENAMED.get(title, {}).items():
+        former.setdefault(name, []).extend([old] * (option(old) not in SHORT_FORMS.get(name, ())))
     for field in dataclasses.fields(kind):
         name = field.name
         default = defaults[name]
@@ -45,6 +48,8 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
             help += f" (default: {shown})"
         names = [option(name), *SHORT_FORMS.get(name, ())]
         group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **_form(name, field.type))
+        for old in former.get(name, ()):
+            group.add_argument(option(old), dest=name, help=argparse.SUPPRESS, **_form(name, field.type))
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -92,7 +97,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     """
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options = [name for action in parser._actions for name in action.option_strings]
+        options = [
+            name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings
+        ]
         met = unknown[0].partition("=")[0]
         raise UserError(f"unknown option {met!r}{nearest(met, options)} ({parser.prog} --help lists all)")
     return known
@@ -137,9 +144,12 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     """
     if not options.config:
         return {}
-    content = read_yaml(expanded(options.config))
+    what = config_name(options.config)
+    with gate(what):
+        content = current_sections(read_yaml(expanded(options.config)))
     settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that
-    return {**content, **check_file(settings, config_name(options.config))}
+    check_file(settings, what)
+    return content
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:

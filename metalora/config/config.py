@@ -74,8 +74,13 @@ class Config:
 
 
 SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
-# section -> {name in files of older code: today's name}
-RENAMED: dict[str, dict[str, str]] = {"train": {"seed": "random_seed"}}
+# section, or what else files hold -> {name in files of older code: today's name}
+RENAMED: dict[str, dict[str, str]] = {
+    "train": {"seed": "random_seed"},
+    "campaign": {"seeds": "repeats"},
+    "table": {"tuning_seeds": "tuning_repeats", "fresh_seeds": "fresh_repeats"},
+    "trial": {"seed": "random_seed"},
+}
 
 
 def setting_sections() -> dict[str, str]:

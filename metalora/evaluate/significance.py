@@ -1,7 +1,7 @@
-"""Which differences between methods are more than the luck of the seeds.
+"""Which differences between methods are more than the luck of the random seeds.
 
-Every method is trained with the same seeds, so the scores of two methods are paired: a seed that is kind to one tends
-to be kind to the other, and only the differences count.
+Every method is trained with the same random seeds, so the scores of two methods are paired: a random seed that is kind
+to one tends to be kind to the other, and only the differences count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ SAME = 1e-12  # scores that differ by less, relative to their size, differ by ro
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the ends of its 95 % Student-t interval."""
+    """A mean over repeats and the ends of its 95 % Student-t interval."""
 
     mean: float
     low: float
@@ -52,28 +52,28 @@ class Significance:
     """What `compare` found.
 
     Attributes:
-        seeds: The number of seeds n.
+        repeats: The number of repeats n.
         scores: Method -> its mean score, best first.
         comparisons: Every two methods, in the order of `scores`.
     """
 
-    seeds: int
+    repeats: int
     scores: dict[str, Estimate]
     comparisons: tuple[Comparison, ...]
 
 
 def compare(scores: Mapping[str, Sequence[float]]) -> Significance:
-    """Compare methods by their scores, paired by seed.
+    """Compare methods by their scores, paired by repeat.
 
     With d the n differences of two methods: t = mean(d) / (std(d) / sqrt(n)), which has n - 1 degrees of freedom
-    (Student's paired t-test), and mean(d) +- t_{0.975, n-1} std(d) / sqrt(n). A method that does not depend on the seed
+    (Student's paired t-test), and mean(d) +- t_{0.975, n-1} std(d) / sqrt(n). A method without random choices
     is given as one value n times. Where all differences are equal t is not defined; then p is 1 if they are 0, else 0.
 
     Args:
-        scores: Method -> n scores; the i-th scores of all methods belong to the same seed.
+        scores: Method -> n scores; the i-th scores of all methods belong to the same random seed.
 
     Raises:
-        UserError: fewer than 2 seeds, different numbers of them, or scores that are not finite.
+        UserError: fewer than 2 repeats, different numbers of them, or scores that are not finite.
     """
     values = {method: np.asarray(given, dtype=np.float64) for method, given in scores.items()}
     _check(values)
@@ -81,7 +81,7 @@ def compare(scores: Mapping[str, Sequence[float]]) -> Significance:
     pairs = list(combinations(ranked, 2))
     p = [_paired_p(values[better], values[worse]) for better, worse in pairs]
     return Significance(
-        seeds=len(values[ranked[0]]),
+        repeats=len(values[ranked[0]]),
         scores={method: estimate(values[method]) for method in ranked},
         comparisons=tuple(
             Comparison(better, worse, estimate(values[better] - values[worse]), raw, corrected)
@@ -139,7 +139,7 @@ def sentence(result: Significance, alpha: float = 0.05) -> str:
     count = len(result.comparisons)
     test = "Paired t-test" if count == 1 else "Paired t-tests"
     correction = "" if count == 1 else f", p after Holm's correction for {count} comparisons"
-    return f"{text[0].upper() if not shown else text[0]}{text[1:]}. {test} over {result.seeds} seeds{correction}."
+    return f"{text[0].upper() if not shown else text[0]}{text[1:]}. {test} over {result.repeats} repeats{correction}."
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
@@ -156,9 +156,9 @@ def _check(values: Mapping[str, Array]) -> None:
     counts = {method: len(given) for method, given in values.items()}
     listed = ", ".join(f"{method}: {count}" for method, count in counts.items())
     if len(set(counts.values())) > 1:
-        raise UserError(f"scores must be paired by seed, but the methods have different numbers of them ({listed})")
+        raise UserError(f"scores must be paired by repeat, but the methods have different numbers of them ({listed})")
     if min(counts.values()) < 2:
-        raise UserError(f"a comparison needs at least 2 seeds ({listed})")
+        raise UserError(f"a comparison needs at least 2 repeats ({listed})")
     for method, given in values.items():
         if not np.isfinite(given).all():
             raise UserError(f"the scores of {method!r} must be finite, got {given.tolist()}")

@@ -20,7 +20,7 @@ class Trial:
         error: Why it failed, or what is damaged.
         format: Adapter format.
         point: The settings that the space gives it.
-        seed: ``train.random_seed``.
+        random_seed: ``train.random_seed``.
         value: The campaign's metric, last reported; None if there is none, or it is not finite.
         test: The same metric on the test split.
         tasks: Task -> validation accuracy.
@@ -33,7 +33,7 @@ class Trial:
     error: str | None
     format: str
     point: Mapping[str, Any]
-    seed: int
+    random_seed: int
     value: float | None
     test: float | None
     tasks: Mapping[str, float]
@@ -43,7 +43,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """The trials, one a seed, of one choice of settings."""
+    """The trials of one choice of settings, its repeats: each has another random seed."""
 
     trials: tuple[Trial, ...]
 

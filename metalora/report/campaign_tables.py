@@ -71,7 +71,7 @@ def leaderboard_section(campaign: Campaign) -> str:
     head, body = leaderboard(campaign)
     notes = []
     if SPREAD in head:
-        notes.append("Values are means over the finished seeds, ± their standard deviation.")
+        notes.append("Values are means over the finished repeats, ± their standard deviation.")
     if any(row[0].endswith("*") for row in body):
         notes.append("\\* is on the Pareto front of score against trained parameters.")
     if any(row[0] == "-" for row in body):

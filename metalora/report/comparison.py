@@ -1,4 +1,4 @@
-"""The table and the picture of methods compared over seeds."""
+"""The table and the picture of methods compared over repeats."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Results:
 
     Attributes:
         backbone: Its name.
-        seeds: Number of seeds n.
+        repeats: Number of repeats n.
         parameters: Trained parameters by method; 0 for the original.
         tuning: By method.
         scores: Metric -> method -> n accuracies. A metric is named GROUP: MEASURE, the metrics of a group together.
@@ -42,7 +42,7 @@ class Results:
     """
 
     backbone: str
-    seeds: int
+    repeats: int
     parameters: Mapping[str, int]
     tuning: Mapping[str, Tuning]
     scores: Mapping[str, Mapping[str, Sequence[float]]]
@@ -65,7 +65,7 @@ def _part(results: Results) -> str:
     lines = [
         f"### {results.backbone}",
         "",
-        f"Accuracy in %, mean of {results.seeds} seeds and the half width of its 95 % interval.",
+        f"Accuracy in %, mean of {results.repeats} repeats and the half width of its 95 % interval.",
     ]
     for group, metrics in results.groups().items():
         measures = [_measure(metric) for metric in metrics]
@@ -111,7 +111,7 @@ def _tuned(results: Results) -> str:
 
 
 def plot_comparison(results: Sequence[Results], path: Path) -> None:
-    """Draw every metric's accuracies: a dot a seed, the mean and its 95 % interval; a row a backbone and group."""
+    """Draw every metric's accuracies: dots for the repeats, mean and 95 % interval; a row per backbone and group."""
     rows = [(one, group, metrics) for one in results for group, metrics in one.groups().items()]
     columns = max(len(metrics) for _, _, metrics in rows)
     height = 1.1 + 0.3 * max(len(one.parameters) for one in results)

@@ -37,7 +37,9 @@ class CampaignConfig:
         description="what is optimized, the first leads: val/knn10, val/accuracy, val/loss, parameters, "
         "step_seconds, ... (default: val/knn at the largest K)",
     )
-    seeds: int = Field(default=1, ge=1, description="trials a point, with seeds from --seed on; their mean counts")
+    repeats: int = Field(
+        default=1, ge=1, description="trials of each point, with random seeds from --random-seed on; their mean counts"
+    )
     trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
     hours: float | None = Field(
         default=None, gt=0, description="stop the trials that run after this; a resumed campaign gets as many again"
@@ -48,7 +50,7 @@ class CampaignConfig:
     grid_points: int = Field(default=4, ge=2, description="values that a grid takes of a continuous range")
     grace_epochs: int = Field(default=1, ge=1, description="epochs before a trial may be stopped early")
     reduction_factor: float = Field(default=3, gt=1, description="asha keeps one in so many at each rung")
-    search_seed: int = Field(default=0, ge=0, description="seed of the searcher")
+    search_seed: int = Field(default=0, ge=0, description="the searcher's random seed")
     concurrent_trials: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="trials at a time (default: as many as CPUs and GPUs allow)"
     )
@@ -71,14 +73,14 @@ class Plan:
         values = to_dict(self.config)
         for section, settings in sections_of(trial.point).items():
             values[section].update(settings)
-        values["train"]["random_seed"] = trial.seed
+        values["train"]["random_seed"] = trial.random_seed
         values["tracking"]["run_name"] = trial.name
         return from_dict(values)
 
-    def seeds(self) -> range:
-        """The seeds that each point is run with."""
+    def random_seeds(self) -> range:
+        """Return the random seeds of each point's repeats."""
         first = self.config.train.random_seed
-        return range(first, first + self.campaign.seeds)
+        return range(first, first + self.campaign.repeats)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for `CAMPAIGN`."""

@@ -30,7 +30,7 @@ from pipelines.campaign.trials import TrialRecord, TrialSpec, read_plan, read_tr
 from pipelines.run.folder import CONFIG, METRICS, TRIAL, TRIALS, read_settings
 from pipelines.run.log import read_metrics
 
-TOLD = ("space", "searcher", "scheduler", "seeds")
+TOLD = ("space", "searcher", "scheduler", "repeats")
 
 
 SHORT_ROWS = 10
@@ -151,7 +151,7 @@ def _trial(read: _Read, metric: str, task_metric: str, common: Mapping[str, Any]
         error=record.error,
         format=str(point.get("format") or settings.get("adapter", {}).get("format", "unknown")),
         point=point,
-        seed=record.trial.seed,
+        random_seed=record.trial.random_seed,
         value=read.last.get(metric),
         test=read.last.get(test) if test else None,
         tasks={name.removeprefix(prefix): value for name, value in read.last.items() if name.startswith(prefix)},
@@ -161,15 +161,15 @@ def _trial(read: _Read, metric: str, task_metric: str, common: Mapping[str, Any]
 
 
 def _verdict(campaign: Campaign) -> str:
-    """Compare the formats' best points on the test split, which did not choose them, where seeds allow it."""
+    """Compare the formats' best points on the test split, which did not choose them, where repeats allow it."""
     tests = {
-        format: {trial.seed: trial.test for trial in point.finished if trial.test is not None}
+        format: {trial.random_seed: trial.test for trial in point.finished if trial.test is not None}
         for format, point in campaign.best_of_formats.items()
     }
-    seeds = sorted(set.intersection(*(set(values) for values in tests.values()))) if tests else []
-    if len(tests) < 2 or len(seeds) < 2 or not is_accuracy(campaign.metric):
+    repeats = sorted(set.intersection(*(set(values) for values in tests.values()))) if tests else []
+    if len(tests) < 2 or len(repeats) < 2 or not is_accuracy(campaign.metric):
         return ""
-    said = sentence(compare({format: [values[seed] for seed in seeds] for format, values in tests.items()}))
+    said = sentence(compare({format: [values[seed] for seed in repeats] for format, values in tests.items()}))
     return f"The best points of the formats, by {metric_label(campaign.metric.replace('val/', 'test/', 1))}: {said}"
 
 
@@ -179,7 +179,7 @@ def _pictures(campaign: Campaign, report: Path) -> list[str]:
     if plot_cost(campaign, report / "cost.png"):
         sections.append(
             "## Score and cost\n\n![Score against trained parameters and step time](cost.png)\n\n"
-            "Finished points; bars are standard deviations over seeds. Step times are those of this campaign's "
+            "Finished points; bars are standard deviations over repeats. Step times are those of this campaign's "
             "machines, with as many trials at a time as ran."
         )
     if plot_ranks(campaign, report / "ranks.png"):

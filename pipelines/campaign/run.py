@@ -60,7 +60,7 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
         plan.check_same(folder)
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
     complete = resume and points is not None
-    complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.seeds)
+    complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.repeats)
     with nullcontext() if complete else open_cluster(config.cluster):
         runner = None if complete else CampaignRunner(plan, folder, prepared, points, console)
         parent = _start(tracker, plan, folder)

@@ -90,7 +90,7 @@ class CampaignRunner:
         plan = self.plan
         os.environ.update(ENVIRONMENT)
         search = CampaignSearch(
-            self._source(len(before)), plan.seeds(), plan.campaign.objectives, plan.campaign.total_epochs
+            self._source(len(before)), plan.random_seeds(), plan.campaign.objectives, plan.campaign.total_epochs
         )
         search.recall([(r.trial, None if r.status == "running" else self._outcome(r)) for r in before])
         scheduler = self._scheduler()
@@ -180,18 +180,18 @@ class CampaignRunner:
             points: int | None = min(len(self.points), campaign.trials or len(self.points))
         else:
             points = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
-        return points and points * campaign.seeds
+        return points and points * campaign.repeats
 
     def _source(self, past: int) -> Source:
         """Return where points come from, for a campaign that has run so many trials."""
         campaign, total = self.plan.campaign, self._total()
-        limit = total and total // campaign.seeds
+        limit = total and total // campaign.repeats
         if self.points is not None:
             return ListSource(iter(self.points), limit)
         if campaign.searcher == "random":
             return ListSource(sample(self.plan.space, campaign.search_seed), limit)
         ways = list(map(direction, campaign.objectives))
-        # The same seed would draw the first points again.
+        # The same random seed would draw the first points again.
         return OptunaSource(self.plan.space, ways, limit, campaign.search_seed + past)
 
     def _scheduler(self) -> Any:

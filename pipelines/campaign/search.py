@@ -1,4 +1,4 @@
-"""Which point is tried next: Ray Tune's searcher over a space, with several seeds a point."""
+"""Which point is tried next: Ray Tune's searcher over a space, with several repeats of each."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ class Source(Protocol):
         """Return the next point; None: there are no more."""
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Take a point's objectives, the mean over its seeds; None: none of its trials ended well."""
+        """Take a point's objectives, the mean over its repeats; None: none of its trials ended well."""
 
     def recall(self, point: Point) -> None:
         """Take note of a point that an earlier part of the campaign has asked for."""
@@ -62,16 +62,18 @@ class OptunaSource:
         space: The space.
         directions: ``max`` or ``min``, for each objective.
         limit: Points at most; None: without end.
-        seed: Of the sampler.
+        random_seed: Of the sampler.
     """
 
-    def __init__(self, space: Space, directions: Sequence[Literal["max", "min"]], limit: int | None, seed: int) -> None:
+    def __init__(
+        self, space: Space, directions: Sequence[Literal["max", "min"]], limit: int | None, random_seed: int
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=random_seed)
         self.study = optuna.create_study(directions=[WAYS[way] for way in directions], sampler=sampler)
         self.space = space
         self.left = limit
@@ -122,17 +124,17 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
 
     Args:
         source: The points.
-        seeds: The values of ``train.random_seed`` that each point is run with.
+        random_seeds: The values of ``train.random_seed`` that each point is run with.
         objectives: Names of what is reported, the first leads.
         total_epochs: No new trial starts once so many epochs were trained, over all trials; None: no limit.
     """
 
     def __init__(
-        self, source: Source, seeds: Sequence[int], objectives: Sequence[str], total_epochs: int | None = None
+        self, source: Source, random_seeds: Sequence[int], objectives: Sequence[str], total_epochs: int | None = None
     ) -> None:
         super().__init__()
         self.source = source
-        self.seeds = tuple(seeds)
+        self.random_seeds = tuple(random_seeds)
         self.objectives = tuple(objectives)
         self.total_epochs = total_epochs
         self.number = 0
@@ -152,7 +154,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
             past: Each with its last result; None where it is to go on.
         """
         for trial, result in past:
-            if trial.number % len(self.seeds) == 0:
+            if trial.number % len(self.random_seeds) == 0:
                 self.source.recall(trial.point)
             if result is None:
                 self.waiting.append(trial)
@@ -160,7 +162,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
                 self._note(trial, result)
                 self._end(trial, result)
         self.number = len(past)
-        while self.number % len(self.seeds):  # seeds of the last point that the earlier part did not get to
+        while self.number % len(self.random_seeds):  # repeats of the last point that the earlier part did not get to
             self._queue(past[-1][0].point)
 
     def suggest(self, trial_id: str) -> Any:
@@ -170,7 +172,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
             point = None if self.total_epochs is not None and spent >= self.total_epochs else self.source.ask()
             if point is None:
                 return Searcher.FINISHED
-            for _ in self.seeds:
+            for _ in self.random_seeds:
                 self._queue(point)
         trial = self.waiting.pop(0)
         self.running[trial_id] = trial
@@ -181,12 +183,12 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         self._note(self.running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learn from a trial; a point counts once all its seeds have ended."""
+        """Learn from a trial; a point counts once all its repeats have ended."""
         trial = self.running.pop(trial_id)
         self._end(trial, {} if error or result is None else result)
 
     def _queue(self, point: Point) -> None:
-        self.waiting.append(TrialSpec.of(self.number, point, self.seeds[self.number % len(self.seeds)]))
+        self.waiting.append(TrialSpec.of(self.number, point, self.random_seeds[self.number % len(self.random_seeds)]))
         self.number += 1
 
     def _note(self, trial: TrialSpec, result: Mapping[str, Any]) -> None:
@@ -195,9 +197,9 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
     def _end(self, trial: TrialSpec, result: Mapping[str, Any]) -> None:
         known = all(np.isfinite(result.get(name, np.nan)) for name in self.objectives)
         values = [float(result[name]) for name in self.objectives] if known else None
-        ended = self.ended.setdefault(str(trial.number // len(self.seeds)), [])
+        ended = self.ended.setdefault(str(trial.number // len(self.random_seeds)), [])
         ended.append(values)
-        if len(ended) == len(self.seeds):
+        if len(ended) == len(self.random_seeds):
             well = [value for value in ended if value is not None]
             self.source.tell(trial.point, np.mean(well, axis=0).tolist() if well else None)
 

@@ -16,7 +16,7 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
 import tune_spaces
-from metalora.config import RENAMED, current_sections, from_dict, setting_sections
+from metalora.config import RENAMED, SECTIONS, current_names, current_sections, from_dict, setting_sections
 from metalora.errors import UserError
 from metalora.places import expanded
 from metalora.registry import nearest
@@ -77,7 +77,11 @@ def load_space(name: str) -> Space:
     for part in ("SETTINGS", "CAMPAIGN"):
         if not isinstance(content.get(part, {}), dict):
             raise UserError(f"space {name!r}: {part} must be a dict, got {type(content[part]).__name__}")
-    space = Space(name, tuple(alternatives), content.get("SETTINGS", {}), content.get("CAMPAIGN", {}))
+    try:
+        campaign = current_names("campaign", content.get("CAMPAIGN", {}))
+    except UserError as error:
+        raise UserError(f"space {name!r}: {error}") from None
+    space = Space(name, tuple(alternatives), content.get("SETTINGS", {}), campaign)
     _check(space)
     return space
 
@@ -108,7 +112,7 @@ def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: an unknown setting.
     """
-    known = setting_sections() | {old: section for section, names in RENAMED.items() for old in names}
+    known = setting_sections() | {old: section for section in SECTIONS for old in RENAMED.get(section, ())}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if name not in known:
@@ -126,9 +130,9 @@ def grid(space: Space, points: int) -> list[Point]:
     ]
 
 
-def sample(space: Space, seed: int) -> Iterator[Point]:
+def sample(space: Space, random_seed: int) -> Iterator[Point]:
     """Yield random points without end, the alternatives in turn."""
-    state = np.random.RandomState(seed)  # what Ray Tune's domains draw from
+    state = np.random.RandomState(random_seed)  # what Ray Tune's domains draw from
     for alternative in itertools.cycle(space.alternatives):
         yield {
             name: plain_value(value.sample(random_state=state)) if isinstance(value, Domain) else value
@@ -150,7 +154,7 @@ def _check(space: Space) -> None:
                     f"(searchable are the settings of {', '.join(SEARCHABLE)}): put it into SETTINGS"
                 )
             if name in ("seed", "random_seed") or name in space.settings:
-                reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --seeds"
+                reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --repeats"
                 raise UserError(f"space {space.name!r}: {name} cannot be searched, {reason}")
         try:
             for name, value in alternative.items():

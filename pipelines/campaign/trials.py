@@ -10,10 +10,10 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
 from typing_extensions import TypedDict
 
-from metalora.config import current_sections
+from metalora.config import current_names, current_sections
 from metalora.errors import UserError
 from metalora.files import atomic_file
-from metalora.reading import check_form, config_name, read_json, read_yaml, short
+from metalora.reading import check_form, config_name, gate, read_json, read_yaml, short
 from metalora.redact import redact
 from pipelines.run.folder import CAMPAIGN, TRIAL, TRIALS
 
@@ -23,22 +23,22 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial to run: a point with one seed.
+    """One trial to run: a point with one random seed.
 
     Attributes:
         number: The trial's number, from 0.
         point: The settings.
-        seed: ``train.random_seed``.
+        random_seed: ``train.random_seed``.
         name: The trial's name; that of its folder and its tracked run.
     """
 
     number: int
     point: Point
-    seed: int
+    random_seed: int
     name: str
 
     @staticmethod
-    def of(number: int, point: Point, seed: int) -> "TrialSpec":
+    def of(number: int, point: Point, random_seed: int) -> "TrialSpec":
         """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
         parts = [str(point.get("format", ""))]
         parts += [
@@ -46,7 +46,8 @@ class TrialSpec:
             for name, letters in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
             if name in point
         ]
-        return TrialSpec(number, point, seed, "-".join([f"{number:03d}", *filter(None, parts), f"s{seed}"]))
+        name = "-".join([f"{number:03d}", *filter(None, parts), f"s{random_seed}"])
+        return TrialSpec(number, point, random_seed, name)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class _File(TypedDict):
 
     number: NonNegativeInt
     point: Point
-    seed: NonNegativeInt
+    random_seed: NonNegativeInt
     name: str
     status: NotRequired[Literal["running", "finished", "stopped", "failed"]]
     error: NotRequired[str | None]
@@ -122,7 +123,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
 def read_trial(file: Path) -> TrialRecord:
     """Read a ``trial.json``; see `read_trials`."""
     what = f"trial {file}"
-    values: dict[str, Any] = dict(read_json(file, what, _File))
+    with gate(what):
+        content = current_names("trial", read_json(file, what))
+    values: dict[str, Any] = dict(check_form(content, _File, what))
     if values["name"] != file.parent.name:  # it becomes part of paths
         raise UserError(f"{what} is that of trial {short(values['name'])}: its folder must be called so")
     trial = TrialSpec(*(values.pop(field.name) for field in fields(TrialSpec)))
@@ -162,6 +165,8 @@ def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
     """Check what a campaign's ``campaign.yaml`` says; see `read_plan`."""
     plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
     plan["config"] = current_sections(plan["config"])
+    search: Any = current_names("campaign", plan["campaign"])
+    plan["campaign"] = search
     return plan
 
 
@@ -177,7 +182,7 @@ def best_point(records: Sequence[TrialRecord], objective: str) -> Point | None:
 
 
 def best_trial(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
-    """Return the finished trial to use: of the point that is best on average over its seeds, the best."""
+    """Return the finished trial to use: of the point that is best on average over its repeats, the best."""
     points: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.status == "finished" and objective in record.result:

@@ -1,4 +1,4 @@
-"""``metalora reproduce table1``: the paper's comparison, with every method tuned alike and tested over fresh seeds."""
+"""``metalora reproduce table1``: the paper's comparison, every method tuned alike and tested over fresh repeats."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ray import tune
 from rich.console import Console
 
 from metalora.adapters.formats import build_format
-from metalora.config import Config, to_dict
+from metalora.config import Config, current_names, to_dict
 from metalora.errors import UserError
 from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
@@ -34,7 +34,7 @@ from pipelines.run.folder import CAMPAIGN, TRIALS, continued, find_run, only_sho
 from pipelines.run.trust import check_places
 
 TABLE, PICTURE, SCORES, PLAN = "table1.md", "table1.png", "table1.json", "table.yaml"
-HIGHEST_SEED = 1000  # fresh seeds begin beyond those that were tuned with
+FRESH = 1000  # random seeds of the test begin so far beyond those that were tuned with
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -50,8 +50,12 @@ class TableConfig:
     tuning_trials: int = Field(default=6, ge=2, description="learning rates that each format is tuned over")
     lr_low: float = Field(default=1e-3, gt=0, description="the lowest of them")
     lr_high: float = Field(default=3e-2, gt=0, description="the highest; between them they are evenly spaced in log")
-    tuning_seeds: int = Field(default=1, ge=1, description="seeds that each of them is tried with")
-    fresh_seeds: int = Field(default=5, ge=2, description="other seeds that each format's best rate is tested with")
+    tuning_repeats: int = Field(default=1, ge=1, description="trainings of each of them, each with its own random seed")
+    fresh_repeats: int = Field(
+        default=5,
+        ge=2,
+        description="trainings that test each format's best rate, with other random seeds than the tuning's",
+    )
 
     def __post_init__(self) -> None:
         if self.lr_low >= self.lr_high:
@@ -82,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.resume:
         earlier = find_run(options.resume, Path(resolve(options, base).cluster.output), PLAN, "table")
         recorded = read_settings(earlier, PLAN)
-        before = check_form(recorded.get("table"), dict[str, Any], f"table {earlier / PLAN}")
+        what = f"table {earlier / PLAN}"
+        with gate(what):
+            before = current_names("table", check_form(recorded.get("table"), dict[str, Any], what))
         base = continued(earlier, recorded["config"])
     table: TableConfig = settings_of(TableConfig, {**before, **given(TableConfig, options)}, "table")
     config = resolve(options, base)
@@ -132,7 +138,7 @@ def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
     tuning = _campaign(
         f"{name}-tune",
         Space("table1", tuple({"format": kind, "lr": tune.choice(rates)} for kind in table.formats), {}, {}),
-        table.tuning_seeds,
+        table.tuning_repeats,
         config,
         open_cluster,
     )
@@ -146,16 +152,16 @@ def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
             errors = "; ".join(record.error or record.status for record in mine)
             raise UserError(f"no trial of {kind} ended well ({errors}): see {tuning}")
         winners[kind] = point
-    fresh = replace(config, train=replace(config.train, random_seed=config.train.random_seed + HIGHEST_SEED))
+    fresh = replace(config, train=replace(config.train, random_seed=config.train.random_seed + FRESH))
     space = Space("table1", tuple(winners.values()), {}, {})
-    testing = _campaign(f"{name}-test", space, table.fresh_seeds, fresh, open_cluster)
+    testing = _campaign(f"{name}-test", space, table.fresh_repeats, fresh, open_cluster)
     return read_results(config.backbone.backbone, testing, rates, winners, trials, objective)
 
 
-def _campaign(name: str, space: Space, seeds: int, config: Config, open_cluster: Open) -> Path:
+def _campaign(name: str, space: Space, repeats: int, config: Config, open_cluster: Open) -> Path:
     """Run a grid to its end, or what is left of it."""
     config = replace(config, tracking=replace(config.tracking, run_name=name))
-    campaign = CampaignConfig(space=space.name, searcher="grid", seeds=seeds)
+    campaign = CampaignConfig(space=space.name, searcher="grid", repeats=repeats)
     resume = (Path(config.cluster.output) / name / CAMPAIGN).is_file()
     return run_campaign(Plan(campaign, config, space), resume, open_cluster)
 
@@ -196,7 +202,7 @@ def read_results(
     found = {metric: compare(by_method) for metric, by_method in scores.items()}
     return Results(
         backbone=backbone,
-        seeds=next(iter(found.values())).seeds,
+        repeats=next(iter(found.values())).repeats,
         parameters=parameters,
         tuning=tuned,
         scores=scores,
@@ -216,7 +222,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def _curve(kind: str, tuning: Sequence[TrialRecord], objective: str) -> dict[float, float]:
-    """Return the objective by learning rate, averaged over the tuning seeds."""
+    """Return the objective by learning rate, averaged over the tuning repeats."""
     values: dict[float, list[float]] = {}
     for record in tuning:
         if record.trial.point["format"] == kind and record.status == "finished":

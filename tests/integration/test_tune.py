@@ -125,7 +125,7 @@ def test_a_trial_is_a_training(campaign: tuple[Path, str], folder: Path, tree: P
 
 def test_asha_stops_and_the_rest_goes_on(folder: Path, tree: Path) -> None:
     run, printed = tune(folder, tree, "asha", "--scheduler", "asha", "--epochs", "9", "--reduction-factor", "2",
-                        "--seeds", "4", "--tracking-uri", "none")  # fmt: skip
+                        "--repeats", "4", "--tracking-uri", "none")  # fmt: skip
     records = read_trials(run)
     assert len(records) == 12
     states = [record.status for record in records]

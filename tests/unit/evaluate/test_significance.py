@@ -18,7 +18,7 @@ SCORES = {
 def test_scores_and_pairs_are_scipys() -> None:
     result = compare(SCORES)
 
-    assert result.seeds == 5
+    assert result.repeats == 5
     assert list(result.scores) == ["tr", "cp", "lora", "original"]
     for method, found in result.scores.items():
         if method != "original":
@@ -69,13 +69,13 @@ def test_the_sentence() -> None:
         "tr is above lora by 1.9 points (95 % interval 1.7 to 2.2, p < 0.001); "
         "cp is above lora by 1.9 points (95 % interval 1.0 to 2.7, p = 0.0064); "
         "no difference is shown between tr and cp. "
-        "Paired t-tests over 5 seeds, p after Holm's correction for 3 comparisons."
+        "Paired t-tests over 5 repeats, p after Holm's correction for 3 comparisons."
     )
 
 
 def test_sentences_of_little() -> None:
     assert sentence(compare({"a": [0.1, 0.2], "b": [0.2, 0.1]})) == (
-        "No difference is shown between a and b. Paired t-test over 2 seeds."
+        "No difference is shown between a and b. Paired t-test over 2 repeats."
     )
     tied = {"a": [0.1, 0.3], "b": [0.3, 0.1], "c": [0.1, 0.2]}
     assert sentence(compare(tied)).startswith("No difference is shown between any two of a, b and c. ")
@@ -86,7 +86,7 @@ def test_false_discoveries_are_rare_where_nothing_differs() -> None:
     generator = np.random.default_rng(0)
     wrong = 0
     for _ in range(1000):
-        luck = generator.normal(0, 0.02, 5)  # of the seeds, shared by the methods
+        luck = generator.normal(0, 0.02, 5)  # of the random seeds, shared by the methods
         scores = {name: 0.9 + luck + generator.normal(0, 0.01, 5) for name in ("a", "b", "c")}
         wrong += any(pair.p_holm < 0.05 for pair in compare(scores).comparisons)
     assert 0.02 < wrong / 1000 < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
@@ -106,7 +106,7 @@ def test_a_large_difference_is_found_in_spite_of_unlucky_seeds() -> None:
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ({"a": [0.5], "b": [0.6]}, r"at least 2 seeds \(a: 1, b: 1\)"),
+        ({"a": [0.5], "b": [0.6]}, r"at least 2 repeats \(a: 1, b: 1\)"),
         ({"a": [0.5, 0.6], "b": [0.6]}, r"different numbers of them \(a: 2, b: 1\)"),
         ({"a": [0.5, float("nan")]}, "'a' must be finite"),
         ({}, "no scores"),

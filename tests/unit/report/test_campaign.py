@@ -16,7 +16,14 @@ from metalora.report.parallel_plot import plot_parallel
 
 
 def trial(point: dict[str, Any], value: float | None, status: str = "finished", **given: Any) -> Trial:
-    facts: dict[str, Any] = {"seed": 0, "error": None, "test": None, "tasks": {}, "parameters": None, "step_ms": None}
+    facts: dict[str, Any] = {
+        "random_seed": 0,
+        "error": None,
+        "test": None,
+        "tasks": {},
+        "parameters": None,
+        "step_ms": None,
+    }
     return Trial("t", status, format=point.get("format", "tr"), point=point, value=value, **{**facts, **given})
 
 
@@ -29,12 +36,12 @@ def sized(format: str, value: float, parameters: int) -> Trial:
     return trial({"format": format, "rank": parameters}, value, parameters=parameters)
 
 
-def test_seeds_of_a_point_are_gathered_and_points_ranked() -> None:
+def test_repeats_of_a_point_are_gathered_and_points_ranked() -> None:
     found = campaign(
         trial({"rank": 2}, 0.7),
-        trial({"rank": 4}, 0.8, seed=0, step_ms=10.0),
-        trial({"rank": 4}, 0.9, seed=1, step_ms=20.0),
-        trial({"rank": 4}, 0.1, "stopped", seed=2, step_ms=90.0),
+        trial({"rank": 4}, 0.8, random_seed=0, step_ms=10.0),
+        trial({"rank": 4}, 0.9, random_seed=1, step_ms=20.0),
+        trial({"rank": 4}, 0.1, "stopped", random_seed=2, step_ms=90.0),
         trial({"rank": 8}, 0.99, "stopped"),
         trial({"rank": 16}, None, "failed"),
     )
@@ -114,7 +121,7 @@ def test_the_leaderboard_leaves_out_what_is_not_known() -> None:
     assert head == ["#", "point", "val/knn10 %", "parameters", "trials"]
     assert body == [("1*", "tr, rank 12345", "91.2", "12,345", "1 finished"),
                     ("2*", "lora, rank 100", "90.0", "100", "1 finished")]  # fmt: skip
-    two = campaign(*[trial({"rank": 4}, value, seed=seed) for seed, value in enumerate((0.8, 0.9))])
+    two = campaign(*[trial({"rank": 4}, value, random_seed=seed) for seed, value in enumerate((0.8, 0.9))])
     assert leaderboard(two)[0] == ["#", "point", "val/knn10 %", "±", "trials"]
     assert "± their standard deviation" in leaderboard_section(two)
     assert leaderboard(campaign(trial({}, 0.25), metric="val/loss", mode="min"))[1][0][2] == "0.25"

@@ -45,7 +45,7 @@ def test_the_same_plan_may_go_on(tmp_path):
         ({"space": load_space("paper")}, r"space\[1\].rank was '4', is 'choice\(1, 2, 4\)'"),
         ({"config": from_dict({"train": {"epochs": 4}})}, "train.epochs was 3, is 4"),
         ({"campaign": CampaignConfig(objectives=("val/knn5",))}, r"objectives was \['val/knn10'\], is \['val/knn5'\]"),
-        ({"campaign": CampaignConfig(objectives=("val/knn10",), seeds=2)}, "campaign.seeds was 1, is 2"),
+        ({"campaign": CampaignConfig(objectives=("val/knn10",), repeats=2)}, "campaign.repeats was 1, is 2"),
     ],
 )
 def test_what_changed_is_named(tmp_path, changed, message):

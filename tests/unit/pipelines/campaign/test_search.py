@@ -1,4 +1,4 @@
-"""The searcher: seeds, budgets, what is learned, and what is recalled."""
+"""The searcher: repeats, budgets, what is learned, and what is recalled."""
 
 import pytest
 from ray.tune.search import Searcher
@@ -20,7 +20,7 @@ def drain(search):
 
 def test_every_point_is_run_with_every_seed():
     trials = drain(CampaignSearch(ListSource(iter(POINTS), None), range(5, 7), ["val/knn10"]))
-    assert [(t.number, t.point, t.seed) for t in trials] == [
+    assert [(t.number, t.point, t.random_seed) for t in trials] == [
         (2 * i + j, point, 5 + j) for i, point in enumerate(POINTS) for j in range(2)
     ]
     assert trials[2].name == "002-tr-r2-lr0.02-s5"
@@ -67,12 +67,12 @@ def test_a_point_counts_by_the_mean_of_its_seeds():
     assert source.told[1] == ("tr", None)
 
 
-def trial(number, seeds=2):
-    return TrialSpec.of(number, POINTS[number // seeds], number % seeds)
+def trial(number, repeats=2):
+    return TrialSpec.of(number, POINTS[number // repeats], number % repeats)
 
 
 def test_an_earlier_part_is_recalled():
-    """Ended trials are learned from, the open one goes on, its point's other seed follows, then new points."""
+    """Ended trials are learned from, the open one goes on, its point's other repeat follows, then new points."""
     source = Memory()
     search = CampaignSearch(source, range(2), ["val/knn10"])
     search.recall([(trial(0), {"val/knn10": 0.5, "epoch": 8}), (trial(1), {"val/knn10": 0.7}), (trial(2), None)])
@@ -84,7 +84,7 @@ def test_an_earlier_part_is_recalled():
 def test_optuna_learns_on_a_conditional_space():
     """On an objective that TPE can learn, late suggestions beat early ones; no setting leaks."""
     space = load_space("paper")
-    search = CampaignSearch(OptunaSource(space, ["max"], 60, seed=0), [0], ["val/knn10"])
+    search = CampaignSearch(OptunaSource(space, ["max"], 60, random_seed=0), [0], ["val/knn10"])
     values = []
     for i in range(60):
         point = search.suggest(str(i))["trial"].point
@@ -97,11 +97,11 @@ def test_optuna_learns_on_a_conditional_space():
 
 def test_optuna_recalls_points_of_an_earlier_part():
     space = load_space("paper")
-    first = CampaignSearch(OptunaSource(space, ["max", "min"], 10, seed=0), [0], ["val/knn10", "parameters"])
+    first = CampaignSearch(OptunaSource(space, ["max", "min"], 10, random_seed=0), [0], ["val/knn10", "parameters"])
     past = []
     for i in range(6):
         past.append((first.suggest(str(i))["trial"], {"val/knn10": i / 10, "parameters": 100.0 - i}))
-    source = OptunaSource(space, ["max", "min"], 10, seed=6)  # as a resumed campaign does: its number of trials
+    source = OptunaSource(space, ["max", "min"], 10, random_seed=6)  # as a resumed campaign does: its number of trials
     again = CampaignSearch(source, [0], ["val/knn10", "parameters"])
     again.recall([*past[:5], (past[5][0], None)])
     known = [trial.values for trial in source.study.trials if trial.state.is_finished()]

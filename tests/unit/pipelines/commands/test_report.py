@@ -23,8 +23,8 @@ def write_trial(
     """Leave what a trial leaves; ``value`` None: it has reported nothing."""
     trial = folder / "trials" / name
     trial.mkdir(parents=True)
-    note = {"number": int(name[:3]), "name": name, "status": "finished", "error": None, "point": point, "seed": 0,
-            "parameters": 1000, "seconds": 9.0, **note}  # fmt: skip
+    note = {"number": int(name[:3]), "name": name, "status": "finished", "error": None, "point": point,
+            "random_seed": 0, "parameters": 1000, "seconds": 9.0, **note}  # fmt: skip
     (trial / "trial.json").write_text(json.dumps(note))
     (trial / "config.yaml").write_text("data: {batch_size: 64}\nadapter: {format: tr}\n")
     if value is None:
@@ -41,15 +41,15 @@ def write_trial(
 def write_plan(folder: Path, **campaign: Any) -> Path:
     folder.mkdir(parents=True)
     campaign = {"space": "paper", "metric": "val/knn10", "mode": "max", "searcher": "optuna", "scheduler": "asha",
-                "seeds": 1, **campaign}  # fmt: skip
+                "repeats": 1, **campaign}  # fmt: skip
     config = {"data": {"batch_size": 64}, "adapter": {"format": "tr"}}
     (folder / "campaign.yaml").write_text(yaml.safe_dump({"campaign": campaign, "config": config}))
     return folder
 
 
-def write_campaign(folder: Path, points: int = 10, seeds: int = 1) -> Path:
+def write_campaign(folder: Path, points: int = 10, repeats: int = 1) -> Path:
     """Make up a campaign: so many points of each of four formats, a few of them stopped or failed."""
-    write_plan(folder, seeds=seeds)
+    write_plan(folder, repeats=repeats)
     generator = np.random.default_rng(0)
     gain = {"lora": 0.80, "multi_lora": 0.82, "cp": 0.88, "tr": 0.91}
     number = 0
@@ -65,18 +65,18 @@ def write_campaign(folder: Path, points: int = 10, seeds: int = 1) -> Path:
             value = base + 0.015 * np.log2(rank) - 0.05 * np.log10(lr / 0.008) ** 2
             step = 9 + 1.5 * np.log2(rank) + 6 * (format in ("cp", "tr")) + generator.normal()
             status = "stopped" if index % 4 == 3 else "failed" if (index, format) == (1, "cp") else "finished"
-            for seed in range(seeds):
+            for seed in range(repeats):
                 score = None if status == "failed" else float(value + generator.normal(0, 0.006))
                 error = "Traceback\nRuntimeError: out of memory | 3 GiB" if status == "failed" else None
                 write_trial(folder, f"{number:03d}-{format}-s{seed}", point, score, 64_000 / step, status=status,
-                            error=error, seed=seed, parameters=size)  # fmt: skip
+                            error=error, random_seed=seed, parameters=size)  # fmt: skip
                 number += 1
     return folder
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_campaign(tmp_path_factory.mktemp("runs") / "many", seeds=2)
+    folder = write_campaign(tmp_path_factory.mktemp("runs") / "many", repeats=2)
     write_trial(folder, "998-tr-s0", {"format": "tr", "rank": 4, "lr": 0.5}, None, status="running", parameters=None)
     write_report(folder)
     return folder
@@ -86,11 +86,11 @@ def test_the_report_has_all_its_parts(campaign: Path) -> None:
     report = campaign / "report"
     assert sorted(path.name for path in report.iterdir()) == [*PICTURES, "report.md"]
     text = (report / "report.md").read_text()
-    for part in ("# Campaign many\n", "Search: space paper; searcher optuna; scheduler asha; seeds 2.",
+    for part in ("# Campaign many\n", "Search: space paper; searcher optuna; scheduler asha; repeats 2.",
                  "Objective: `val/knn10`, the larger the better.", "81 trials: 62 finished", "Best: **",
                  "## Leaderboard", "## Score and cost", "## Rank", "fANOVA of Optuna, on 31 finished points",
                  "## Tasks", "| photo |", "## Failures", "RuntimeError: out of memory \\| 3 GiB",
-                 "over 2 seeds"):  # fmt: skip
+                 "over 2 repeats"):  # fmt: skip
         assert part in text, part
     assert "None" not in text
     assert "nan" not in text
@@ -106,9 +106,9 @@ def test_pictures_are_coloured_and_not_small(campaign: Path, name: str) -> None:
 
 def test_a_trial_is_read(tmp_path: Path) -> None:
     folder = write_plan(tmp_path / "one")
-    write_trial(folder, "000", {"rank": 4}, 0.9, seed=3)
+    write_trial(folder, "000", {"rank": 4}, 0.9, random_seed=3)
     (trial,) = read_campaign(folder).trials
-    assert (trial.name, trial.status, trial.format, trial.point, trial.seed) == (
+    assert (trial.name, trial.status, trial.format, trial.point, trial.random_seed) == (
         "000",
         "finished",
         "tr",
