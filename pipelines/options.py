@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -10,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from metalora.config import RENAMED, SECTIONS, Config, check_file, current_sections, from_dict
 from metalora.errors import UserError
 from metalora.places import expanded
-from metalora.reading import config_name, describe_error, gate, read_yaml
+from metalora.reading import config_name, describe_error, gate, read_yaml, short
 from metalora.registry import nearest
 
 SHORT_FORMS = {"random_seed": ("--seed",)}
@@ -22,6 +23,8 @@ def option(name: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    gone: Mapping[str, str]
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
@@ -93,22 +96,63 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     """Parse a command line.
 
     Raises:
-        UserError: an unknown option (the nearest valid one is given), or a missing value.
+        UserError: an unknown option (the nearest valid one is given), one of older versions, or a missing value.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    gone: Mapping[str, str] = getattr(parser, "gone", {})
+    for name in (argument.partition("=")[0] for argument in arguments):
+        if name in gone:
+            raise UserError(f"option {name} is now written {gone[name]}")
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         options = [
             name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings
         ]
         met = unknown[0].partition("=")[0]
+        if not met.startswith("-"):
+            raise UserError(f"unexpected argument {short(met)} ({parser.prog} --help lists all)")
         raise UserError(f"unknown option {met!r}{nearest(met, options)} ({parser.prog} --help lists all)")
     return known
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser whose errors are `UserError`s."""
-    usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
-    return _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+def make_parser(
+    prog: str,
+    description: str,
+    usage: str | None = "[--config FILE] [--SETTING VALUE ...]",
+    gone: Mapping[str, str] | None = None,
+) -> argparse.ArgumentParser:
+    """Make a parser whose errors are `UserError`s.
+
+    Args:
+        prog: The command.
+        description: What it does.
+        usage: What follows the command in its usage; None: argparse lists all options.
+        gone: Options of older versions, and how each is written now.
+    """
+    parser = _Parser(prog=prog, usage=usage and f"{prog} {usage}", description=description, allow_abbrev=False)
+    parser.gone = gone or {}
+    return parser
+
+
+def add_run(parser: argparse.ArgumentParser, kind: str, more: str = "") -> None:
+    """Add the argument RUN, that names an earlier run.
+
+    Args:
+        parser: The command's.
+        kind: What is wanted: a run, a campaign.
+        more: What else is taken.
+    """
+    parser.add_argument("run", metavar="RUN", help=f"{kind}: its name below --output, or its folder{more}")
+
+
+def add_resume(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add the option ``--resume RUN``; see `add_run`."""
+    parser.add_argument("--resume", metavar="RUN", help=f"go on with {kind}: its name below --output, or its folder")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--output`` to a command that has no settings."""
+    parser.add_argument("--output", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
 
 
 def resolve(

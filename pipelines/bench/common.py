@@ -60,10 +60,9 @@ def read_options(
     Raises:
         UserError: an unknown option, or a size below 1.
     """
-    parser = make_parser(f"metalora bench {what}", description)
-    parser.usage = None
+    parser = make_parser(f"metalora bench {what}", description, None, {"--output": "--report"})
     parser.add_argument("--small", action="store_true", help="sizes for a CPU and for CI")
-    parser.add_argument("--output", metavar="FILE",
+    parser.add_argument("--report", metavar="FILE",
                         help="where the figures go: JSON, and Markdown beside it "
                              f"(default: runs/bench/{what}.json; --small: {what}-small.json there)")  # fmt: skip
     for name, size in sizes.items():
@@ -80,8 +79,8 @@ def read_options(
         key = name.replace("-", "_")
         if getattr(options, key) is None:
             setattr(options, key, size.small if options.small else size.full)
-    output = options.output or f"runs/bench/{what}{'-small' if options.small else ''}.json"
-    options.output = str(_writable(Path(output).expanduser()))
+    report = options.report or f"runs/bench/{what}{'-small' if options.small else ''}.json"
+    options.report = str(_writable(Path(report).expanduser()))
     options.command = shlex.join(["metalora", "bench", what, *(arguments or [])])
     return options
 
@@ -96,12 +95,12 @@ def positive(text: str) -> int:
 def _writable(file: Path) -> Path:
     """Refuse what the figures could not be written to, before anything is measured."""
     if file.suffix == ".md":
-        raise UserError(f"--output {str(file)!r} is for the JSON: the Markdown file lies beside it")
+        raise UserError(f"--report {str(file)!r} is for the JSON: the Markdown file lies beside it")
     if file.is_dir():
-        raise UserError(f"--output {str(file)!r} is a folder: a file is wanted")
+        raise UserError(f"--report {str(file)!r} is a folder: a file is wanted")
     there = next(parent for parent in file.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--output {str(file)!r} cannot be written: {there} takes no files")
+        raise UserError(f"--report {str(file)!r} cannot be written: {there} takes no files")
     return file
 
 
@@ -244,7 +243,7 @@ def write(result: Result, options: argparse.Namespace) -> Path:
         UserError: the files cannot be written.
     """
     about = machine()
-    file = Path(options.output)
+    file = Path(options.report)
     content = {"command": options.command, "small": options.small, "machine": about, **asdict(result)}
     text = markdown(result, about, options.command)
     try:
@@ -252,7 +251,7 @@ def write(result: Result, options: argparse.Namespace) -> Path:
             with atomic_file(path) as temporary:
                 temporary.write_text(written, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--output {str(file)!r} cannot be written: {error.strerror}") from None
+        raise UserError(f"--report {str(file)!r} cannot be written: {error.strerror}") from None
     return file
 
 

@@ -180,4 +180,4 @@ def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord,
     upload_model(tracker, folder, prepared.backbone, prepared.extractor, campaign.name)
     tracker.finish("FINISHED")
     name = f"models:/{campaign.name}@{CHAMPION}"
-    console.print(f"champion  {name}   (metalora evaluate --model {name})", soft_wrap=True)
+    console.print(f"champion  {name}   (metalora evaluate {name})", soft_wrap=True)

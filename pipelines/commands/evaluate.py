@@ -21,7 +21,7 @@ from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER, Evaluator
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
-from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.options import add_run, add_settings, make_parser, parse, resolve
 from pipelines.run.console import ProgressDisplay, terminal
 from pipelines.run.folder import find_run, read_report, read_settings, writable_file
 
@@ -32,9 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: what the user can mend.
     """
-    parser = make_parser("metalora evaluate", "Evaluate a trained adapter; settings are those of its training.")
-    parser.add_argument("--model", metavar="MODEL", required=True,
-                        help="a run's folder or name, or MLflow's models:/NAME@champion or runs:/ID/model")  # fmt: skip
+    parser = make_parser(
+        "metalora evaluate",
+        "Evaluate a trained adapter; settings are those of its training.",
+        "RUN [--config FILE] [--report FILE] [--SETTING VALUE ...]",
+        {"--model": "metalora evaluate RUN"},
+    )
+    add_run(parser, "run", ", or MLflow's models:/NAME@champion or runs:/ID/model")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, above those of the training")
     parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
     add_settings(parser)
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = options.report and writable_file(options.report, "--report")
     console = terminal()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _fetch(options.model, resolve(options), Path(scratch))
+        folder = _fetch(options.run, resolve(options), Path(scratch))
         config = resolve(options, read_settings(folder))
         report = evaluate(config, folder, console)
     if file:
@@ -110,11 +114,11 @@ class Watcher:
         """Do nothing: nothing is trained."""
 
 
-def _fetch(model: str, config: Config, scratch: Path) -> Path:
+def _fetch(run: str, config: Config, scratch: Path) -> Path:
     """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
-    if model.startswith(("models:/", "runs:/")):
-        return download_model(model, config.tracking.tracking_uri, scratch)
-    folder = find_run(model, Path(config.cluster.output), kind="trained model")
+    if run.startswith(("models:/", "runs:/")):
+        return download_model(run, config.tracking.tracking_uri, scratch)
+    folder = find_run(run, Path(config.cluster.output))
     if not (folder / ADAPTER).is_dir():
-        raise UserError(f"run {model!r} is not finished: {folder} has no folder {ADAPTER!r}")
+        raise UserError(f"run {run!r} is not finished: {folder} has no folder {ADAPTER!r}")
     return folder

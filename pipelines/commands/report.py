@@ -8,7 +8,7 @@ from metalora.report.campaign_tables import (
     standing,
 )
 from pipelines.campaign.report import _write, leaderboard_table, read_campaign
-from pipelines.options import make_parser
+from pipelines.options import add_output, add_run, make_parser, parse
 from pipelines.run.console import terminal
 from pipelines.run.folder import CAMPAIGN, check_links, find_run
 
@@ -19,12 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: no such campaign, or one that cannot be read.
     """
-    parser = make_parser("metalora report", "Say in tables and pictures what a campaign has found.")
-    parser.usage = None
-    parser.add_argument("--campaign", metavar="NAME", required=True, help="the campaign's name")
-    parser.add_argument("--output-folder", metavar="DIR", default="runs", help="where it is (default: runs)")
-    options = parser.parse_args(arguments)
-    folder = find_run(options.campaign, absolute(options.output_folder), CAMPAIGN, "campaign")
+    parser = make_parser(
+        "metalora report",
+        "Say in tables and pictures what a campaign has found.",
+        "RUN [--output DIR]",
+        {"--campaign": "metalora report RUN", "--output-folder": "--output"},
+    )
+    add_run(parser, "campaign")
+    add_output(parser)
+    options = parse(parser, arguments)
+    folder = find_run(options.run, absolute(options.output), CAMPAIGN, "campaign")
     check_links(folder)
     campaign = read_campaign(folder)
     report = _write(campaign, folder / "report")

@@ -27,7 +27,17 @@ from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space
 from pipelines.campaign.trials import TrialRecord, best_point, read_trials
-from pipelines.options import add_section, add_settings, given, make_parser, parse, plain, resolve, settings_of
+from pipelines.options import (
+    add_resume,
+    add_section,
+    add_settings,
+    given,
+    make_parser,
+    parse,
+    plain,
+    resolve,
+    settings_of,
+)
 from pipelines.run.claim import named_run
 from pipelines.run.console import terminal
 from pipelines.run.folder import CAMPAIGN, TRIALS, continued, find_run, only_shows, read_report, read_settings
@@ -73,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("table", choices=["table1"], help="the paper's comparison of methods by k-NN accuracy")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
-    parser.add_argument("--resume", metavar="NAME", help="go on with the table of this name")
+    add_resume(parser, "a table")
     add_section(parser, "table", TableConfig)
     add_settings(parser)
     options = parse(parser, arguments)

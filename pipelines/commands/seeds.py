@@ -20,7 +20,7 @@ from metalora.report.seed_plots import plot_pca
 from metalora.tracking.build import tracking_address
 from metalora.tracking.store import add_artifacts
 from metalora.train.evaluator import KNN, SEEDS
-from pipelines.options import make_parser
+from pipelines.options import add_output, add_run, make_parser, parse
 from pipelines.run.console import terminal
 from pipelines.run.folder import REPLACED, check_links, find_run, read_report, read_run_note
 from pipelines.run.trust import is_known_place
@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: no such run, or none with seeds.
     """
-    parser = make_parser("metalora seeds", "Analyse the generated seeds of a finished run (formats cp and tr).")
-    parser.usage = None
-    parser.add_argument("run", metavar="RUN", help="a run's name, or the folder of a run or of a campaign's trial")
-    parser.add_argument("--output", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
-    options = parser.parse_args(arguments)
+    what = "Analyse the generated seeds of a finished run (formats cp and tr)."
+    parser = make_parser("metalora seeds", what, "RUN [--output DIR]")
+    add_run(parser, "run", ", also that of a campaign's trial")
+    add_output(parser)
+    options = parse(parser, arguments)
     console = terminal()
     folder = find_seeds(options.run, absolute(options.output))
     check_links(folder, REPLACED - {"seeds"})

@@ -16,7 +16,7 @@ from metalora.train.evaluator import ADAPTER
 from metalora.train.resume import read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
-from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.options import add_resume, add_settings, make_parser, parse, resolve
 from pipelines.run.claim import named_run
 from pipelines.run.console import ProgressDisplay, only_tells, terminal
 from pipelines.run.folder import (
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("metalora train", "Fine-tune a frozen backbone for several visual domains at once.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
     parser.add_argument("--print-config", action="store_true", help="print the settings that result, and stop")
-    parser.add_argument("--resume", metavar="NAME", help="go on with the run of this name from its last checkpoint")
+    add_resume(parser, "a run, from its last checkpoint")
     add_settings(parser)
     options = parse(parser, arguments)
     config = resolve(options)

@@ -11,6 +11,7 @@ from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.campaign.trials import check_plan
 from pipelines.options import (
+    add_resume,
     add_section,
     add_settings,
     config_file,
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, with a section 'campaign' too")
-    parser.add_argument("--resume", metavar="NAME", help="go on with the campaign of this name")
+    add_resume(parser, "a campaign")
     add_section(parser, "campaign", CampaignConfig)
     add_settings(parser)
     options = parse(parser, arguments)

@@ -103,13 +103,13 @@ def test_mlflow_has_parent_and_children(campaign: tuple[Path, str], folder: Path
 
 def test_the_champion_is_evaluated(campaign: tuple[Path, str], folder: Path) -> None:
     run, _ = campaign
-    done = metalora(folder, "evaluate", "--model", "models:/all@champion", "--report", "again.json")
+    done = metalora(folder, "evaluate", "models:/all@champion", "--report", "again.json")
     assert done.returncode == 0, done.stderr[-3000:]
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     version = client.get_model_version_by_alias("all", "champion")
     trial = next(r.trial.name for r in read_trials(run) if r.run_id == version.run_id)
     assert json.loads((folder / "again.json").read_text()) == knn(run / "trials" / trial)
-    done = metalora(folder, "evaluate", "--model", f"runs/all/trials/{trial}")
+    done = metalora(folder, "evaluate", f"runs/all/trials/{trial}")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

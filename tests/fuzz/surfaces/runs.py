@@ -89,7 +89,7 @@ def _resume_run(folder: Path) -> object:
 def _evaluate_run(folder: Path) -> object:
     configs: list[Config] = []
     evaluate.evaluate = lambda config, folder, console: configs.append(config)
-    evaluate.main(["--model", str(folder)])
+    evaluate.main([str(folder)])
     return to_dict(configs[0])
 
 

@@ -92,6 +92,41 @@ def test_what_the_user_can_mend_is_one_line(refused, settings, given, message):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("evaluate", "--model", "mine"), "option --model is now written metalora evaluate RUN"),
+        (("evaluate", "--model=mine", "--rank", "3"), "option --model is now written metalora evaluate RUN"),
+        (("report", "--campaign", "mine"), "option --campaign is now written metalora report RUN"),
+        (("report", "mine", "--output-folder", "x"), "option --output-folder is now written --output"),
+        (("bench", "knn", "--small", "--output", "x.json"), "option --output is now written --report"),
+        (("report", "mine", "--outptu", "x"), "unknown option '--outptu', did you mean '--output'?"),
+        (("report", "mine", "other"), "unexpected argument 'other'"),
+        (("evaluate",), "the following arguments are required: RUN"),
+        (("seeds",), "the following arguments are required: RUN"),
+        (("report",), "the following arguments are required: RUN"),
+    ],
+)
+def test_a_run_is_named_in_one_way(refused, line, message):
+    assert refused(list(line)).startswith(message)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "seeds", "report"])
+def test_a_run_comes_first_in_the_usage(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: metalora {command} RUN [" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "seeds", "report"])
+def test_a_run_is_looked_for_below_output_and_by_its_path(refused, tmp_path, command):
+    kind = "campaign" if command == "report" else "run"
+    for name in ("absent", "else/absent"):
+        said = refused([command, name, "--output", "else"])
+        assert said == f"no {kind} {name!r} in {tmp_path}/else (there: none)"
+
+
 def test_a_taken_name_is_refused(refused, settings):
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/note").write_text("keep")
@@ -158,7 +193,7 @@ def test_a_moved_and_renamed_project_goes_on(settings, tmp_path, monkeypatch, ca
     Path("new/runs/mine").rename("new/runs/yours")
     capsys.readouterr()
     main(["train", "--resume", "new/runs/yours"])
-    main(["evaluate", "--model", "new/runs/yours", "--report", "again.json"])
+    main(["evaluate", "new/runs/yours", "--report", "again.json"])
     main(["seeds", "yours", "--output", "new/runs"])
     assert f"sqlite:///{tmp_path}/new/m.db" in capsys.readouterr().out
     assert (tmp_path / "new/runs/yours/metrics.jsonl").read_text() == metrics

@@ -179,8 +179,8 @@ def test_links_are_known_by_their_place_not_their_name(run, tmp_path, name):
 @pytest.mark.parametrize(
     "line",
     [
-        ["train", "--resume", "{long}"], ["evaluate", "--model", "{long}"], ["seeds", "{long}"],
-        ["report", "--campaign", "{long}"], ["tune", "--resume", "{long}"], ["tune", "--space", "{long}.py"],
+        ["train", "--resume", "{long}"], ["evaluate", "{long}"], ["seeds", "{long}"],
+        ["report", "{long}"], ["tune", "--resume", "{long}"], ["tune", "--space", "{long}.py"],
         ["tune", "--space", "/dev/zero"], ["train", "--weights", "{long}.pth"], ["train", "--output", "{long}"],
         ["train", "--config", "{long}"], ["train", "--data", "{long}"],
     ],
@@ -235,7 +235,7 @@ def test_a_plan_that_is_none_is_told_by_name(tmp_path, refused, plan):
     folder = tmp_path / "runs" / "c"
     folder.mkdir(parents=True)
     (folder / "campaign.yaml").write_text(json.dumps(plan))
-    for command in (["report", "--campaign", "c", "--output-folder"], ["tune", "--resume", "c", "--output"]):
+    for command in (["report", "c", "--output"], ["tune", "--resume", "c", "--output"]):
         assert "campaign.yaml" in refused(*command, str(tmp_path / "runs"))
 
 

@@ -20,7 +20,7 @@ def test_sizes_are_small_full_or_given() -> None:
     assert (full.gallery, full.max_workers) == (1000, 8)
     assert (small.gallery, small.max_workers) == (7, 2)
     assert small.command == "metalora bench knn --small --gallery 7"
-    assert small.output == "runs/bench/knn-small.json"
+    assert small.report == "runs/bench/knn-small.json"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_tables_are_markdown() -> None:
 
 
 def test_results_are_written_with_machine_and_command(tmp_path: Path) -> None:
-    options = read_options("knn", "", SIZES, ["--small", "--output", str(tmp_path / "deep" / "x.json")])
+    options = read_options("knn", "", SIZES, ["--small", "--report", str(tmp_path / "deep" / "x.json")])
     publish(Result("knn", "What.", "Least.", [{"s": 1.5}], {"agreement": True, "none": None}), options)
     written: dict[str, Any] = json.loads((tmp_path / "deep" / "x.json").read_text())
     assert written["command"] == options.command
@@ -106,13 +106,13 @@ def test_results_are_written_with_machine_and_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("file/x.json", r"--output .* cannot be written: .*file takes no files"),
-        ("x.md", r"--output .* is for the JSON: the Markdown file lies beside it"),
-        ("folder", r"--output .* is a folder: a file is wanted"),
+        ("file/x.json", r"--report .* cannot be written: .*file takes no files"),
+        ("x.md", r"--report .* is for the JSON: the Markdown file lies beside it"),
+        ("folder", r"--report .* is a folder: a file is wanted"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_one_error(tmp_path: Path, name: str, message: str) -> None:
+def test_a_report_that_cannot_be_written_is_one_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=message):
-        read_options("knn", "", SIZES, ["--output", str(tmp_path / name)])
+        read_options("knn", "", SIZES, ["--report", str(tmp_path / name)])

@@ -179,7 +179,7 @@ def test_a_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_a_short_leaderboard(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--campaign", campaign.name, "--output-folder", str(campaign.parent)])
+    main([campaign.name, "--output", str(campaign.parent)])
     printed = capsys.readouterr().out
     assert "campaign many" in printed
     assert "Best: " in printed
@@ -188,7 +188,7 @@ def test_the_command_prints_a_short_leaderboard(campaign: Path, capsys: pytest.C
 
 def test_what_cannot_be_reported_is_refused_in_a_line(campaign: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no campaign 'man' in .*, did you mean 'many'\? \(there: many\)"):
-        main(["--campaign", "man", "--output-folder", str(campaign.parent)])
+        main(["man", "--output", str(campaign.parent)])
     folder = write_plan(tmp_path / "odd", mode="up")
     with pytest.raises(UserError, match=r"campaign\.yaml' cannot be read: campaign\.mode = 'up'"):
         write_report(folder)

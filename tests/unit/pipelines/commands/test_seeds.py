@@ -68,7 +68,7 @@ def test_what_has_no_seeds_is_refused_in_a_line(tmp_path: Path) -> None:
         find_seeds("begun", runs)
     with pytest.raises(UserError, match="'fixed' has no seeds: its format 'lora' generates none"):
         find_seeds("fixed", runs)
-    with pytest.raises(UserError, match="unrecognized arguments: --wrong"):
+    with pytest.raises(UserError, match="unknown option '--wrong'"):
         main(["fixed", "--wrong"])
 
 
