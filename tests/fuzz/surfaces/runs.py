@@ -19,7 +19,7 @@ from metalora.report.campaign_tables import best, failure_section, heading, lead
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.report import read_campaign
 from pipelines.campaign.spaces import load_space
-from pipelines.campaign.trials import TrialRecord, TrialSpec, read_trials
+from pipelines.campaign.trials import TrialRecord, TrialSpec, best_trial, read_trials
 from pipelines.commands import evaluate, train, tune
 from pipelines.commands.seeds import find_seeds
 from pipelines.run.folder import CAMPAIGN, METRICS, read_run_note, write_run_note
@@ -76,7 +76,7 @@ def _resume_campaign(folder: Path) -> object:
     plan = replace(plans[0], campaign=replace(plans[0].campaign, objectives=(OBJECTIVE,)), fingerprint="data")
     plan.check_same(folder)
     records = read_trials(folder)
-    return records, tune.best_trial(records, OBJECTIVE)
+    return records, best_trial(records, OBJECTIVE)
 
 
 def _resume_run(folder: Path) -> object:
