@@ -229,7 +229,7 @@ class CampaignRunner:
         """Refuse workers that no single node can take.
 
         Raises:
-            UserError: so it is.
+            UserError: a worker wants more CPUs or GPUs than the largest node has.
         """
         settings = self.plan.config.cluster
         for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", self.gpus)):

@@ -62,7 +62,7 @@ class Materials:
     folder: Path
 
 
-class TuneReporter:
+class TrialReporter:
     """What Ray Tune must be told of a trial.
 
     Tune is told of a validation together with the checkpoint that follows it, so that a trial stopped by what it
@@ -125,12 +125,15 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_SECONDS))
     trial: TrialSpec = config["trial"]
     settings = materials.plan.trial_config(trial)
-    told = TuneReporter(settings.data.batch_size)
+    told = TrialReporter(settings.data.batch_size)
     reporter = MailReporter(materials.mailbox, trial.name, told.checkpoint, told.listen)
-    run = _nested if settings.cluster.workers > 1 else _alone
     try:
-        with _checkpoint(materials, trial) as resume:
-            run(settings, materials, reporter, told, resume and whole(resume, reporter.say))
+        with _checkpoint(materials, trial) as checkpoint:
+            resume = checkpoint and whole(checkpoint, reporter.say)
+            if settings.cluster.workers > 1:
+                _nested(settings, materials, reporter, told, resume)
+            else:
+                _alone(settings, materials, reporter, resume)
     except UserError as error:
         reporter.fail(str(error))
     finally:
@@ -166,9 +169,7 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
     )
 
 
-def _alone(
-    settings: Config, materials: Materials, reporter: MailReporter, told: TuneReporter, resume: Path | None
-) -> None:
+def _alone(settings: Config, materials: Materials, reporter: MailReporter, resume: Path | None) -> None:
     """Train in this process."""
     backbone, extractor = ray.get(materials.networks)
     table = load_table(settings.data)
@@ -188,7 +189,7 @@ def _alone(
 
 
 def _nested(
-    settings: Config, materials: Materials, reporter: MailReporter, told: TuneReporter, resume: Path | None
+    settings: Config, materials: Materials, reporter: MailReporter, told: TrialReporter, resume: Path | None
 ) -> None:
     """Train on workers of Ray Train: they post to the campaign's mailbox, where this process reads along for Tune."""
     backbone, extractor = ray.get(materials.networks)

@@ -8,7 +8,7 @@ import pytest
 from metalora.train.reporter import Progress
 from pipelines.backend.mailbox import Event, Message, Metrics
 from pipelines.campaign import trial as module
-from pipelines.campaign.trial import TuneReporter
+from pipelines.campaign.trial import TrialReporter
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def told(monkeypatch):
     return reports
 
 
-def hear(reporter: TuneReporter, *contents: object) -> None:
+def hear(reporter: TrialReporter, *contents: object) -> None:
     for content in contents:
         reporter.listen(Event("a", content))  # type: ignore[arg-type]
 
 
 def test_a_validation_is_told_with_the_checkpoint_that_follows_it(told):
-    reporter = TuneReporter(20)
+    reporter = TrialReporter(20)
     hear(reporter, Metrics(0, {"parameters": 5.0}), Progress("train", 5, 10, 1, 2), Message("hello"))
     hear(reporter, Metrics(5, {"train/images_per_second": 40.0}), Metrics(5, {"val/loss": 0.5}))
     assert told == []
@@ -41,7 +41,7 @@ def test_a_validation_is_told_with_the_checkpoint_that_follows_it(told):
 
 
 def test_a_validation_without_a_checkpoint_is_told_when_the_next_epoch_begins(told):
-    reporter = TuneReporter(20)
+    reporter = TrialReporter(20)
     hear(reporter, Progress("train", 5, 10, 1, 2), Metrics(5, {"val/loss": 0.5}), Progress("validate", 1, 2))
     assert told == []
     hear(reporter, Progress("train", 6, 10, 2, 2), Progress("train", 7, 10, 2, 2))
