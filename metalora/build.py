@@ -7,11 +7,24 @@ import torch
 from torch import nn
 
 from metalora.config import Config
+from metalora.data import Table
+from metalora.group import Group
 from metalora.models import backbones
-from metalora.models.adapt import adapt
+from metalora.models.adapt import adapt_by
 from metalora.models.backbones import Backbone
 from metalora.models.backbones.small_networks import EMBEDDED
+from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
+from metalora.train.callbacks import CALLBACKS, Callbacks, Plan
+from metalora.train.checkpoint import seed_everything
+from metalora.train.evaluator import Evaluator
+from metalora.train.execution import Execution
+from metalora.train.feed import Feed
+from metalora.train.kept import Shared
+from metalora.train.learner import AdapterLearner
+from metalora.train.optimizers import OPTIMIZERS
+from metalora.train.reporter import Reporter, SilentReporter
+from metalora.train.trainer import Trainer
 
 
 def build_backbone(
@@ -75,25 +88,81 @@ def build_model(
     Raises:
         UserError: a target or a rank that does not fit.
     """
-    adapter, mapping = config.adapter, config.mapping
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.random_seed)
-        return adapt(
-            backbone,
-            adapter.format,
-            adapter.rank,
-            adapter.alpha,
-            branches=adapter.branches,
-            target_modules=adapter.target_modules,
-            exclude_modules=adapter.exclude_modules,
-            rank_pattern=adapter.rank_pattern,
-            alpha_pattern=adapter.alpha_pattern,
-            modules_to_save=adapter.modules_to_save,
-            parameter_budget=adapter.parameter_budget,
-            extractor=extractor,
-            extractor_features=mapping.extractor_features,
-            seed_scope=mapping.seed_scope,
-            mapping_depth=mapping.mapping_depth,
-            mapping_width=mapping.mapping_width,
-            labels=labels,
+        return adapt_by(
+            backbone, config.adapter, config.mapping, extractor, labels, random_seed=config.train.random_seed
         )
+
+
+def build_trainer(
+    config: Config,
+    model: MetaLoRAModel,
+    table: Table,
+    inputs: Inputs,
+    group: Group,
+    reporter: Reporter,
+    loader_workers: int = 0,
+    shared: Shared | None = None,
+) -> Trainer:
+    """Build the trainer of a model on a table, on one rank, whose generators are seeded by ``train.random_seed``.
+
+    Args:
+        config: All settings.
+        model: On the group's device, with a head.
+        table: The data.
+        inputs: What the backbone takes.
+        group: The ranks.
+        reporter: Listens.
+        loader_workers: Decoding processes of this rank.
+        shared: What has been computed for this and other trainings.
+
+    Raises:
+        UserError: settings that do not go with the data, the model or the device.
+    """
+    seed_everything(config.train.random_seed + group.rank)
+    callbacks = [CALLBACKS.make(choice) for choice in config.train.callbacks]
+    graphable = all(callback.graphable for callback in callbacks)
+    learner = AdapterLearner(config, model, table, inputs, group, reporter, loader_workers, shared, graphable)
+    return Trainer(config, learner, group, reporter, callbacks)
+
+
+def build_evaluator(
+    config: Config,
+    model: MetaLoRAModel,
+    table: Table,
+    inputs: Inputs,
+    group: Group,
+    reporter: Reporter,
+    loader_workers: int,
+) -> Evaluator:
+    """Build the evaluator of a trained model, on one rank, with the images in memory if they fit there.
+
+    Args:
+        config: As for `build_trainer`; the others likewise.
+        model: On the group's device, with a head.
+        table: The data.
+        inputs: What the backbone takes.
+        group: The ranks.
+        reporter: Told the progress.
+        loader_workers: Decoding processes of this rank.
+    """
+    execution = Execution(config.train, group.device, config.graph_obstacles)
+    size = config.evaluate.evaluation_batch_size
+    feed = Feed(table, inputs, group, execution, reporter, loader_workers, size)
+    feed.keep(config.data.keep_images * 2**30)
+    return Evaluator(config, model, table, feed)
+
+
+def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> None:
+    """Check that a training's batches can be drawn and its callbacks go with it, on so many workers.
+
+    Raises:
+        UserError: settings that do not go with the data or the model.
+    """
+    group = Group(torch.device("cpu"), world=workers)
+    learner = AdapterLearner(config, model, table, inputs, group, SilentReporter())
+    OPTIMIZERS.make(config.train.optimizer)
+    steps = learner.steps_per_epoch
+    plan = Plan(config.train.random_seed, steps * config.train.epochs, steps, group)
+    Callbacks([CALLBACKS.make(choice) for choice in config.train.callbacks]).attach(learner, plan)

@@ -58,6 +58,11 @@ class Group:
             dist.all_reduce(values)
         return values / self.world
 
+    def take_first(self, tensor: Tensor) -> None:
+        """Give a tensor the values that it has on rank 0, in place."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+
     def gather_rows(self, rows: Tensor | None) -> Tensor:
         """Concatenate tensors (n_rank, ...) of all ranks, in rank order, on the CPU; None where a rank has no rows."""
         if self.world == 1:

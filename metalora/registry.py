@@ -1,13 +1,32 @@
-"""A strict registry: a duplicate name raises, an unknown name raises and lists the choices."""
+"""Methods by name: each a small frozen dataclass with options of its own, in a file of its own.
 
+A registry is strict: a name that is taken, a name that there is not, an option that the method does not have raise.
+
+>>> FORMATS = Registry("adapter format")
+>>> @FORMATS.register("branched")
+... class Branched:
+...     '''Several branches side by side.'''
+...
+...     branches: int = Field(default=4, ge=1, description="parallel branches")
+>>> FORMATS.make({"name": "branched", "branches": 2}).branches
+2
+"""
+
+import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Generic, TypeVar, cast
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from metalora.errors import UserError
+from metalora.reading import describe_error, short
 
 T = TypeVar("T")
+E = TypeVar("E")
 LONGEST = 300
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -18,40 +37,134 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A method as settings and files name it: ``"tr"``, or ``{"name": "multi_lora", "branches": 2}``.
+
+    Attributes:
+        name: The method's name.
+        options: Those of its options that are not left to their defaults.
+    """
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: Any) -> "Choice":
+        """Read a choice from its plain form.
+
+        Raises:
+            ValueError: the value is no name, and no mapping with a name.
+        """
+        if isinstance(value, Choice):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError(f"wanted a name, or a mapping with 'name' and options, got {short(value)}")
+        return cls(value["name"], {name: option for name, option in value.items() if name != "name"})
+
+    def plain(self) -> str | dict[str, Any]:
+        """Return the plain form: the name alone where there are no options."""
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={option}" for name, option in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+Method = Annotated[Choice, BeforeValidator(Choice.parse), PlainSerializer(Choice.plain)]
+
+
+KINDS: dict[str, "Registry[Any]"] = {}  # by the setting that names a method of the kind
+
+
 class Registry(Generic[T]):
-    """Named things of one kind.
+    """The methods of one kind.
 
     Args:
         kind: What the entries are, in the singular, for error messages ("adapter format").
+        setting: The setting that names one of them, or several in a list; None if no setting does.
+        frozen: Whether a method is immutable; else it may keep a state of its own.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, setting: str | None = None, frozen: bool = True) -> None:
         self.kind = kind
-        self._entries: dict[str, T] = {}
+        self.frozen = frozen
+        self._entries: dict[str, type[T]] = {}
+        if setting is not None:
+            KINDS[setting] = self
 
-    def register(self, name: str, entry: T) -> T:
-        """Add ``entry``.
+    def register(self, name: str) -> Callable[[type[E]], type[E]]:
+        """Make a dataclass of a class and add it: a decorator.
 
         Raises:
             ValueError: ``name`` is taken.
         """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already")
-        self._entries[name] = entry
-        return entry
 
-    def get(self, name: str) -> T:
-        """Return the entry.
+        def add(entry: type[E]) -> type[E]:
+            method: Any = dataclass(frozen=self.frozen, config=STRICT)(entry)
+            method.name = name
+            self._entries[name] = method
+            return method  # type: ignore[no-any-return]
+
+        return add
+
+    def get(self, name: str) -> type[T]:
+        """Return the class of a method.
 
         Raises:
-            UserError: no such entry; the message lists the choices.
+            UserError: no such method; the message lists the choices.
         """
         if name not in self._entries:
-            raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (choices: {', '.join(self)})")
+            raise UserError(f"unknown {self.kind} {short(name)}{nearest(name, self._entries)} "
+                            f"(choices: {', '.join(self)})")  # fmt: skip
         return self._entries[name]
+
+    def make(self, choice: Choice | str | Mapping[str, Any] | T) -> T:
+        """Make a method of a choice, with checked options; a method that is made already stays as it is.
+
+        Raises:
+            UserError: no such method, an option that it does not have, or a value that the option does not take.
+        """
+        if isinstance(choice, tuple(self._entries.values())):
+            return cast(T, choice)
+        try:
+            chosen = Choice.parse(choice)
+        except ValueError as error:
+            raise UserError(f"{self.kind}: {error}") from None
+        method, known = self.get(chosen.name), self.options(chosen.name)
+        for name in chosen.options:
+            if name not in known:
+                there = f" (options: {', '.join(known)})" if known else ""
+                raise UserError(f"{self.kind} {chosen.name!r} has no option {short(name)}{nearest(name, known)}{there}")
+        try:
+            return TypeAdapter(method).validate_python(dict(chosen.options))
+        except ValidationError as error:
+            said = "; ".join(describe_error(e) for e in error.errors())
+            raise UserError(f"{self.kind} {chosen.name!r}: {said}") from None
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Return a method's options as dataclass fields, by name."""
+        return {field.name: field for field in dataclasses.fields(self.get(name))}  # type: ignore[arg-type]
+
+    def full(self, choice: Choice | str | Mapping[str, Any] | T) -> dict[str, Any]:
+        """Return a choice with all options, those left to their defaults too: what is recorded and compared."""
+        method: Any = self.make(choice)
+        options: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
+        return {"name": method.name, **options}
+
+    def spelled_out(self, value: Any) -> Any:
+        """Return a setting of this kind, one choice or a list of them, with all options. See `full`."""
+        return [self.full(one) for one in value] if isinstance(value, list | tuple) else self.full(value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+
+__all__ = ["KINDS", "STRICT", "Choice", "Field", "Method", "Registry", "nearest"]

@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "say in tables and pictures what a campaign has found",
     "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "ask whether a run's seeds tell tasks and classes apart",
+    "methods": "list every method that settings can name: equation, source, options",
     "bench": "measure how fast the parts are on this machine",
 }
 # why a path that was given cannot be used

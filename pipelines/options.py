@@ -2,17 +2,29 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from metalora.config import RENAMED, SECTIONS, Config, check_file, current_sections, from_dict
+from metalora.config import (
+    RENAMED,
+    SECTIONS,
+    Config,
+    check_file,
+    current_sections,
+    from_dict,
+    nearest_setting,
+    now_options,
+    put,
+)
 from metalora.errors import UserError
+from metalora.methods import check_methods
 from metalora.places import expanded
 from metalora.reading import config_name, describe_error, gate, read_yaml, short
-from metalora.registry import nearest
+from metalora.registry import KINDS, nearest
 
 SHORT_FORMS = {"random_seed": ("--seed",)}
 
@@ -50,9 +62,34 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
         if "default:" not in help and shown not in (None, "", {}):
             help += f" (default: {shown})"
         names = [option(name), *SHORT_FORMS.get(name, ())]
+        if name in KINDS:
+            help += f"; {', '.join(KINDS[name])} (metalora methods {name} says more)"
         group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **_form(name, field.type))
+        if name in KINDS:
+            _add_method_options(group, name, several=get_origin(field.type) is tuple)
         for old in former.get(name, ()):
             group.add_argument(option(old), dest=name, help=argparse.SUPPRESS, **_form(name, field.type))
+
+
+def _add_method_options(group: Any, setting: str, several: bool) -> None:
+    """Add an option for every option of the methods of a kind: ``--format.branches``, ``--callbacks.NAME.OPTION``."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for method in KINDS[setting]:
+        for name, field in KINDS[setting].options(method).items():
+            found.setdefault(f"{setting}.{method}.{name}" if several else f"{setting}.{name}", []).append(
+                (method, field)
+            )
+    for path, owners in found.items():
+        method, field = owners[0]
+        default = getattr(field.default, "default", field.default)
+        help = getattr(field.default, "description", None) or ""
+        of = ", ".join(owner for owner, _ in owners)
+        form = _form(path.rpartition(".")[2], field.type)
+        if form.get("action") is argparse.BooleanOptionalAction:  # its name has no place for no-
+            form = {"default": argparse.SUPPRESS, "metavar": "{true,false}"}
+        group.add_argument(
+            f"--{path}", dest=path, help=f"of {of}: {help} (default: {default})".replace("%", "%%"), **form
+        )
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -99,7 +136,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         UserError: an unknown option (the nearest valid one is given), one of older versions, or a missing value.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    gone: Mapping[str, str] = getattr(parser, "gone", {})
+    gone: Mapping[str, str] = {**now_options(), **getattr(parser, "gone", {})}
     for name in (argument.partition("=")[0] for argument in arguments):
         if name in gone:
             raise UserError(f"option {name} is now written {gone[name]}")
@@ -111,8 +148,21 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         met = unknown[0].partition("=")[0]
         if not met.startswith("-"):
             raise UserError(f"unexpected argument {short(met)} ({parser.prog} --help lists all)")
-        raise UserError(f"unknown option {met!r}{nearest(met, options)} ({parser.prog} --help lists all)")
+        raise UserError(f"unknown option {met!r}{nearest_option(met, options)} ({parser.prog} --help lists all)")
     return known
+
+
+def nearest_option(met: str, options: Sequence[str]) -> str:
+    """Return ``", did you mean '--x'?"``, also for what other libraries call a setting; empty when nothing is near."""
+    meant = nearest_setting(
+        met.removeprefix("--").replace("-", "_"), [o.removeprefix("--").replace("-", "_") for o in options]
+    )
+    by_word = re.search(r"'(\w+)'", meant)
+    return (
+        f", did you mean {option(by_word[1])!r}?"
+        if by_word and option(by_word[1]) in options
+        else nearest(met, options)
+    )
 
 
 def make_parser(
@@ -176,8 +226,11 @@ def resolve(
             values[section] = settings  # `from_dict` says what is wrong with it
     for section, kind in SECTIONS.items():
         if isinstance(values.get(section, {}), dict):
-            values.setdefault(section, {}).update(given(kind, options))
-    return from_dict(values)
+            for name, value in given(kind, options).items():
+                put(section, values.setdefault(section, {}), name, value)
+    config = from_dict(values)
+    check_methods(config)
+    return config
 
 
 def config_file(options: argparse.Namespace) -> dict[str, Any]:
@@ -203,7 +256,9 @@ def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
         UserError: a mapping that is none.
     """
     forms = {field.name: field.type for field in dataclasses.fields(kind)}
-    return {name: _value(name, form, getattr(options, name)) for name, form in forms.items() if hasattr(options, name)}
+    found = {name: _value(name, form, getattr(options, name)) for name, form in forms.items() if hasattr(options, name)}
+    paths = [path for path in vars(options) if "." in path and path.partition(".")[0] in forms]
+    return {**found, **{path: getattr(options, path) for path in paths}}
 
 
 def _value(name: str, form: Any, value: Any) -> Any:

@@ -6,7 +6,7 @@ RATE = tune.loguniform(1e-3, 3e-2)
 
 SPACE = [
     {"format": tune.choice(["lora", "cp"]), "rank": tune.choice([4, 8, 16, 32]), "lr": RATE},
-    {"format": "multi_lora", "branches": 4, "rank": tune.choice([4, 8, 16, 32]), "lr": RATE},
+    {"format": "multi_lora", "format.branches": 4, "rank": tune.choice([4, 8, 16, 32]), "lr": RATE},
     {"format": "tr", "rank": tune.choice([4, 8, 16, 32]), "lr": RATE},
 ]
 SETTINGS: dict[str, object] = {}

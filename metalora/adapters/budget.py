@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from metalora.adapters.formats import Format
-from metalora.adapters.support import adapter_size, fan
+from metalora.adapters.support import largest_rank, shape_of
 from metalora.errors import UserError
 
 
@@ -35,9 +35,9 @@ def fit_ranks(
     """
 
     def size(ranks: Mapping[str, int]) -> int:
-        return sum(adapter_size(layers[name], format, rank) for name, rank in ranks.items()) + mapping_size(ranks)
+        return sum(format.size(shape_of(layers[name], rank)) for name, rank in ranks.items()) + mapping_size(ranks)
 
-    largest = {name: min(fan(layer)) for name, layer in layers.items()}
+    largest = {name: largest_rank(layer) for name, layer in layers.items()}
     ranks = dict.fromkeys(layers, 1)
     if size(ranks) > budget:
         raise UserError(

@@ -24,7 +24,8 @@ from metalora.reading import gate, parse_json, short
 from metalora.tensor_files import parse_safetensors
 
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-FILE_VERSION = 1
+FILE_VERSION = 2
+READABLE = (1, 2)
 ATTEMPTS = 10  # to read an adapter that is being replaced
 
 
@@ -90,8 +91,9 @@ def _read_both(path: Path) -> tuple[bytes, dict[str, Any]]:
                 raise UserError(f"{path} is no adapter folder: it is a file") from None
     description: dict[str, Any] = parse_json(text, f"adapter {path}: {DESCRIPTION}")
     version = description.get("file_version")
-    if version != FILE_VERSION:
-        raise UserError(f"adapter {path} has file version {short(version)}; this metalora reads {FILE_VERSION}")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise UserError(f"adapter {path} has file version {short(version)}; this metalora reads {known}")
     return tensors, description
 
 

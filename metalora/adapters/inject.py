@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from metalora.adapters.factors import ADAPTABLE
 from metalora.adapters.formats import Format
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import lookup, select
 from metalora.adapters.probe import Uses
 from metalora.adapters.seed_slot import SeedSlot
-from metalora.adapters.support import ADAPTABLE, check, refusal
+from metalora.adapters.support import check, refusal
 from metalora.errors import UserError
 from metalora.reading import short
 

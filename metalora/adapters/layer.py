@@ -1,33 +1,27 @@
 """An adapted layer: a frozen Linear or ConvNd, and its low-rank update.
 
-Shapes: B batch, G groups of a convolution, M the format's channels, I input and O output channels,
-K... kernel, S the seed elements of the whole model.
+Shapes: B batch, G groups of a convolution, I and O input and output channels, K... kernel, S the seed elements of the
+whole model.
 """
 
-import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metalora.adapters.factors import ADAPTABLE, HOOKS, Dense
 from metalora.adapters.formats import Format
 from metalora.adapters.seed_slot import SeedSlot
-from metalora.adapters.support import ADAPTABLE, Dense, check
+from metalora.adapters.support import check, shape_of
 from metalora.errors import UserError
-
-# An adapted layer shares these dictionaries with the layer that it replaces, whose hooks then see the whole output.
-_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
 
 
 class AdaptedLayer(nn.Module):
-    """y = W x + b + (alpha / rank) * Up(modulate(Down(x), c)).
+    """y = W x + b + (alpha / rank) * finish(Up(modulate(Down(x), c)), c).
 
-    ``Down`` is the layer's own kind of map (kernel, stride, padding and its mode, dilation, groups) into
-    G M channels, ``Up`` a 1x1 map to O. A grouped convolution's groups each get an update of their own with
-    the same seed, so dW has W's shape (O, I / G, K...). Up starts at zero: a fresh adapter changes nothing.
-    No per-sample dW is materialised.
+    ``Down`` and ``Up`` come from the layer's `Factors`. A grouped convolution's groups each get an update of their own
+    with the same seed, so dW has W's shape (O, I / G, K...). No per-sample dW is materialised.
 
     To the network it is the layer that it replaces: an instance of the same class of torch's (Linear, ConvNd), with
     the same hooks and attributes.
@@ -59,16 +53,13 @@ class AdaptedLayer(nn.Module):
         self.alpha = alpha
         self.slot = slot
         self.seed_slice = seed_slice
-        self.groups = 1 if isinstance(base, nn.Linear) else base.groups
+        self.shape = shape_of(base, rank)
         self.channel_dim = -1 if isinstance(base, nn.Linear) else 1
-        channels = format.channels(rank)
-        self.down = _down(base, self.groups * channels)
-        self.up = _up(base, channels)
-        like = base.weight
-        gain = format.identity(rank).to(like.device, like.dtype) if format.seed == "learned" else None
-        self.gain = nn.Parameter(gain) if gain is not None else None
+        self.factors = format.factors(base, self.shape)
+        nn.init.zeros_(self.factors.up.weight)  # a fresh adapter changes nothing
+        self.finishes = type(format).finish is not Format.finish
         self._unmerged: tuple[Tensor] | None = None  # in a tuple, so as not to be registered
-        for name in _HOOKS:
+        for name in HOOKS:
             object.__setattr__(self, name, getattr(base, name))
         self.base: Dense = base  # last: from now on, attributes that it has are set there
 
@@ -84,10 +75,15 @@ class AdaptedLayer(nn.Module):
                 "so its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that "
                 "stays under no_grad belongs into exclude_modules"
             )
-        h = self.down(input)
-        if self.format.seed != "none":
-            h = self._modulate(h, self._seed())
-        return torch.add(y, self.up(h), alpha=self.scale)
+        down, up = self.factors.maps()
+        h = down(input)
+        c = None if self.format.seed == "none" else self._seed()
+        if c is not None:
+            h = self._modulate(h, c)
+        update = up(h)
+        if self.finishes:
+            update = self._finish(update, c)
+        return torch.add(y, update, alpha=self.scale)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -103,8 +99,8 @@ class AdaptedLayer(nn.Module):
             super().__setattr__(name, value)
         else:  # the stride, say, which is Down's, too
             setattr(base, name, value)
-            if name in self.down.__dict__:
-                setattr(self.down, name, value)
+            if name in self.factors.down.__dict__:
+                setattr(self.factors.down, name, value)
 
     @property
     def scale(self) -> float:
@@ -117,12 +113,14 @@ class AdaptedLayer(nn.Module):
         return self._unmerged is not None
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters this layer adds, by name: what is trained, counted and saved."""
-        for part in ("down", "up"):
-            for name, parameter in self.get_submodule(part).named_parameters():
-                yield f"{part}.{name}", parameter
-        if self.gain is not None:
-            yield "gain", self.gain
+        """Yield the parameters this layer adds, by name: what is trained and counted."""
+        yield from ((name, p) for name, p in self.factors.named_parameters() if p.requires_grad)
+
+    def adapter_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors this layer adds to an adapter's file, by name."""
+        yield from ((name, p.detach()) for name, p in self.adapter_parameters())
+        kept = self.factors.state_dict().keys()
+        yield from ((name, buffer) for name, buffer in self.factors.named_buffers() if name in kept)
 
     def mixing(self, rows: int) -> Tensor | None:
         """Return `Format.mixing` of this layer's seeds; None for a format without.
@@ -133,7 +131,7 @@ class AdaptedLayer(nn.Module):
         if self.format.seed == "none":
             return None
         seed = self._seed()
-        times = 1 if self.gain is not None else _times(seed, rows)
+        times = _times(seed, rows) if self.format.seed == "generated" else 1
         return self.format.mixing(seed if times == 1 else seed.repeat_interleave(times, dim=0))
 
     def delta_weight(self, seed: Tensor | None = None) -> Tensor:
@@ -146,10 +144,13 @@ class AdaptedLayer(nn.Module):
             UserError: a generated format without a seed.
         """
         c = self._fixed_seed(seed)
-        channels = self.format.channels(self.rank)
-        down = self.down.weight.reshape(self.groups, channels, -1)
-        up = self.up.weight.reshape(self.groups, -1, channels)
-        blocks = [self.format.contract(down[g], up[g], c) for g in range(self.groups)]
+        channels, groups = self.format.channels(self.shape), self.shape.groups
+        down, up = self.factors.pair()
+        down, up = down.reshape(groups, channels, -1), up.reshape(groups, -1, channels)
+        blocks = [self.format.contract(down[g], up[g], c) for g in range(groups)]
+        if self.finishes:  # it is linear, so it acts on each column of the update as on an image
+            seed = None if self.format.seed == "none" else c.unsqueeze(0)
+            blocks = [self.format.finish(block.T, seed, -1, self.factors).T for block in blocks]
         return self.scale * torch.cat(blocks).reshape(self.base.weight.shape)
 
     def merge(self, seed: Tensor | None = None) -> None:
@@ -178,25 +179,40 @@ class AdaptedLayer(nn.Module):
         self._unmerged = None
 
     def _seed(self) -> Tensor:
-        return self.slot.part(self.seed_slice) if self.gain is None else self.gain.unsqueeze(0)
+        gain = self.factors.gain
+        return self.slot.part(self.seed_slice) if gain is None else gain.unsqueeze(0)
 
     def _modulate(self, h: Tensor, c: Tensor) -> Tensor:
-        # Groups, and the windows of a windowed transformer, make several rows of one sample, side by side.
-        if self.groups > 1:
-            h = h.unflatten(1, (self.groups, -1)).flatten(0, 1)
-        c = c.to(h.dtype)  # the mapping net stays in float32 whatever the backbone's type
-        times = _times(c, h.shape[0])
+        h, c = self._by_group(h), self._for_rows(c, h)
+        return self._whole(self.format.modulate(h, c, self.channel_dim))
+
+    def _finish(self, update: Tensor, c: Tensor | None) -> Tensor:
+        update, c = self._by_group(update), None if c is None else self._for_rows(c, update)
+        return self._whole(self.format.finish(update, c, self.channel_dim, self.factors))
+
+    # Groups, and the windows of a windowed transformer, make several rows of one sample, side by side.
+
+    def _by_group(self, h: Tensor) -> Tensor:
+        return h.unflatten(1, (self.shape.groups, -1)).flatten(0, 1) if self.shape.groups > 1 else h
+
+    def _whole(self, h: Tensor) -> Tensor:
+        groups = self.shape.groups
+        return h.unflatten(0, (-1, groups)).flatten(1, 2) if groups > 1 else h
+
+    def _for_rows(self, c: Tensor, whole: Tensor) -> Tensor:
+        """Return seeds for the rows that `_by_group` makes of a tensor."""
+        c = c.to(whole.dtype)  # the mapping net stays in float32 whatever the backbone's type
+        times = _times(c, whole.shape[0] * self.shape.groups)
         if self.channel_dim == 1 and c.shape[0] != 1 and times != 1:
             c = c.repeat_interleave(times, dim=0)
-        h = self.format.modulate(h, c, self.channel_dim)
-        return h.unflatten(0, (-1, self.groups)).flatten(1, 2) if self.groups > 1 else h
+        return c
 
     def _fixed_seed(self, seed: Tensor | None) -> Tensor:
-        weight = self.up.weight
-        if self.gain is not None:
-            return self.gain
+        weight = self.base.weight
+        if self.factors.gain is not None:
+            return self.factors.gain
         if self.format.seed == "none":
-            return self.format.identity(self.rank).to(weight.device, weight.dtype)
+            return self.format.identity(self.shape).to(weight.device, weight.dtype)
         if seed is None:
             raise UserError("this format's update depends on a seed: pass one, e.g. model.seed(images).mean(0)")
         return seed.reshape(-1)[self.seed_slice].to(weight.device, weight.dtype)
@@ -211,27 +227,6 @@ def _times(c: Tensor, rows: int) -> int:
     if rows % c.shape[0]:
         raise RuntimeError(f"{c.shape[0]} seeds for {rows} rows: the batches do not fit")
     return rows // c.shape[0]
-
-
-def _down(base: Dense, channels: int) -> Dense:
-    """Copy the layer with ``channels`` outputs, no bias, and LoRA's initial values."""
-    weight = torch.empty(channels, *base.weight.shape[1:], device=base.weight.device, dtype=base.weight.dtype)
-    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    down = copy.deepcopy(base, memo={id(base.weight): nn.Parameter(weight), id(base.bias): None})
-    vars(down).update({name: hooks for name, hooks in vars(nn.Module()).items() if name in _HOOKS})
-    setattr(down, "out_features" if isinstance(base, nn.Linear) else "out_channels", channels)
-    return down
-
-
-def _up(base: Dense, channels: int) -> Dense:
-    like: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
-    if isinstance(base, nn.Linear):
-        up: Dense = nn.Linear(channels, base.out_features, bias=False, **like)
-    else:
-        kind = next(k for k in ADAPTABLE[1:] if isinstance(base, k))
-        up = kind(base.groups * channels, base.out_channels, 1, groups=base.groups, bias=False, **like)
-    nn.init.zeros_(up.weight)
-    return up
 
 
 class AdaptedLinear(AdaptedLayer, nn.Linear):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metalora.adapters.support import ADAPTABLE
+from metalora.adapters.factors import ADAPTABLE
 from metalora.errors import UserError
 
 TOLERANCE = 1e-2
@@ -31,30 +31,28 @@ class Uses(NamedTuple):
 
 
 @torch.no_grad()
-def probe(network: nn.Module, input_size: tuple[int, int, int]) -> Uses:
-    """Run a network in eval mode on two images, and on the same two the other way round.
+def probe(network: nn.Module, samples: Tensor) -> Uses:
+    """Run a network in eval mode on two samples, and on the same two the other way round.
 
     An adapter on a layer that is not called has no effect and gets no gradient, and one on a layer whose weight is used
-    directly is left out. A layer whose input is not one row (or several, side by side) for each image in turn, such as
-    an MLP of a table of positions, cannot take one seed an image: it gets the same input, or rows in the same order,
-    whichever image comes first.
+    directly is left out. A layer whose input is not one row (or several, side by side) for each sample in turn, such as
+    an MLP of a table of positions, cannot take one seed per sample: it gets the same input, or rows in the same order,
+    whichever sample comes first.
 
     Args:
         network: The network; put in eval mode.
-        input_size: (3, H, W) of an image.
+        samples: Two different samples, (2, ...), as the network takes them: images, (2, 3, H, W), say.
 
     Raises:
-        UserError: the network cannot take images of this size, or changes its own tensors in eval mode.
+        UserError: the network cannot take the samples, or changes its own tensors in eval mode.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, ADAPTABLE)}
-    empty = empty_images(network, input_size)
-    images = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(empty)
     watches: list[_Watch] = []
     tensors = _tensors(network)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     changes: list[dict[str, Tensor]] = []
     try:
-        for batch in (images, images.flip(0)):
+        for batch in (samples, samples.flip(0)):
             watches.append(_watch(network, layers, batch))
             changes.append(
                 {name: t.clone() for name, t in _tensors(network).items() if not _equal(t, before.get(name))}
@@ -74,27 +72,28 @@ def probe(network: nn.Module, input_size: tuple[int, int, int]) -> Uses:
     return Uses(set(one), batched, watches[0].bypassed)
 
 
-def empty_images(network: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """Return two images (2, 3, H, W) as a network takes them."""
+def noise(network: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+    """Return two images of noise, (2, 3, H, W), of a network's type and on its device."""
     reference = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.zeros(2, *input_size, device=reference.device, dtype=reference.dtype)
+    return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(reference)
 
 
 @torch.no_grad()
-def attempt(network: nn.Module, images: Tensor, name: str) -> Any:
+def attempt(network: nn.Module, samples: Tensor, name: str) -> Any:
     """Run a network in eval mode.
 
     Raises:
         UserError: it fails.
     """
     try:
-        return network.eval()(images)
+        return network.eval()(samples)
     except UserError:
         raise
     except Exception as error:  # it is the user's code, which may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        kind, told = ("images", " (set by input_size)") if samples.dim() == 4 else ("samples", "")
         raise UserError(
-            f"{name} fails with images of shape {tuple(images.shape[1:])} (set by input_size), two at a time: {reason}"
+            f"{name} fails with {kind} of shape {tuple(samples.shape[1:])}{told}, two at a time: {reason}"
         ) from error
 
 

@@ -4,33 +4,28 @@ import math
 
 from torch import nn
 
-from metalora.adapters.formats import Format
+from metalora.adapters.factors import ADAPTABLE, groups_of
+from metalora.adapters.formats import Shape
 from metalora.errors import UserError
-
-ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Dense = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 # What an `AdaptedLayer` has of its own: it would hide what a layer keeps under the same name.
 RESERVED = (
-    *("base", "down", "up", "gain", "format", "rank", "alpha", "scale", "slot", "seed_slice", "channel_dim"),
-    *("merged", "merge", "unmerge", "mixing", "delta_weight", "adapter_parameters"),
+    *("base", "factors", "format", "rank", "shape", "alpha", "scale", "slot", "seed_slice", "channel_dim", "finishes"),
+    *("merged", "merge", "unmerge", "mixing", "delta_weight", "adapter_parameters", "adapter_state"),
 )
 
 
-def fan(layer: nn.Module) -> tuple[int, int]:
-    """Return (input channels of a group x kernel positions, output channels of a group)."""
+def shape_of(layer: nn.Module, rank: int) -> Shape:
+    """Return the sizes of a layer that is adapted at a rank."""
     assert isinstance(layer, ADAPTABLE)
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    return math.prod(layer.weight.shape[1:]), layer.weight.shape[0] // groups
+    groups = groups_of(layer)
+    return Shape(layer.weight.shape[0] // groups, math.prod(layer.weight.shape[1:]), groups, rank)
 
 
-def adapter_size(layer: nn.Module, format: Format, rank: int) -> int:
-    """Return how many parameters an `AdaptedLayer` would add to ``layer``."""
-    assert isinstance(layer, ADAPTABLE)
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    fan_in, fan_out = fan(layer)
-    learned = format.seed_size(rank) if format.seed == "learned" else 0
-    return format.channels(rank) * groups * (fan_in + fan_out) + learned
+def largest_rank(layer: nn.Module) -> int:
+    """Return the largest rank that an update of a layer can have: its fan-in or its outputs, whichever is less."""
+    shape = shape_of(layer, 1)
+    return min(shape.fan, shape.out)
 
 
 def refusal(layer: nn.Module) -> str | None:
@@ -57,12 +52,12 @@ def check(layer: nn.Module, rank: int) -> None:
     """Refuse what cannot be adapted at this rank.
 
     Raises:
-        UserError: the reason.
+        UserError: the layer cannot be adapted, or has no such rank; the message says why.
     """
     reason = refusal(layer)
     if reason:
         raise UserError(reason)
-    largest = min(fan(layer))
+    largest = largest_rank(layer)
     if not 1 <= rank <= largest:
         raise UserError(f"rank {rank} does not fit: it takes ranks from 1 to {largest}")
 

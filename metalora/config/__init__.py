@@ -1,28 +1,24 @@
 """Every setting: the sections, and their reading and writing."""
 
 from metalora.config.config import (
-    RENAMED,
     SECTIONS,
     Config,
     check_file,
-    current_names,
-    current_sections,
     from_dict,
+    methods_in,
+    nearest_setting,
     place_settings,
+    put,
+    searchable_settings,
     setting_sections,
+    spelled_out,
     to_dict,
     to_yaml,
 )
-from metalora.config.sections import (
-    AdapterConfig,
-    BackboneConfig,
-    ClusterConfig,
-    DataConfig,
-    EvaluateConfig,
-    MappingConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from metalora.config.facts import Facts, facts_of
+from metalora.config.older import RENAMED, current_names, current_sections, now_options, old_names
+from metalora.config.run_sections import ClusterConfig, EvaluateConfig, TrackingConfig, TrainConfig
+from metalora.config.sections import AdapterConfig, BackboneConfig, DataConfig, MappingConfig
 
 __all__ = [
     "RENAMED",
@@ -33,15 +29,24 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "Facts",
     "MappingConfig",
     "TrackingConfig",
     "TrainConfig",
     "check_file",
     "current_names",
     "current_sections",
+    "facts_of",
     "from_dict",
+    "methods_in",
+    "nearest_setting",
+    "now_options",
+    "old_names",
     "place_settings",
+    "put",
+    "searchable_settings",
     "setting_sections",
+    "spelled_out",
     "to_dict",
     "to_yaml",
 ]

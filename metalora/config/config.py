@@ -7,32 +7,24 @@ A relative path becomes absolute when a config is made, so where the user stands
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from metalora.config.sections import (
-    _STRICT,
-    PLACES,
-    AdapterConfig,
-    BackboneConfig,
-    ClusterConfig,
-    DataConfig,
-    EvaluateConfig,
-    MappingConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from metalora.config.facts import facts_of
+from metalora.config.older import current_sections
+from metalora.config.run_sections import ClusterConfig, EvaluateConfig, TrackingConfig, TrainConfig
+from metalora.config.sections import PLACES, AdapterConfig, BackboneConfig, DataConfig, MappingConfig
 from metalora.errors import UserError
 from metalora.reading import check_form, describe_error, gate, short
 from metalora.redact import is_redacted, redact_settings
-from metalora.registry import nearest
+from metalora.registry import KINDS, STRICT, Choice, Method, nearest
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """All sections. `Config()` is the embedded default."""
 
@@ -65,22 +57,17 @@ class Config:
     @property
     def graph_obstacles(self) -> list[str]:
         """The settings with which a step cannot be replayed as CUDA graphs."""
-        obstacles = {
-            "accumulate > 1": self.train.accumulate > 1,
-            "activation_checkpointing": self.train.activation_checkpointing,
-            "seed_granularity task": self.mapping.seed_granularity == "task",
-        }
-        return [name for name, met in obstacles.items() if met]
+        obstacles = []
+        for section in dataclasses.fields(self):
+            settings = getattr(self, section.name)
+            for field in dataclasses.fields(settings):
+                value = getattr(settings, field.name)
+                if facts_of(field).forbids_graph(value):
+                    obstacles.append(field.name if value is True else f"{field.name} {value}")
+        return obstacles
 
 
 SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
-# section, or what else files hold -> {name in files of older code: today's name}
-RENAMED: dict[str, dict[str, str]] = {
-    "train": {"seed": "random_seed"},
-    "campaign": {"seeds": "repeats"},
-    "table": {"tuning_seeds": "tuning_repeats", "fresh_seeds": "fresh_repeats"},
-    "trial": {"seed": "random_seed"},
-}
 
 
 def setting_sections() -> dict[str, str]:
@@ -90,25 +77,79 @@ def setting_sections() -> dict[str, str]:
     }
 
 
-def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of one section under today's names: files of older code have others.
+def methods_in(section: str) -> dict[str, Any]:
+    """Return the defaults of a section's settings that name methods: a `Choice`, or a tuple of them."""
+    return {
+        field.name: getattr(field.default, "default", None)
+        for field in dataclasses.fields(SECTIONS[section])
+        if field.type in (Method, tuple[Method, ...])
+    }
+
+
+def put(section: str, settings: dict[str, Any], name: str, value: Any) -> None:
+    """Set one setting of a section, in place.
+
+    ``format.branches`` sets an option of the method that ``format`` names; ``callbacks.NAME.option`` one of a method in
+    a list. A method that is named again keeps the options that it has, another one does not get them.
 
     Raises:
-        UserError: a setting under its old and its new name.
+        UserError: an option of a setting that names no method, or of a method that is not in the list.
     """
-    renamed = RENAMED.get(section, {})
-    for old in renamed.keys() & settings.keys():
-        if renamed[old] in settings:
-            raise UserError(f"{section}.{old} is now called {section}.{renamed[old]}: give it under that name only")
-    return {renamed.get(name, name): value for name, value in settings.items()}
+    base, *path = name.split(".")
+    methods = methods_in(section)
+    if base not in methods:
+        if path:
+            raise UserError(f"setting {base!r} names no method, so {name!r} is no option of one")
+        settings[base] = value
+        return
+    with gate(f"{section}.{base}"):
+        now = settings.get(base, methods[base])
+        if isinstance(methods[base], tuple):
+            settings[base] = _put_in_list([Choice.parse(one) for one in now], name, path, value)
+            return
+        choice = Choice.parse(now)
+        if path:
+            settings[base] = Choice(choice.name, {**choice.options, ".".join(path): value}).plain()
+        elif isinstance(value, str) and value == choice.name:
+            settings[base] = choice.plain()
+        else:
+            settings[base] = value
 
 
-def current_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{section: {setting: value}}`` under today's names; see `current_names`."""
+def _put_in_list(now: Sequence[Choice], name: str, path: Sequence[str], value: Any) -> list[Any]:
+    """Return a list of methods with one option set, or replaced; see `put`."""
+    known = {choice.name: choice for choice in now}
+    if not path:
+        return [known.get(one, Choice(one)).plain() if isinstance(one, str) else one for one in value]
+    if path[0] not in known or len(path) != 2:
+        raise UserError(f"{name}: {path[0]!r} is not in the list ({', '.join(known) or 'which is empty'})")
+    known[path[0]] = Choice(path[0], {**known[path[0]].options, path[1]: value})
+    return [choice.plain() for choice in known.values()]
+
+
+def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{section: {setting: value}}`` with all options of its methods: what is recorded and compared.
+
+    Raises:
+        UserError: a method that there is not, or an option that it does not have.
+    """
     return {
-        section: current_names(section, settings) if isinstance(settings, Mapping) else settings
+        section: {name: KINDS[name].spelled_out(v) if name in KINDS else v for name, v in settings.items()}
         for section, settings in values.items()
     }
+
+
+def searchable_settings() -> set[str]:
+    """Return the settings in which the trials of a campaign may differ."""
+    return {f.name for kind in SECTIONS.values() for f in dataclasses.fields(kind) if facts_of(f).searched}
+
+
+def nearest_setting(name: str, names: Iterable[str]) -> str:
+    """Return ``", did you mean 'x'?"``, also for what other libraries call a setting; empty when nothing is near."""
+    words = {word: field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)
+             for word in facts_of(field).words}  # fmt: skip
+    meant = words.get(name)
+    return f", did you mean {meant!r}?" if meant is not None and meant in names else nearest(name, names)
 
 
 def place_settings() -> Iterator[tuple[str, str]]:
@@ -145,7 +186,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
         names = [field.name for field in dataclasses.fields(SECTIONS[section])]
         for name in settings:
             if name not in names:
-                hint = f", it belongs in section {known[name]!r}" if name in known else nearest(name, known)
+                hint = f", it belongs in section {known[name]!r}" if name in known else nearest_setting(name, known)
                 raise UserError(f"unknown setting {section}.{name[:80]}{hint}")
 
 

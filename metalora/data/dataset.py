@@ -1,58 +1,61 @@
 """The torch data set over a table."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from torch import Tensor
 
-from metalora.data.images import decode
-from metalora.data.table import ImageTable, IntArray
-
-Item = tuple[torch.Tensor, int, int, int]
+from metalora.data.table import IntArray, Table
 
 
-class ImageDataset(torch.utils.data.Dataset[Item]):
-    """Some rows of a table, decoded when asked for.
+class Batch(NamedTuple):
+    """Samples side by side; of a single one, the same without the leading dimension.
 
-    Item i is ``(image, label, domain, row)``: the transform of the image, two indices into the
-    table's ``labels`` and ``domains``, and the table's row, ``rows[i]``. Only the store and the rows
-    asked for are pickled, so it is cheap to hand to worker processes.
-
-    Args:
-        table: The images.
-        rows: (n,) rows of the table.
-        transform: Makes a tensor of an RGB image; picklable if there are worker processes. None if the images are at
-            hand already: then nothing is decoded, and an item's image is empty.
+    Attributes:
+        codes: (B, ...) as the backbone's `Inputs` encode them.
+        labels: (B,) indices into the table's ``labels``.
+        domains: (B,) indices into the table's ``domains``.
+        rows: (B,) rows of the table.
     """
 
-    def __init__(
-        self,
-        table: ImageTable,
-        rows: IntArray,
-        transform: Callable[[Image.Image], torch.Tensor] | None,
-    ) -> None:
+    codes: Tensor
+    labels: Tensor
+    domains: Tensor
+    rows: Tensor
+
+
+class SampleDataset(torch.utils.data.Dataset[Any]):
+    """Some rows of a table, encoded when asked for.
+
+    Item i is a `Batch` of one sample: its codes, two indices into the table's ``labels`` and ``domains``, and the
+    table's row, ``rows[i]``. Only the store and the rows asked for are pickled, so it is cheap to hand to worker
+    processes.
+
+    Args:
+        table: The samples.
+        rows: (n,) rows of the table.
+        encode: Makes codes of a sample's bytes and name; picklable if there are worker processes.
+    """
+
+    def __init__(self, table: Table, rows: IntArray, encode: Callable[[bytes, str], Tensor]) -> None:
         self._store = table.store
         self._rows = rows
         self._store_rows = table.store_rows[rows]
         self._label = table.label[rows]
         self._domain = table.domain[rows]
-        self._transform = transform
-        self._max_pixels = table.max_pixels
+        self._encode = encode
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Item:
-        """Return ``(image, label, domain, row)``.
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample: its codes, and three integers.
 
         Raises:
-            UserError: the image cannot be read or decoded; it is named.
+            UserError: the sample cannot be read or decoded; it is named.
         """
-        label, domain, row = self._label[index], self._domain[index], self._rows[index]
-        return self._image(index), int(label), int(domain), int(row)
-
-    def _image(self, index: int) -> torch.Tensor:
-        if self._transform is None:
-            return torch.empty(0)
         stored = int(self._store_rows[index])
-        return self._transform(decode(self._store.read(stored), self._store.name(stored), self._max_pixels))
+        codes = self._encode(self._store.read(stored), self._store.name(stored))
+        label, domain, row = self._label[index], self._domain[index], self._rows[index]
+        return Batch(codes, int(label), int(domain), int(row))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from metalora.data.table import SPLITS, ImageTable
+from metalora.data.table import SPLITS, Table
 from metalora.errors import UserError
 from metalora.registry import nearest
 
@@ -25,7 +25,7 @@ def check_named(named: Collection[str], domains: Collection[str], setting: str =
         raise UserError(f"{setting} leaves out all of {', '.join(sorted(domains))}; one must stay")
 
 
-def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
+def exclude_domains(table: Table, excluded: Collection[str]) -> Table:
     """Return the table without some domains, and without the labels that only they had.
 
     Raises:
@@ -47,8 +47,8 @@ def exclude_domains(table: ImageTable, excluded: Collection[str]) -> ImageTable:
     )
 
 
-def hold_out(table: ImageTable, held_out: Collection[str]) -> ImageTable:
-    """Return the table with some domains held out: `ImageTable.rows` leaves them out, `holdout_rows` has them.
+def hold_out(table: Table, held_out: Collection[str]) -> Table:
+    """Return the table with some domains held out: `Table.rows` leaves them out, `holdout_rows` has them.
 
     Raises:
         UserError: an unknown domain, none would be left to train on, or labels that only held-out domains have.
@@ -63,7 +63,7 @@ def hold_out(table: ImageTable, held_out: Collection[str]) -> ImageTable:
     return table
 
 
-def check(table: ImageTable, allow_different_labels: bool) -> None:
+def check(table: Table, allow_different_labels: bool) -> None:
     """Check that a table can be trained and tested on.
 
     Args:
@@ -83,7 +83,7 @@ def check(table: ImageTable, allow_different_labels: bool) -> None:
         _check_label_sets(table)
 
 
-def _check_labels(table: ImageTable) -> None:
+def _check_labels(table: Table) -> None:
     counts = np.bincount(table.label, minlength=len(table.labels))
     trained = np.bincount(table.label[table.rows("train")], minlength=len(table.labels))
     for name, count, train in zip(table.labels, counts, trained, strict=True):
@@ -96,7 +96,7 @@ def _check_labels(table: ImageTable) -> None:
             raise UserError(f"label {name!r} has {count} images but none in the train split; 1 is needed")
 
 
-def _check_splits(table: ImageTable) -> None:
+def _check_splits(table: Table) -> None:
     counts = np.zeros((len(table.domains), len(SPLITS)), dtype=np.int64)
     np.add.at(counts, (table.domain, table.split), 1)
     for split, column in zip(SPLITS, counts.T, strict=True):
@@ -108,7 +108,7 @@ def _check_splits(table: ImageTable) -> None:
                 raise UserError(f"domain {name!r} has no {split} images; {wanted}")
 
 
-def _check_label_sets(table: ImageTable) -> None:
+def _check_label_sets(table: Table) -> None:
     held = np.zeros((len(table.domains), len(table.labels)), dtype=bool)
     held[table.domain, table.label] = True
     usual = held.sum(axis=0) * 2 >= len(table.domains)

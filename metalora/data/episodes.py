@@ -53,7 +53,7 @@ class EpisodeSampler(BatchSampler):
         self._unit = classes * images
         if batch_size % (self._unit * world * accumulate):
             raise UserError(
-                f"batch_size {batch_size} must be a multiple of episode_classes x episode_images x workers x "
+                f"batch_size {batch_size} must be a multiple of classes x images of an episode x workers x "
                 f"accumulate = {classes} x {images} x {world} x {accumulate}"
             )
         tasks = [np.flatnonzero(domain == d) for d in np.unique(domain)] if one_task else [np.arange(len(domain))]
@@ -61,7 +61,9 @@ class EpisodeSampler(BatchSampler):
         fewest = min(len(pool) for pool in self._pools)
         if fewest < classes:
             where = "a task" if one_task else "the train split"
-            raise UserError(f"episode_classes {classes} exceeds the {fewest} labels of which {where} has two images")
+            raise UserError(
+                f"an episode of {classes} classes exceeds the {fewest} labels of which {where} has two images"
+            )
 
     def order(self, epoch: int) -> IntArray:
         """Return the positions (steps x batch_size,) of an epoch: episode after episode."""

@@ -10,7 +10,7 @@ from metalora.data.images import extensions
 from metalora.data.sources.embedded import embedded_file
 from metalora.data.sources.folders import load_tree
 from metalora.data.sources.parquet import load_parquet
-from metalora.data.table import ImageTable
+from metalora.data.table import Table
 from metalora.data.verify import verify
 from metalora.errors import UserError
 from metalora.registry import nearest
@@ -21,7 +21,7 @@ _WANTED = (
 )
 
 
-def load_table(config: DataConfig) -> ImageTable:
+def load_table(config: DataConfig) -> Table:
     """Read, verify and check the data set that a config names.
 
     The same config and files give the same table in every process, and processes may call this at
@@ -40,7 +40,7 @@ def load_table(config: DataConfig) -> ImageTable:
     return table
 
 
-def _open_source(config: DataConfig) -> ImageTable:
+def _open_source(config: DataConfig) -> Table:
     if config.data == "embedded":
         return exclude_domains(load_parquet(str(embedded_file())), config.exclude_domains)
     if "://" in config.data or _is_parquet(Path(config.data)):

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from metalora.data.dataset import ImageDataset
+from metalora.data.dataset import Batch, SampleDataset
 from metalora.data.sampler import BatchSampler
 
 
-def train_loader(dataset: ImageDataset, sampler: BatchSampler, loader_workers: int) -> DataLoader[Any]:
+def train_loader(dataset: SampleDataset, sampler: BatchSampler, loader_workers: int) -> DataLoader[Any]:
     """Return the loader of one rank's micro-batches.
 
-    A batch is ``(images (b, C, H, W), label (b,), domain (b,), row (b,))``. ``sampler.set_position``
-    between iterations decides what the next one yields; skipping ahead reads nothing.
+    It yields `Batch`es. ``sampler.set_position`` between iterations decides what the next one yields; skipping ahead
+    reads nothing.
 
     Args:
         dataset: The train images.
@@ -28,7 +28,7 @@ def train_loader(dataset: ImageDataset, sampler: BatchSampler, loader_workers: i
 
 
 def evaluation_loader(
-    dataset: ImageDataset, batch_size: int, loader_workers: int, rank: int = 0, world: int = 1
+    dataset: SampleDataset, batch_size: int, loader_workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader[Any]:
     """Return the loader of one rank's contiguous share of a data set, in order.
 
@@ -42,10 +42,15 @@ def evaluation_loader(
         rank: This process, from 0.
         world: Number of processes.
     """
-    count = len(dataset)
-    share = -(-count // world)
-    shard = range(min(rank * share, count), min((rank + 1) * share, count))
+    share = share_of(len(dataset), rank, world)
+    shard = range(share.start, share.stop)
     return DataLoader(dataset, batch_size=batch_size, sampler=shard, **_settings(loader_workers))
+
+
+def share_of(count: int, rank: int, world: int) -> slice:
+    """Return a rank's contiguous share of so many items; see `evaluation_loader`."""
+    share = -(-count // world)
+    return slice(min(rank * share, count), min((rank + 1) * share, count))
 
 
 def count_loader_workers(asked: int | None, cpus: float) -> int:
@@ -72,5 +77,8 @@ def _context() -> BaseContext:
     # plain fork is unsafe beside the threads of Ray and Arrow; a server that has imported torch once
     # starts workers in a fraction of the seconds that spawn takes, which matters once an epoch
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([ImageDataset.__module__])
+    context.set_forkserver_preload([SampleDataset.__module__])
     return context
+
+
+__all__ = ["Batch", "count_loader_workers", "evaluation_loader", "share_of", "train_loader"]

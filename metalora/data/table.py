@@ -17,7 +17,7 @@ SplitArray = npt.NDArray[np.int8]
 BoolArray = npt.NDArray[np.bool_]
 
 
-class ImageStore(Protocol):
+class Store(Protocol):
     """Encoded images by row. It travels to worker processes, so its pickle holds no image."""
 
     def read(self, row: int) -> bytes:
@@ -30,7 +30,7 @@ class ImageStore(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTable:
+class Table:
     """N images of a data set, without their bytes.
 
     Attributes:
@@ -49,7 +49,7 @@ class ImageTable:
         holdout: Names of the domains that are never trained on, only evaluated.
     """
 
-    store: ImageStore
+    store: Store
     store_rows: IntArray
     label: IntArray
     domain: IntArray
@@ -85,7 +85,7 @@ class ImageTable:
         """Return what an error message calls the row."""
         return self.store.name(int(self.store_rows[row]))
 
-    def select(self, keep: BoolArray) -> "ImageTable":
+    def select(self, keep: BoolArray) -> "Table":
         """Return the table of the rows where ``keep`` (N,) is true, with its own fingerprint.
 
         ``labels`` and ``domains`` stay as they are, so indices keep their meaning.

@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 
 from metalora.data.images import decode
-from metalora.data.table import ImageTable, hash_of
+from metalora.data.table import Table, hash_of
 from metalora.errors import UserError
 from metalora.files import cache_dir, cached
 from metalora.reading import read_json
@@ -22,7 +22,7 @@ _CHUNK = 256
 _DECODER_VERSION = "3"  # raised when `decode` accepts other images than before
 
 
-def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTable:
+def verify(table: Table, on_bad_image: Literal["error", "skip"]) -> Table:
     """Return the table without its undecodable images, whose names are in ``skipped``.
 
     Every image is decoded, once: the result is kept in the cache by the table's fingerprint.
@@ -43,7 +43,7 @@ def verify(table: ImageTable, on_bad_image: Literal["error", "skip"]) -> ImageTa
     return replace(table.select(keep), skipped=tuple(table.name(row) for row in sorted(bad)))
 
 
-def _bad_rows(table: ImageTable) -> dict[int, str]:
+def _bad_rows(table: Table) -> dict[int, str]:
     # another Pillow may read other formats
     key = hash_of([table.fingerprint, PIL.__version__, _DECODER_VERSION, str(table.max_pixels)])
     folder = cached(cache_dir("data") / f"verified-{key}", lambda folder: _write_bad_rows(table, folder / _FILE))
@@ -51,14 +51,14 @@ def _bad_rows(table: ImageTable) -> dict[int, str]:
     return bad
 
 
-def _write_bad_rows(table: ImageTable, file: Path) -> None:
+def _write_bad_rows(table: Table, file: Path) -> None:
     chunks = [range(start, min(start + _CHUNK, len(table))) for start in range(0, len(table), _CHUNK)]
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda chunk: _decode_all(table, chunk), chunks))
     file.write_text(json.dumps(dict(pair for pairs in found for pair in pairs)), encoding="utf-8")
 
 
-def _decode_all(table: ImageTable, rows: Iterable[int]) -> list[tuple[int, str]]:
+def _decode_all(table: Table, rows: Iterable[int]) -> list[tuple[int, str]]:
     bad = []
     for row in rows:
         # what cannot be read now (a lost mount, say) may be readable tomorrow: not remembered as bad

@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from metalora.data.loaders import Batch
 from metalora.group import Group
-
-PixelArray = npt.NDArray[np.uint8]
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def embed(
@@ -21,8 +17,8 @@ def embed(
     """Apply a function to all images of a split.
 
     Args:
-        function: Maps images (B, 3, H, W), on the group's device, and their table rows (B,) to tensors (B, ...).
-        batches: This rank's share: (images, labels, domains, rows).
+        function: Maps codes (B, ...) and their table rows (B,) to tensors (B, ...).
+        batches: This rank's share.
         group: The ranks.
 
     Returns:
@@ -31,10 +27,10 @@ def embed(
     rows: list[Tensor] = []
     outputs: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
-        for images, _, _, batch_rows in batches:
-            results = function(images.to(group.device, non_blocking=True), batch_rows)
+        for batch in batches:
+            results = function(batch.codes, batch.rows)
             outputs.append(tuple(result.detach().float() for result in results))
-            rows.append(batch_rows)
+            rows.append(batch.rows)
     # A rank may have no share of a small split, and then does not know how many results there are.
     width = max(group.gather_objects(len(outputs[0]) if outputs else 0))
     columns = [torch.cat(column) for column in zip(*outputs, strict=True)]

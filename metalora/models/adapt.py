@@ -9,122 +9,152 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.budget import fit_ranks
-from metalora.adapters.formats import build_format
-from metalora.adapters.inject import find_targets, inject, place, replace
+from metalora.adapters.formats import FORMATS, Format
+from metalora.adapters.initializers import INITIALIZERS, fill_layers
+from metalora.adapters.inject import Placement, find_targets, inject, place, replace
 from metalora.adapters.patterns import select
-from metalora.adapters.probe import attempt, empty_images, probe
+from metalora.adapters.probe import Uses, attempt, noise, probe
 from metalora.adapters.seed_slot import SeedSlot
+from metalora.adapters.support import shape_of
+from metalora.config import AdapterConfig, MappingConfig, from_dict
 from metalora.errors import UserError
 from metalora.models.extractor import Extractor, early_layers
 from metalora.models.mapping import MappingNet, mapping_size, seed_layout
 from metalora.models.model import MetaLoRAModel
 from metalora.models.network import AdaptedNetwork
 from metalora.models.plain import copy_shared, described, identify, plain
-from metalora.models.spec import AdapterSpec, _check_settings, _outermost
+from metalora.models.spec import AdapterSpec, outermost
+from metalora.registry import Choice
+
+STRUCTURE = ("extractor_features", "seed_scope", "mapping_depth", "mapping_width")
+PATTERNS = ("target_modules", "exclude_modules", "modules_to_save")
+EMPTY = ("rank_pattern", "alpha_pattern")  # may be None
 
 
 def adapt(
     backbone: nn.Module,
-    format: str = "tr",
+    format: str | Mapping[str, Any] = "tr",
     rank: int = 4,
     alpha: float | None = None,
     *,
-    branches: int = 4,
-    target_modules: Sequence[str] | str = ("auto",),
-    exclude_modules: Sequence[str] | str = (),
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
-    modules_to_save: Sequence[str] | str = (),
-    parameter_budget: int | None = None,
     extractor: nn.Module | None = None,
-    extractor_features: str = "stats",
-    seed_scope: str = "layer",
-    mapping_depth: int = 2,
-    mapping_width: int = 32,
     labels: Sequence[str] = (),
     input_size: tuple[int, int, int] | None = None,
+    **settings: Any,
 ) -> MetaLoRAModel:
     """Put adapters on a copy of a backbone; the backbone given stays as it is.
 
+    >>> import metalora, torch
+    >>> backbone = metalora.build_backbone("resnet20", "none")
+    >>> model = metalora.adapt(backbone, "cp", rank=2, target_modules=["conv1"], labels=["cat", "dog"])
+    >>> model.logits(torch.zeros(1, 3, 28, 28)).shape
+    torch.Size([1, 2])
+
     Args:
         backbone: Any network of images whose output is (B, features); what it is wrapped in is left off (see `plain`).
-        format: ``lora``, ``multi_lora``, ``cp`` or ``tr``.
+        format: A format's name, or a mapping with its name and options: ``{"name": "multi_lora", "branches": 2}``.
         rank: R (``tr`` uses R R channels).
         alpha: The update is scaled by alpha / rank; default alpha = rank.
-        branches: Parallel branches of ``multi_lora``.
-        target_modules: ``auto``, names, name endings, globs, ``re:`` regular expressions.
-        exclude_modules: Layers to leave alone, written likewise.
-        rank_pattern: Rank by module pattern.
-        alpha_pattern: Alpha by module pattern.
-        modules_to_save: Modules trained in full and saved with the adapter.
-        parameter_budget: Pick the ranks to fit this many parameters, mapping net included.
         extractor: The network whose features make the seeds; default: the backbone, unadapted.
-        extractor_features: ``stats``, ``pooled`` or ``both``; see `Extractor`.
-        seed_scope: ``layer``, or ``shared``: one seed for all layers of a rank.
-        mapping_depth: Layers of the mapping net before its heads.
-        mapping_width: Their width.
         labels: Class names, to add a linear head for.
-        input_size: (3, H, W) of an image, for a backbone that has no ``input_size``; default (3, 224, 224).
+        input_size: (3, H, W) of an image, for a backbone that has neither ``input_size`` nor ``inputs``; default
+            (3, 224, 224).
+        settings: Other settings of `AdapterConfig` (``target_modules``, ``rank_pattern``, ...) and, of `MappingConfig`,
+            those of `STRUCTURE`; a pattern may also be given alone, without a list around it.
 
     Returns:
         The model, with only adapters, mapping net, head and saved modules requiring gradients.
 
     Raises:
-        UserError: an unknown format, a target that matches nothing or cannot be adapted, a rank that does not fit; a
-            backbone or extractor that `plain` refuses, that cannot take the images, or that returns something else.
+        UserError: an unknown setting or format, a target that matches nothing or cannot be adapted, a rank that does
+            not fit; a backbone or extractor that `plain` refuses, that cannot take the images, or that returns
+            something else.
     """
-    _check_settings(branches, extractor_features, seed_scope, mapping_depth, mapping_width)
+    sections: dict[str, dict[str, Any]] = {"adapter": {"format": format, "rank": rank, "alpha": alpha}, "mapping": {}}
+    for name, value in settings.items():
+        if name in PATTERNS and isinstance(value, str):
+            value = (value,)
+        if name in EMPTY and value is None:
+            continue
+        sections["mapping" if name in STRUCTURE else "adapter"][name] = value
+    config = from_dict(sections)
+    return adapt_by(backbone, config.adapter, config.mapping, extractor, labels, input_size)
+
+
+def adapt_by(
+    backbone: nn.Module,
+    adapter: AdapterConfig,
+    mapping: MappingConfig,
+    extractor: nn.Module | None = None,
+    labels: Sequence[str] = (),
+    input_size: tuple[int, int, int] | None = None,
+    random_seed: int = 0,
+) -> MetaLoRAModel:
+    """Put adapters on a copy of a backbone, by settings. See `adapt`."""
+    format = FORMATS.make(adapter.format)
     backbone = plain(backbone)
     extractor = None if extractor is None else plain(extractor, "extractor")
-    kind = build_format(format, branches)
-    inner = [name for name, _ in backbone.named_modules() if name]
-    saved = _outermost(select(_several(modules_to_save), inner, "modules_to_save"))
-    size = _input_size(input_size, backbone)
-    seeded = kind.seed == "generated"
-    uses = probe(copy_shared(backbone), size)
-    names = find_targets(backbone, _several(target_modules), _several(exclude_modules), saved, uses, seeded)
+    saved = outermost(select(adapter.modules_to_save, _inner(backbone), "modules_to_save"))
+    samples = _samples(input_size, backbone)
+    uses = probe(copy_shared(backbone), samples)
+    seeded = format.seed == "generated"
+    names = find_targets(backbone, adapter.target_modules, adapter.exclude_modules, saved, uses, seeded)
+    looked_at, condition_size = _conditions(backbone, extractor, mapping, uses, samples) if seeded else ((), 0)
     layers = {name: backbone.get_submodule(name) for name in names}
-    condition_size = 0
-    looked_at: tuple[str, ...] = ()
-    if seeded:
-        source = copy_shared(backbone if extractor is None else extractor)
-        looked_at = early_layers(source, (uses if extractor is None else probe(source, size)).batched)
-        condition_size = _width(Extractor(source, extractor_features, looked_at), size, "the extractor")
-
-    if parameter_budget is None:
-        placements = place(names, rank, alpha, rank_pattern, alpha_pattern)
-    elif rank_pattern:
-        raise UserError("parameter_budget picks the ranks itself: leave out rank_pattern")
-    else:
-
-        def cost(ranks: Mapping[str, int]) -> int:
-            seeds = seed_layout(kind, ranks, seed_scope)[1].numel()
-            return mapping_size(condition_size, seeds, mapping_depth, mapping_width) if seeds else 0
-
-        ranks = fit_ranks(layers, kind, parameter_budget, cost)
-        placements = place(names, ranks, alpha, None, alpha_pattern)
-
     spec = AdapterSpec(
-        format=format,
-        branches=branches,
-        layers=placements,
+        format=Choice.parse(FORMATS.full(format)),
+        layers=_placements(layers, format, adapter, mapping, condition_size),
         modules_to_save=saved,
-        seed_scope=seed_scope,
-        mapping_depth=mapping_depth,
-        mapping_width=mapping_width,
-        extractor_features=extractor_features,
+        seed_scope=mapping.seed_scope,
+        mapping_depth=mapping.mapping_depth,
+        mapping_width=mapping.mapping_width,
+        extractor_features=mapping.extractor_features,
         extractor_layers=looked_at,
         condition_size=condition_size,
         labels=tuple(labels),
-        feature_size=_width(copy_shared(backbone), size, "the backbone") if labels else 0,
+        feature_size=_width(copy_shared(backbone), samples, "the backbone") if labels else 0,
     )
     model = assemble(backbone, spec, extractor)
-    _check_reached(model, size)
+    initializer = INITIALIZERS.make(adapter.initializer)
+    if initializer.needs == "nothing":  # else a training fills them, when it has measured what is needed
+        fill_layers(model.layers, initializer, {}, random_seed)
+    _check_reached(model, samples)
     return model
 
 
+def _conditions(
+    backbone: nn.Module,
+    extractor: nn.Module | None,
+    mapping: MappingConfig,
+    uses: Uses,
+    samples: Tensor,
+) -> tuple[tuple[str, ...], int]:
+    """Return the layers that the extractor looks at, and the number of its features."""
+    source = copy_shared(backbone if extractor is None else extractor)
+    looked_at = early_layers(source, (uses if extractor is None else probe(source, samples)).batched)
+    return looked_at, _width(Extractor(source, mapping.extractor_features, looked_at), samples, "the extractor")
+
+
+def _placements(
+    layers: Mapping[str, nn.Module], format: Format, adapter: AdapterConfig, mapping: MappingConfig, condition_size: int
+) -> dict[str, Placement]:
+    """Return each layer's rank and alpha: as set, or as the parameter budget allows."""
+    if adapter.parameter_budget is None:
+        return place(list(layers), adapter.rank, adapter.alpha, adapter.rank_pattern, adapter.alpha_pattern)
+    if adapter.rank_pattern:
+        raise UserError("parameter_budget picks the ranks itself: leave out rank_pattern")
+
+    def cost(ranks: Mapping[str, int]) -> int:
+        shapes = {name: shape_of(layers[name], rank) for name, rank in ranks.items()}
+        seeds = seed_layout(format, shapes, mapping.seed_scope)[1].numel()
+        return mapping_size(condition_size, seeds, mapping.mapping_depth, mapping.mapping_width) if seeds else 0
+
+    ranks = fit_ranks(layers, format, adapter.parameter_budget, cost)
+    return place(list(layers), ranks, adapter.alpha, None, adapter.alpha_pattern)
+
+
 @torch.no_grad()
-def _check_reached(model: MetaLoRAModel, size: tuple[int, int, int]) -> None:
+def _check_reached(model: MetaLoRAModel, samples: Tensor) -> None:
     """Refuse adapters that the network passes by, as it does where a list of its own holds the layer too.
 
     Raises:
@@ -134,8 +164,10 @@ def _check_reached(model: MetaLoRAModel, size: tuple[int, int, int]) -> None:
     mode = model.training
     with ExitStack() as hooks:
         for name, layer in model.layers.items():
-            hooks.callback(layer.down.register_forward_pre_hook(lambda *_, name=name: missed.discard(name)).remove)
-        model.eval()(empty_images(model.network.backbone, size))
+            hooks.callback(
+                layer.factors.down.register_forward_pre_hook(lambda *_, name=name: missed.discard(name)).remove
+            )
+        model.eval()(samples)
     model.train(mode)
     if missed:
         raise UserError(
@@ -151,14 +183,14 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
         UserError: the backbone lacks a module of the spec, or one cannot take its rank.
     """
     spec.check(backbone, extractor)
-    format = build_format(spec.format, spec.branches)
+    format = spec.make_format()
     identity_of_backbone = identify(backbone)
     backbone = copy.deepcopy(backbone).requires_grad_(False)
     frozen = mapping = None
     if format.seed == "generated":
         source = copy_shared(backbone) if extractor is None else copy.deepcopy(extractor).requires_grad_(False)
         frozen = Extractor(source, spec.extractor_features, spec.extractor_layers)
-    slices, identity = seed_layout(format, {name: p.rank for name, p in spec.layers.items()}, spec.seed_scope)
+    slices, identity = seed_layout(format, spec.shapes(backbone), spec.seed_scope)
     slot = SeedSlot(slices.values())
     original = copy_shared(backbone) if spec.modules_to_save else None
     saved = {name: copy.deepcopy(backbone.get_submodule(name)).requires_grad_(True) for name in spec.modules_to_save}
@@ -182,9 +214,9 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
     return model.train(backbone.training)
 
 
-def _width(network: nn.Module, size: tuple[int, int, int], what: str) -> int:
-    """Return the width of a network's output, from two empty images."""
-    output = attempt(network, empty_images(network, size), what)
+def _width(network: nn.Module, samples: Tensor, what: str) -> int:
+    """Return the width of a network's output for two samples."""
+    output = attempt(network, samples, what)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
         raise UserError(
             f"{what} must map images to (B, features), got {described(output)} for two images "
@@ -193,13 +225,19 @@ def _width(network: nn.Module, size: tuple[int, int, int], what: str) -> int:
     return int(output.shape[1])
 
 
-def _input_size(given: Any, backbone: nn.Module) -> tuple[int, int, int]:
-    """Return (3, H, W): as given, else as the backbone says, else what most networks take."""
-    size = given or getattr(backbone, "input_size", None) or (3, 224, 224)
+def _samples(input_size: Any, backbone: nn.Module) -> Tensor:
+    """Return two samples to try a backbone with: images of the size given, or its own, or what its inputs are."""
+    size = input_size or getattr(backbone, "input_size", None)
+    inputs = getattr(backbone, "inputs", None)
+    if size is None and inputs is not None:
+        device = next((tensor.device for tensor in backbone.parameters()), None)
+        prepared: Tensor = inputs.prepare(inputs.example(2).to(device))
+        return prepared
+    size = size or (3, 224, 224)
     if not isinstance(size, Sequence) or len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
         raise UserError(f"input_size must be (channels, height, width) of an image, got {size!r}")
-    return (size[0], size[1], size[2])
+    return noise(backbone, (size[0], size[1], size[2]))
 
 
-def _several(patterns: Sequence[str] | str) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _inner(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_modules() if name]

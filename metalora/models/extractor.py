@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.support import ADAPTABLE
+from metalora.adapters.factors import ADAPTABLE
 from metalora.errors import UserError
 from metalora.models.plain import described
 
@@ -65,7 +65,8 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Extract features. See the class."""
-        x = x.to(next(self.network.parameters(), x).dtype, copy=True)  # the network may write to it
+        dtype = next(self.network.parameters(), x).dtype if x.is_floating_point() else x.dtype
+        x = x.to(dtype, copy=True)  # the network may write to it
         statistics: dict[str, Tensor] = {}
         pooled: list[Tensor] = []
         self._running.found, self._running.batch = statistics, x.shape[0]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.formats import Format
+from metalora.adapters.formats import Format, Shape
 from metalora.errors import UserError
 
 SCOPES = ("layer", "shared")
@@ -81,27 +81,27 @@ def mapping_size(in_features: int, seeds: int, depth: int, width: int) -> int:
     return width * (in_features + 1) + (depth - 1) * width * (width + 1) + seeds * (width + 1)
 
 
-def seed_layout(format: Format, ranks: Mapping[str, int], scope: str) -> tuple[dict[str, slice], Tensor]:
+def seed_layout(format: Format, shapes: Mapping[str, Shape], scope: str) -> tuple[dict[str, slice], Tensor]:
     """Lay the layers' seeds side by side.
 
     Args:
         format: The decomposition format.
-        ranks: Rank by layer name.
+        shapes: The layers' sizes, by name.
         scope: ``layer``: a seed for each layer; ``shared``: one for all layers of a rank.
 
     Returns:
         Each layer's slice, and the identity seed (S,). S = 0 for a format without generated seeds.
     """
     if format.seed != "generated":
-        return dict.fromkeys(ranks, slice(0, 0)), torch.zeros(0)
+        return dict.fromkeys(shapes, slice(0, 0)), torch.zeros(0)
     slices: dict[str, slice] = {}
     owners: dict[str | int, slice] = {}
     identities: list[Tensor] = []
     end = 0
-    for name, rank in ranks.items():
-        owner = name if scope == "layer" else rank
+    for name, shape in shapes.items():
+        owner = name if scope == "layer" else shape.rank
         if owner not in owners:
-            identities.append(format.identity(rank))
+            identities.append(format.identity(shape))
             owners[owner] = slice(end, end + identities[-1].numel())
             end = owners[owner].stop
         slices[name] = owners[owner]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,20 @@ from metalora.models.network import AdaptedNetwork
 from metalora.models.spec import AdapterSpec
 from metalora.reading import short
 from metalora.tensor_files import check_like
+
+
+class Trainable(NamedTuple):
+    """A parameter that is trained.
+
+    Attributes:
+        name: Its name in an adapter's file.
+        parameter: The parameter.
+        part: ``adapter``, ``saved`` (a module trained in full), ``mapping`` or ``head``.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    part: str
 
 
 class MetaLoRAModel(nn.Module):
@@ -79,25 +93,32 @@ class MetaLoRAModel(nn.Module):
             UserError: the format generates none.
         """
         if self.network.mapping is None or self.extractor is None:
-            raise UserError(f"format {self.spec.format!r} generates no seeds")
+            raise UserError(f"format {self.spec.format.name!r} generates no seeds")
         seeds: Tensor = self.network.mapping(condition if condition is not None else self.extractor(x))
         return seeds
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name: the one declaration behind freezing, counting, saving, optimizing."""
-        named = {
-            f"layers.{name}.{part}": parameter
-            for name, layer in self.layers.items()
-            for part, parameter in layer.adapter_parameters()
-        }
-        for prefix, module in self._whole_modules().items():
-            named.update({f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()})
-        return named
+        return {one.name: one.parameter for one in self.trained()}
+
+    def trained(self) -> Iterator[Trainable]:
+        """Yield what is trained, with the part that it belongs to."""
+        for name, layer in self.layers.items():
+            for own, parameter in layer.adapter_parameters():
+                yield Trainable(f"layers.{name}.{own}", parameter, "adapter")
+        for part, prefix, module in self._whole_modules():
+            for own, parameter in module.named_parameters():
+                yield Trainable(f"{prefix}.{own}", parameter, part)
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return the tensors an adapter file holds: `trainable`, and the buffers of modules trained in full."""
-        state: dict[str, Tensor] = {name: parameter.detach() for name, parameter in self.trainable().items()}
-        for prefix, module in self._whole_modules().items():
+        """Return the tensors of an adapter file, by name: `trainable`, and the buffers of what is trained."""
+        state = {
+            f"layers.{name}.{part}": tensor
+            for name, layer in self.layers.items()
+            for part, tensor in layer.adapter_state()
+        }
+        for _, prefix, module in self._whole_modules():
+            state.update({f"{prefix}.{name}": parameter.detach() for name, parameter in module.named_parameters()})
             state.update({f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()})
         return state
 
@@ -161,7 +182,7 @@ class MetaLoRAModel(nn.Module):
         if size and (seed is None or seed.numel() != size):
             met = "none" if seed is None else f"one of shape {tuple(seed.shape)}"
             raise UserError(
-                f"merging format {self.spec.format!r} needs one seed of {size} elements, "
+                f"merging format {self.spec.format.name!r} needs one seed of {size} elements, "
                 f"e.g. model.seed(images).mean(0); got {met}"
             )
         self.network.unfuse()  # what is fused does not ask whether layers are merged
@@ -185,10 +206,11 @@ class MetaLoRAModel(nn.Module):
         merged = any(layer.merged for layer in self.layers.values())
         return self.network.slot.enabled and not merged
 
-    def _whole_modules(self) -> dict[str, nn.Module]:
-        whole: dict[str, nn.Module] = {f"saved.{name}": module for name, module in self.network.saved.items()}
+    def _whole_modules(self) -> Iterator[tuple[str, str, nn.Module]]:
+        """Yield the modules that are trained in full: their part, their name in an adapter's file, themselves."""
+        for name, module in self.network.saved.items():
+            yield "saved", f"saved.{name}", module
         if self.network.mapping is not None:
-            whole["mapping"] = self.network.mapping
+            yield "mapping", "mapping", self.network.mapping
         if self.head is not None:
-            whole["head"] = self.head
-        return whole
+            yield "head", "head", self.head

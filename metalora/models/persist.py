@@ -1,18 +1,15 @@
 """Saving adapters without their backbone, and putting them back on it."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from metalora.adapters.files import DESCRIPTION, TENSORS, read_adapter, read_description, write_adapter
-from metalora.adapters.formats import build_format
-from metalora.adapters.support import adapter_size
 from metalora.errors import UserError
 from metalora.models.adapt import assemble
 from metalora.models.mapping import mapping_size, seed_layout
@@ -67,7 +64,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         "versions": {"metalora": __version__, "torch": str(torch.__version__)},
         "backbone": model.backbone_identity,
         "extractor": model.extractor_identity,
-        "spec": dataclasses.asdict(model.spec),
+        "spec": TypeAdapter(AdapterSpec).dump_python(model.spec, mode="json"),
     }
     write_adapter(Path(path), model.adapter_state(), description)
     return Path(path)
@@ -113,6 +110,10 @@ def describe(path: Path) -> Description:
 
 def _described(path: Path, content: dict[str, Any]) -> Description:
     what = f"adapter {path}: {DESCRIPTION}"
+    if content.get("file_version") == 1 and isinstance(spec := content.get("spec"), dict):
+        branches = spec.pop("branches", None)
+        if spec.get("format") == "multi_lora":
+            spec["format"] = {"name": "multi_lora", "branches": branches}
     description: Description = check_form(content, Description, what)
     return description
 
@@ -125,14 +126,13 @@ def _check_extent(backbone: nn.Module, spec: AdapterSpec, state: Mapping[str, Te
     """
     there = sum(tensor.numel() for tensor in state.values())
     most = 2 * there + SLACK
-    format = build_format(spec.format, spec.branches)
-    ranks = {name: placement.rank for name, placement in spec.layers.items()}
-    described = max(format.channels(rank) for rank in ranks.values())
+    format, shapes = spec.make_format(), spec.shapes(backbone)
+    described = max(map(format.channels, shapes.values()))
     if described <= most:  # else even a seed is too much
-        described = sum(adapter_size(backbone.get_submodule(name), format, rank) for name, rank in ranks.items())
+        described = sum(map(format.size, shapes.values()))
         described += spec.feature_size * len(spec.labels)
     if described <= most and format.seed == "generated":
-        seeds = seed_layout(format, ranks, spec.seed_scope)[1].numel()
+        seeds = seed_layout(format, shapes, spec.seed_scope)[1].numel()
         described += mapping_size(spec.condition_size, seeds, spec.mapping_depth, spec.mapping_width)
     if described > most:
         raise UserError(f"{DESCRIPTION} describes {described} numbers or more, {TENSORS} holds {there}")

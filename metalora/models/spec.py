@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 from torch import nn
 
-from metalora.adapters.formats import build_format
+from metalora.adapters.formats import FORMATS, Format, Shape
 from metalora.adapters.inject import Placement, check_placements
+from metalora.adapters.support import shape_of
 from metalora.errors import UserError
 from metalora.limits import limits
 from metalora.models.extractor import FEATURES
 from metalora.models.mapping import SCOPES
 from metalora.reading import short
-from metalora.registry import nearest
+from metalora.registry import Method, nearest
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class AdapterSpec:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    format: str
-    branches: int
+    format: Method
     layers: Mapping[str, Placement]
     modules_to_save: tuple[str, ...]
     seed_scope: str
@@ -38,14 +38,26 @@ class AdapterSpec:
     labels: tuple[str, ...]
     feature_size: int
 
+    def make_format(self) -> Format:
+        """Make the format.
+
+        Raises:
+            UserError: an unknown format, or options that it does not have.
+        """
+        return FORMATS.make(self.format)
+
+    def shapes(self, backbone: nn.Module) -> dict[str, Shape]:
+        """Return the sizes of the adapted layers, by name, for a backbone without adapters."""
+        return {name: shape_of(backbone.get_submodule(name), placed.rank) for name, placed in self.layers.items()}
+
     def check(self, backbone: nn.Module, extractor: nn.Module | None) -> None:
         """Check that it makes sense, on these networks, before anything is made by it.
 
         Raises:
             UserError: an unknown choice, a number out of `limits`, a module that is not there, or is named twice.
         """
-        seeded = build_format(self.format, 1).seed == "generated"
-        _check_settings(self.branches, self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
+        seeded = self.make_format().seed == "generated"
+        _check_settings(self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
         _check_size("labels", len(self.labels), 0, limits().width)
         _check_size("condition_size", self.condition_size, int(seeded), limits().width)
         _check_size("feature_size", self.feature_size, int(bool(self.labels)), limits().width)
@@ -63,13 +75,13 @@ class AdapterSpec:
                 raise UserError(f"{setting}: the network has no module {short(unknown[0])}")
             if len(set(names)) < len(names):
                 raise UserError(f"{setting}: a module is named twice: {short(names)}")
-        inside = set(self.modules_to_save) - set(_outermost(self.modules_to_save))
+        inside = set(self.modules_to_save) - set(outermost(self.modules_to_save))
         inside |= {name for name in self.layers if any(f"{name}.".startswith(f"{m}.") for m in self.modules_to_save)}
         if inside:
             raise UserError(f"modules_to_save: {short(min(inside))} is within another module that is saved as a whole")
 
 
-def _check_settings(branches: int, features: str, scope: str, depth: int, width: int) -> None:
+def _check_settings(features: str, scope: str, depth: int, width: int) -> None:
     for name, value, choices in (
         ("extractor_features", features, FEATURES),
         ("seed_scope", scope, SCOPES),
@@ -77,7 +89,6 @@ def _check_settings(branches: int, features: str, scope: str, depth: int, width:
         if value not in choices:
             raise UserError(f"unknown {name} {short(value)}{nearest(value, choices)} (choices: {', '.join(choices)})")
     for name, number, most in (
-        ("branches", branches, limits().width),
         ("mapping_depth", depth, limits().depth),
         ("mapping_width", width, limits().width),
     ):
@@ -89,6 +100,6 @@ def _check_size(name: str, number: int, least: int, most: int) -> None:
         raise UserError(f"{name} must be {least} to {most}, got {short(number)}")
 
 
-def _outermost(names: Sequence[str]) -> tuple[str, ...]:
+def outermost(names: Sequence[str]) -> tuple[str, ...]:
     """Leave out modules that are inside others of them."""
     return tuple(name for name in names if not any(name.startswith(f"{whole}.") for whole in names))

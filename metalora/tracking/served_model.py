@@ -73,7 +73,7 @@ class AdapterModel(PythonModel):
 
     def _predict_batch(self, images: list[tuple[bytes, str]]) -> pd.DataFrame:
         """Predict from encoded images and what error messages call them; they are decoded one after another."""
-        batch = torch.stack([self.backbone.preprocess(decode(*image)) for image in images])
+        batch = torch.stack([self.backbone.inputs(decode(*image)) for image in images])
         features = self.model(batch.to(next(self.model.parameters()).device))
         assert self.model.head is not None
         probability, label = self.model.head(features).softmax(1).max(1)

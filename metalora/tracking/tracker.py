@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from metalora.config import Config, to_dict
+from metalora.config import Config, spelled_out, to_dict
 from metalora.redact import redact_settings
+from metalora.registry import KINDS
 
 Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, values
 
@@ -70,6 +71,16 @@ class NullTracker:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return ``{"section.setting": value}``, without the secrets of URIs."""
-    plain = redact_settings(to_dict(config))
-    return {f"{section}.{name}": value for section, settings in plain.items() for name, value in settings.items()}
+    """Return ``{"section.setting": value}``, without the secrets of URIs; methods by name, with all their options."""
+    flat: dict[str, Any] = {}
+    for section, settings in redact_settings(spelled_out(to_dict(config))).items():
+        for name, value in settings.items():
+            several = value if isinstance(value, list) else [value]
+            if name not in KINDS:
+                flat[f"{section}.{name}"] = value
+                continue
+            flat[f"{section}.{name}"] = ", ".join(one["name"] for one in several)
+            for one in several:
+                path = f"{section}.{name}.{one['name']}" if isinstance(value, list) else f"{section}.{name}"
+                flat |= {f"{path}.{option}": it for option, it in one.items() if option != "name"}
+    return flat

@@ -1,9 +1,7 @@
-"""Extractor features, validation and the final test of a training."""
+"""Validation and the final test of a training."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalora.config import Config
-from metalora.data.dataset import ImageDataset
-from metalora.data.loaders import evaluation_loader
-from metalora.data.table import SPLITS, ImageTable, IntArray
+from metalora.data.table import SPLITS, IntArray, Table
 from metalora.errors import UserError
 from metalora.evaluate.accuracy import Accuracy, as_report, metrics
-from metalora.evaluate.embed import Batch, PixelArray, embed
 from metalora.evaluate.given_seeds import GivenSeeds
 from metalora.evaluate.knn import KnnResult, knn_accuracy
 from metalora.evaluate.linear import linear_accuracy
 from metalora.evaluate.seeds import write_seeds
-from metalora.group import Group
-from metalora.models.inputs import Preprocessing
 from metalora.models.model import MetaLoRAModel
 from metalora.models.persist import save
+from metalora.train.feed import Feed
 from metalora.train.kept import ConditionCache, Shared
-from metalora.train.reporter import Progress, Reporter, Write
+from metalora.train.reporter import Write
 
 STANDARDIZE_SAMPLE = 4096
-ROOM = 16  # what is kept on a GPU takes at most one part in so many of its free memory: other trainings may be there
-
 
 KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
 
@@ -43,79 +35,33 @@ def has_results(folder: Path) -> bool:
 
 
 class Evaluator:
-    """Everything that a training computes without gradients. Arguments as for `Trainer`."""
+    """Validation and test of a training.
+
+    Args:
+        config: All settings.
+        model: On the feed's device, with a head.
+        table: The data.
+        feed: Feeds the model from the table.
+        shared: What has been computed for this and other trainings.
+
+    Raises:
+        UserError: the held-out domains have too few images for k-NN.
+    """
 
     def __init__(
-        self,
-        config: Config,
-        model: MetaLoRAModel,
-        table: ImageTable,
-        preprocess: Preprocessing,
-        group: Group,
-        reporter: Reporter,
-        loader_workers: int,
-        shared: Shared | None = None,
+        self, config: Config, model: MetaLoRAModel, table: Table, feed: Feed, shared: Shared | None = None
     ) -> None:
         self.config = config
         self.model = model
         self.table = table
-        self.preprocess = preprocess
-        self.group = group
-        self.reporter = reporter
-        self.loader_workers = loader_workers
-        self.images: PixelArray | None = None
-        self.resident: Tensor | None = None
+        self.feed = feed
+        self.group = feed.group
+        self.autocast = feed.execution.autocast
         self.shared = shared
-        if shared is not None and shared.images is not None:
-            self._use(shared.images)
         self.cache: ConditionCache | None = None
         most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
         if table.holdout and most > unseen:  # found at the end only, it would cost a training
             raise UserError(f"k-NN with K = {most} needs as many train images of the held-out domains; got {unseen}")
-        bfloat16 = config.train.precision == "bfloat16" or (
-            config.train.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        self.dtype = torch.bfloat16 if bfloat16 else None
-
-    def keep_images(self, most: float = math.inf) -> None:
-        """Decode every image of the table once, each rank its share, and read them from memory from now on.
-
-        Args:
-            most: Bytes that they may take; if they take more, nothing is done.
-        """
-        size = image_bytes(len(self.table), self.model.backbone_identity["input_size"])
-        if self.images is not None or size > most:
-            return
-        share = [images for images, *_ in self._batches("decode images", np.arange(len(self.table)))]
-        self._use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
-
-    def _use(self, images: PixelArray) -> None:
-        self.images = images
-        self.resident = _resident(images, self.group.device)
-        self.loader_workers = 0  # what is decoded needs no decoding processes
-
-    def dataset(self, rows: IntArray) -> ImageDataset:
-        """Return the images of some rows of the table."""
-        return ImageDataset(self.table, rows, self.preprocess.pixels if self.images is None else None)
-
-    def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
-        """Compute in the configured precision; weights are cast once a step, or each time without ``cache``."""
-        enabled = self.dtype is not None
-        return torch.autocast(self.group.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
-
-    def place(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Bring the pixels (B, 3, H, W) of some rows (B,) to the device, in its memory format, and scale them."""
-        if self.resident is not None:
-            images = self.resident[rows.to(self.group.device, non_blocking=True)]
-        elif self.images is not None:
-            images = torch.from_numpy(self.images[rows.numpy()])
-        return self.preprocess.scale(self.in_layout(images.to(self.group.device, non_blocking=True)))
-
-    def in_layout(self, images: Tensor) -> Tensor:
-        """Bring images that are on the device into its memory format."""
-        if self.config.train.channels_last and images.is_cuda:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
 
     def condition(self, images: Tensor, rows: Tensor) -> Tensor | None:
         """Return extractor features (B, F) of images, from the cache where they are known."""
@@ -144,35 +90,36 @@ class Evaluator:
             generator = np.random.default_rng(self.config.train.random_seed)
             chosen = generator.choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
             rows = rows[np.sort(chosen)]
-        found, (features,) = self.embed_rows("extract features", rows, lambda x, r: (self._extract(x, r),))
+        found, (features,) = self._embed("extract features", rows, lambda x, r: (self._extract(x, r),))
         train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
         mapping.standardize(features[train])
         if self.config.mapping.cache_features:
             self.cache = ConditionCache.of(found, features, len(self.table))
 
-    def validate(self, step: int) -> None:
-        """Report loss, accuracy and k-NN accuracy on the validation split, if there is one."""
+    def validate(self) -> dict[str, float]:
+        """Return loss, accuracy and k-NN accuracy on the validation split, if there is one; on rank 0."""
         queries = self.table.rows("val")
         if len(queries) == 0:
-            return
+            return {}
         support = self.table.rows("train")
         given = self._task_seeds(support)
         gallery, (gallery_features, _) = self._features("validate", support, given)
         rows, (features, scores) = self._features("validate", queries, given)
-        if self.group.first:
-            labels = torch.from_numpy(self.table.label[rows.numpy()])
-            values = {
-                "val/loss": float(F.cross_entropy(scores, labels)),
-                "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
-                **metrics("val", self._knn(gallery, gallery_features, rows, features)),
-            }
-            self.reporter.metrics(step, values)
+        if not self.group.first:
+            return {}
+        labels = torch.from_numpy(self.table.label[rows.numpy()])
+        return {
+            "val/loss": float(F.cross_entropy(scores, labels)),
+            "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
+            **metrics("val", self._knn(gallery, gallery_features, rows, features)),
+        }
 
-    def test(self, step: int) -> Write:
+    def test(self) -> tuple[dict[str, float], Write]:
         """Compare the adapted features with the original ones on the test split, and on that of held-out domains.
 
         Returns:
-            What writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on rank 0.
+            The metrics, and what writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on
+            rank 0.
         """
         parts = [self.table.rows("train"), self.table.rows("test")]
         if self.table.holdout:
@@ -183,16 +130,15 @@ class Evaluator:
         seeds = self._seeds(parts[1]) if self.model.network.mapping is not None else None
         shuffled = self._shuffled(parts, given) if seeds is not None and self.config.evaluate.shuffled_seeds else None
         if not self.group.first:
-            return lambda folder: None
+            return {}, lambda folder: None
         labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
         accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
         original, adapted = self._accuracies(before), self._accuracies(after)
         values = {"test/accuracy": accuracy}
         for prefix, found in adapted.items():
             values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
-        self.reporter.metrics(step, values)
         report: dict[str, Any] = {
-            "format": self.model.spec.format,
+            "format": self.model.spec.format.name,
             "gallery": len(parts[0]),
             "queries": len(parts[1]),
             "test_accuracy": accuracy,
@@ -201,7 +147,7 @@ class Evaluator:
         }
         if shuffled is not None:
             report["shuffled"] = as_report(self._accuracies(shuffled))
-        return lambda folder: self._write(folder, report, seeds)
+        return values, lambda folder: self._write(folder, report, seeds)
 
     def _accuracies(self, parts: list[tuple[Tensor, tuple[Tensor, ...]]]) -> dict[str, Accuracy]:
         """Return, by the prefix of their metrics, the accuracies of galleries and queries.
@@ -243,7 +189,7 @@ class Evaluator:
             )
 
     def _extract(self, images: Tensor, rows: Tensor) -> Tensor:
-        features = self.condition(self.place(images, rows), rows)
+        features = self.condition(images, rows)
         assert features is not None
         return features
 
@@ -252,7 +198,6 @@ class Evaluator:
         slot = self.model.network.slot
 
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
-            images = self.place(images, image_rows)
             seeds = None if given is None else given.get(image_rows).to(self.group.device)
             condition = self.condition(images, image_rows) if slot.enabled and given is None else None
             with self.autocast(), slot.given(seeds):
@@ -260,7 +205,7 @@ class Evaluator:
                 assert self.model.head is not None
                 return features, self.model.head(features)
 
-        found: tuple[Tensor, tuple[Tensor, ...]] = self.embed_rows(phase, rows, compute)
+        found: tuple[Tensor, tuple[Tensor, ...]] = self._embed(phase, rows, compute)
         return found
 
     def _original(self, rows: IntArray) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -287,24 +232,12 @@ class Evaluator:
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor]:
             return (self.model.seed(images, self._extract(images, image_rows)),)
 
-        found, (seeds,) = self.embed_rows("seeds", rows, compute)
+        found, (seeds,) = self._embed("seeds", rows, compute)
         return found, seeds
 
-    def embed_rows(self, phase: str, rows: IntArray, function: Callable[..., tuple[Tensor, ...]]) -> Any:
-        """Apply a function of images (B, 3, H, W) and table rows (B,), as `embed` does, to some rows."""
+    def _embed(self, phase: str, rows: IntArray, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Any:
         self.model.eval()
-        return embed(function, self._batches(phase, rows), self.group)
-
-    def _batches(self, phase: str, rows: IntArray) -> Iterator[Batch]:
-        """Yield this rank's share of some rows, and report how far all ranks are."""
-        size, count = self.config.evaluate.evaluation_batch_size, 0
-        for batch in evaluation_loader(
-            self.dataset(rows), size, self.loader_workers, self.group.rank, self.group.world
-        ):
-            yield batch
-            count += len(batch[-1])
-            if self.group.first:
-                self.reporter.progress(Progress(phase, min(count * self.group.world, len(rows)), len(rows)))
+        return self.feed.embed(phase, rows, function)
 
     def _knn(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> KnnResult:
         settings = self.config.evaluate
@@ -321,15 +254,3 @@ class Evaluator:
             metric=settings.knn_metric,
             temperature=settings.knn_temperature,
         )
-
-
-def image_bytes(count: int, input_size: Sequence[int]) -> int:
-    """Return what the pixels of so many images (3, H, W) take."""
-    return count * math.prod(input_size)
-
-
-def _resident(images: PixelArray, device: torch.device) -> Tensor | None:
-    """Copy images to a GPU that has room enough for several trainings' copies, so that no batch is copied there."""
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / ROOM:
-        return None
-    return torch.cat([torch.tensor(part, device=device) for part in np.array_split(images, 64)])

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from metalora.evaluate.embed import PixelArray
-
+CodeArray = npt.NDArray[np.generic]  # of uint8, if the codes are images
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -52,4 +51,4 @@ class Shared:
 
     original: FloatArray
     conditions: Mapping[str, FloatArray]
-    images: PixelArray | None = None
+    images: CodeArray | None = None

@@ -12,7 +12,9 @@ from metalora.data.sources.embedded import plain_scans
 from metalora.data.table import hash_of
 from metalora.files import cache_dir, cached
 from metalora.models.backbones.build import build_backbone
-from metalora.train.optim import build_optimizer, warmup_cosine
+from metalora.models.model import Trainable
+from metalora.train.optimizers import OPTIMIZERS
+from metalora.train.schedule import warmup_cosine
 
 _FILE = "weights.safetensors"
 RECIPES: dict[str, dict[str, float]] = {
@@ -68,10 +70,12 @@ def _pretrain(name: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         torch.manual_seed(int(recipe["seed"]))
         backbone = build_backbone(name, "none").requires_grad_(True).train()
         head = nn.Linear(backbone.num_features, int(labels.max()) + 1)
-        trained = [*backbone.named_parameters(), *head.named_parameters()]
+        named = [*backbone.named_parameters(), *head.named_parameters()]
+        trained = [Trainable(name, parameter, "all") for name, parameter in named]
         batch = int(recipe["batch_size"])
         steps = len(images) // batch
-        optimizer = build_optimizer(trained, recipe["lr"], 1.0, recipe["weight_decay"])
+        method = OPTIMIZERS.make({"name": "adamw", "weight_decay": recipe["weight_decay"]})
+        optimizer = method.build(trained, recipe["lr"], {})
         schedule = warmup_cosine(optimizer, int(recipe["warmup_steps"]), int(recipe["epochs"]) * steps)
         for _ in range(int(recipe["epochs"])):
             order = torch.randperm(len(images))

@@ -48,3 +48,16 @@ class Reporter(Protocol):
             write: Fills an empty folder, on rank 0; None on the others. If it raises, or the process dies
                 meanwhile, the last checkpoint must stay.
         """
+
+
+class SilentReporter:
+    """A reporter that listens to nothing: for what is only checked or measured."""
+
+    def progress(self, progress: Progress) -> None:
+        """Let it pass."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Let them pass."""
+
+    def checkpoint(self, step: int, write: Write | None) -> None:
+        """Keep nothing."""

@@ -1,6 +1,8 @@
 """Going on with a training from a checkpoint: what may have changed since, and what is taken from it."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -8,8 +10,8 @@ from pydantic import ConfigDict, NonNegativeInt, Strict
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from metalora.config import Config, current_names, to_dict
-from metalora.data import ImageTable
+from metalora.config import Config, current_sections, facts_of, spelled_out, to_dict
+from metalora.data import Table
 from metalora.errors import UserError
 from metalora.models.model import MetaLoRAModel
 from metalora.places import movable
@@ -29,9 +31,10 @@ class State(TypedDict):
     settings: dict[str, Any]
     data: str
     networks: NotRequired[list[str | None]]
+    callbacks: NotRequired[dict[str, dict[str, Any]]]
 
 
-def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaLoRAModel) -> State:
+def read_resumable(folder: Path, config: Config, table: Table, model: MetaLoRAModel) -> State:
     """Read a checkpoint's state, if a training with these settings and data can go on with it.
 
     Raises:
@@ -51,10 +54,10 @@ def read_resumable(folder: Path, config: Config, table: ImageTable, model: MetaL
     return state
 
 
-def _changes(state: State, config: Config, table: ImageTable, model: MetaLoRAModel) -> list[str]:
+def _changes(state: State, config: Config, table: Table, model: MetaLoRAModel) -> list[str]:
     """Say what differs between the training that a checkpoint is of and this one."""
     now = comparable(config)
-    known = {name: movable(value) for name, value in _current(state["settings"]).items() if name in now}
+    known = {name: value for name, value in _current(state["settings"]).items() if name in now}
     changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
     if state["data"] != table.fingerprint:
         changes.append("the data are others")
@@ -63,28 +66,31 @@ def _changes(state: State, config: Config, table: ImageTable, model: MetaLoRAMod
     return changes
 
 
-def _current(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return flat settings, ``section.name``, under today's names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        section, dot, setting = name.partition(".")
-        flat |= {f"{section}{dot}{current}": value for current in current_names(section, {setting: value})}
-    return flat
+def _current(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat settings, ``section.name``, under today's names and with all options of their methods."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        section, _, setting = name.partition(".")
+        sections.setdefault(section, {})[setting] = value
+    return _flat(spelled_out(current_sections(sections)))
+
+
+def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{section}.{name}": movable(value) for section, one in sections.items() for name, value in one.items()}
 
 
 def comparable(config: Config) -> dict[str, Any]:
     """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
-    free = {"keep_checkpoints", "checkpoint_every", "loader_workers", "verify_images", "cache_features", "keep_images"}
-    free |= {"kernel", "compile", "cuda_graph", "activation_checkpointing", "channels_last"}
-    free |= {"data"}  # the fingerprint tells
-    sections = ("backbone", "adapter", "mapping", "data", "train")
     plain = to_dict(config)
-    return {
-        f"{section}.{name}": movable(value)
-        for section in sections
-        for name, value in plain[section].items()
-        if name not in free
+    held = {
+        section: {
+            field.name: plain[section][field.name]
+            for field in dataclasses.fields(getattr(config, section))
+            if not facts_of(field).free
+        }
+        for section in ("backbone", "adapter", "mapping", "data", "train")
     }
+    return _flat(spelled_out(held))
 
 
 def networks(model: MetaLoRAModel) -> list[str | None]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from metalora.config import Config
-from metalora.data.table import ImageTable
+from metalora.data.table import Table
 from metalora.group import Group
-from metalora.models.inputs import Preprocessing
+from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
-from metalora.train.evaluator import Evaluator
+from metalora.train.execution import Execution
+from metalora.train.feed import Feed
 from metalora.train.kept import Shared
 from metalora.train.reporter import Reporter
 
@@ -20,8 +21,8 @@ from metalora.train.reporter import Reporter
 def compute_shared(
     config: Config,
     models: Mapping[str, MetaLoRAModel],
-    table: ImageTable,
-    preprocess: Preprocessing,
+    table: Table,
+    inputs: Inputs,
     group: Group,
     reporter: Reporter,
     loader_workers: int,
@@ -34,28 +35,30 @@ def compute_shared(
         models: One for each ``extractor_features`` asked for, on the group's device; any one gives the original
             features, as its adapters are off.
         table: The data.
-        preprocess: The backbone's.
+        inputs: What the backbone takes.
         group: A group of one.
         reporter: Told the progress.
         loader_workers: Decoding processes.
         keep_images: Whether to keep the images' pixels.
     """
     first = next(iter(models.values()))
-    evaluator = Evaluator(config, first, table, preprocess, group, reporter, loader_workers)
+    execution = Execution(config.train, group.device, config.graph_obstacles)
+    size = config.evaluate.evaluation_batch_size
+    feed = Feed(table, inputs, group, execution, reporter, loader_workers, size)
     seeded = {name: model.extractor for name, model in models.items() if model.extractor is not None}
     if keep_images:
-        evaluator.keep_images()
+        feed.keep()
 
-    def look(batch: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        batch = evaluator.place(batch, rows)
-        with evaluator.autocast(), first.disable_adapter():
-            original: Any = first.network(batch)
-        return original, *(extractor(batch) for extractor in seeded.values())
+    def look(images: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        with execution.autocast(), first.disable_adapter():
+            original: Any = first.network(images)
+        return original, *(extractor(images) for extractor in seeded.values())
 
+    first.eval()
     with torch.no_grad():
-        _, (original, *conditions) = evaluator.embed_rows("shared features", np.arange(len(table)), look)
+        _, (original, *conditions) = feed.embed("shared features", np.arange(len(table)), look)
     return Shared(
         original.numpy(),
         {name: features.numpy() for name, features in zip(seeded, conditions, strict=True)},
-        evaluator.images,
+        feed.codes,
     )

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from metalora.build import build_trainer
 from metalora.data.loaders import count_loader_workers
 from metalora.group import Group
 from metalora.train.checkpoint import CheckpointFolder
-from metalora.train.trainer import Trainer
 from pipelines.backend.device import this_device
 from pipelines.backend.prepare import Prepared
 from pipelines.run.log import RunLog
@@ -25,11 +25,11 @@ def train_here(prepared: Prepared, log: RunLog, checkpoints: CheckpointFolder, r
         The folder of the last checkpoint, with the results in it.
     """
     config, device = prepared.config, this_device()
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
         prepared.model.to(device),
         prepared.table,
-        prepared.backbone.preprocess,
+        prepared.backbone.inputs,
         Group.current(device),
         log,
         count_loader_workers(config.data.loader_workers, os.cpu_count() or 1),

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from metalora.build import build_model, build_networks
+from metalora.build import build_model, build_networks, check_training
 from metalora.config import Config
-from metalora.data import ImageTable, load_table
+from metalora.data import Table, load_table
 from metalora.errors import UserError
-from metalora.group import Group
 from metalora.models.backbones.base import Backbone
 from metalora.models.model import MetaLoRAModel
-from metalora.train.batches import build_sampler
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,7 @@ class Prepared:
     """What a training needs, built and checked before any cluster resource is taken."""
 
     config: Config
-    table: ImageTable
+    table: Table
     backbone: Backbone
     extractor: Backbone | None
     model: MetaLoRAModel
@@ -57,5 +53,5 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
     backbone, extractor = build_networks(config, say)
     model = build_model(config, backbone, extractor, table.labels)
-    build_sampler(config, model, table, Group(torch.device("cpu"), world=max(1, config.cluster.workers)))
+    check_training(config, model, table, backbone.inputs, max(1, config.cluster.workers))
     return Prepared(config, table, backbone, extractor, model)

@@ -7,14 +7,13 @@ from typing import Any, TypedDict
 
 import ray
 
-from metalora.build import build_model
+from metalora.build import build_model, build_trainer
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.train.checkpoint import PREFIX, whole
-from metalora.train.trainer import Trainer
 from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.ray_checkpoints import opened
 from pipelines.backend.reporter import MailReporter
@@ -63,7 +62,7 @@ def train_rank(arguments: WorkerArguments) -> None:
         model = build_model(config, backbone, extractor, table.labels).to(group.device)
         workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)
         shared = arguments["shared"] and ray.get(arguments["shared"])
-        trainer = Trainer(config, model, table, backbone.preprocess, group, reporter, workers, shared)
+        trainer = build_trainer(config, model, table, backbone.inputs, group, reporter, workers, shared)
         checkpoint = train.get_checkpoint()
         if checkpoint is None:
             trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)

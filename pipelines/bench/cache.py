@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from metalora.build import build_model, build_networks
+from metalora.build import build_model, build_networks, build_trainer
 from metalora.config import Config
-from metalora.data import ImageTable, load_table
+from metalora.data import Table, load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.models.backbones.base import Backbone
 from metalora.models.backbones.small_networks import EMBEDDED
+from metalora.train.learner import AdapterLearner
 from metalora.train.trainer import Trainer
 from pipelines.backend.device import this_device
 from pipelines.bench.common import SETTINGS, Result, Size, Timing, publish, read_options, timed
@@ -89,37 +90,42 @@ def epoch_times(config: Config, repeats: int) -> tuple[dict[str, Timing], float]
         "decoded": replace(config, data=replace(config.data, keep_images=0.0)),
     }
     trainers = {name: _trainer(settings, table, networks, device) for name, settings in kinds.items()}
-    filling = timed({"prepare": trainers["cached"].evaluator.prepare}, 1, 0, device)["prepare"].median
+    for trainer in trainers.values():
+        _learner(trainer).feed.keep(trainer.config.data.keep_images * 2**30)
+    filling = timed({"prepare": _learner(trainers["cached"]).evaluator.prepare}, 1, 0, device)["prepare"].median
     for name in ("computed", "decoded"):
-        trainers[name].evaluator.prepare()
+        _learner(trainers[name]).evaluator.prepare()
     calls: dict[str, Callable[[], Any]] = {name: _epochs(trainer) for name, trainer in trainers.items()}
     calls["extractor"] = _extractor_alone(trainers["computed"])
     return timed(calls, repeats, 1, device), filling
 
 
-def _trainer(
-    config: Config, table: ImageTable, networks: tuple[Backbone, Backbone | None], device: torch.device
-) -> Trainer:
+def _trainer(config: Config, table: Table, networks: tuple[Backbone, Backbone | None], device: torch.device) -> Trainer:
     model = build_model(config, *networks, table.labels).to(device)
     if model.extractor is None:
-        raise UserError(f"format {config.adapter.format!r} has no generated seeds and no extractor: choose cp or tr")
+        raise UserError(
+            f"format {config.adapter.format.name!r} has no generated seeds and no extractor: choose cp or tr"
+        )
     workers = count_loader_workers(config.data.loader_workers, torch.get_num_threads())
-    return Trainer(config, model, table, networks[0].preprocess, Group(device), RateReporter(), workers)
+    return build_trainer(config, model, table, networks[0].inputs, Group(device), RateReporter(), workers)
 
 
 def _epochs(trainer: Trainer) -> Callable[[], None]:
     """Return what trains one epoch more each time."""
-    return lambda: trainer._epoch(trainer.step // trainer.steps_per_epoch)
+    return trainer.train_epoch
+
+
+def _learner(trainer: Trainer) -> AdapterLearner:
+    assert isinstance(trainer.learner, AdapterLearner)
+    return trainer.learner
 
 
 def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
     """Return what extracts the features of as many images as an epoch has, all of them one batch."""
-    size = trainer.config.data.batch_size
-    evaluator, extractor = trainer.evaluator, trainer.model.extractor
+    learner = _learner(trainer)
+    extractor = learner.model.extractor
     assert extractor is not None
-    rows = trainer.table.rows("train")[:size]
-    dataset = evaluator.dataset(rows)
-    images = evaluator.place(torch.stack([dataset[i][0] for i in range(size)]), torch.from_numpy(rows))
+    images = learner.feed.prepare(next(learner.batches(0, 0)).codes)
 
     def extract() -> None:
         with torch.no_grad():
@@ -145,7 +151,7 @@ def _result(config: Config, starts: dict[str, float], times: dict[str, Timing], 
          "spread": 0.0},
     ]  # fmt: skip
     measured = (
-        f"Seconds of a training epoch of {config.backbone.backbone} with {config.adapter.format}, batch "
+        f"Seconds of a training epoch of {config.backbone.backbone} with {config.adapter.format.name}, batch "
         f"{config.data.batch_size}, with extractor features (cache_features) and decoded images (keep_images) at "
         "hand, and with one of them made at each step; ratios are to features computed. And seconds from the command "
         "metalora train --workers 0 to its first step, with an empty METALORA_CACHE and a filled one."

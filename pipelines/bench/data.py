@@ -4,6 +4,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from metalora.build import build_networks
 from metalora.config import Config
-from metalora.data import BatchSampler, ImageDataset, ImageTable, decode, load_table, train_loader
+from metalora.data import BatchSampler, SampleDataset, Table, decode, load_table, train_loader
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
 from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    config: Config, table: ImageTable, backbone: Backbone, counts: Sequence[int], repeats: int
+    config: Config, table: Table, backbone: Backbone, counts: Sequence[int], repeats: int
 ) -> tuple[int, dict[str, Timing]]:
     """Time an epoch of the train loader with so many processes, the same without loader, and the bare decoding.
 
@@ -53,11 +54,11 @@ def measure(
     if len(rows) < config.data.batch_size:
         raise UserError(f"batch_size {config.data.batch_size} is more than the {len(rows)} images of the train split")
     sampler = BatchSampler(table.domain[rows], config.data.batch_size, seed=0, sampling="natural")
-    dataset = ImageDataset(table, rows, backbone.preprocess.pixels)
+    dataset = SampleDataset(table, rows, partial(backbone.inputs.encode, most=table.max_pixels))
     encoded = [table.read(int(rows[i])) for batch in sampler for i in batch]
     calls: dict[str, Callable[[], Any]] = {
         "bare": lambda: [_bare(data) for data in encoded],
-        "no loader": lambda: [backbone.preprocess.pixels(decode(data, "")) for data in encoded],
+        "no loader": lambda: [backbone.inputs.pixels(decode(data, "")) for data in encoded],
     }
     # Processes stay from round to round, as they do from epoch to epoch.
     calls |= {str(n): _consume(train_loader(dataset, sampler, n)) for n in counts}

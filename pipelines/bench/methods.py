@@ -101,11 +101,12 @@ def build(network: Network, method: str, rank: int, mode: str, batch: int, devic
     channels = rank if method == "peft" else None
     if format in FORMATS:
         early = [network.early] if "late" in how else []
-        model = adapt(net, format, _rank(format, rank), branches=BRANCHES, exclude_modules=early, input_size=size)
+        chosen = {"name": format, "branches": BRANCHES} if format == "multi_lora" else format
+        model = adapt(net, chosen, _rank(format, rank), exclude_modules=early, input_size=size)
         if "checkpointed" in how:
             checkpoint_blocks(model.network.backbone)
         layer = next(iter(model.layers.values()))
-        channels = layer.format.channels(layer.rank)
+        channels = layer.format.channels(layer.shape)
         net = model.to(device).to(memory_format=torch.channels_last).network.train()
         trained = list(model.trainable().values())
         if "fused" in how:

@@ -20,11 +20,13 @@ import torch.multiprocessing as mp
 
 from metalora.build import build_model, build_networks
 from metalora.config import Config
-from metalora.data.table import ImageTable
+from metalora.data.loaders import Batch
+from metalora.data.table import Table
 from metalora.errors import UserError
-from metalora.evaluate.embed import Batch
 from metalora.group import Group
 from metalora.train.kept import ConditionCache
+from metalora.train.learner import AdapterLearner
+from metalora.train.reporter import SilentReporter
 from metalora.train.trainer import Trainer
 from pipelines.bench.common import SETTINGS, Result, Size, publish, read_options, timed
 from pipelines.bench.training import RateReporter, step_seconds, training_settings
@@ -117,7 +119,7 @@ def _rank(rank: int, world: int, config: Config, steps: int, threads: int, folde
             trainer = synthetic_trainer(replace(config, data=data), steps, group)
             dist.barrier()
             found[how][kind] = _time_epoch(trainer)
-    gradients = torch.zeros(sum(p.numel() for p in trainer.model.trainable().values()), device=device)
+    gradients = torch.zeros(sum(parameter.numel() for parameter in trainer.parameters), device=device)
     found["exchange"] = timed({"sum": lambda: dist.all_reduce(gradients)}, 10, 3, device)["sum"].median
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found), encoding="utf-8")
@@ -130,7 +132,7 @@ def _rank(rank: int, world: int, config: Config, steps: int, threads: int, folde
 def _time_epoch(trainer: Trainer) -> float:
     """Train an epoch; return the median seconds of a step on rank 0, whose steps wait for all."""
     assert isinstance(trainer.reporter, RateReporter)
-    trainer._epoch(0)
+    trainer.train_epoch()
     found = step_seconds(trainer.reporter.reports, trainer.config.data.batch_size, trainer.steps_per_epoch)
     return statistics.median(found) if found else 0.0
 
@@ -145,28 +147,32 @@ def synthetic_trainer(config: Config, steps: int, group: Group) -> Trainer:
     table = synthetic_table(steps * config.data.batch_size)
     backbone, extractor = build_networks(config, print)
     model = build_model(config, backbone, extractor, table.labels).to(device)
-    trainer = Trainer(config, model, table, backbone.preprocess, group, RateReporter())
     share = config.data.batch_size // group.world // config.train.accumulate
     images = torch.randint(256, (share, *backbone.input_size), dtype=torch.uint8, device=device)
     rows = torch.arange(share)
+    batch = Batch(images, torch.from_numpy(table.label[:share]), torch.from_numpy(table.domain[:share]), rows)
+    learner = OneBatch(config, model, table, backbone.inputs, group, SilentReporter())
+    learner.batch = batch
     if model.extractor is not None:
         with torch.no_grad():
-            features = model.extractor(backbone.preprocess.scale(images)).float().cpu()
-        trainer.evaluator.cache = ConditionCache.of(rows, features, len(table))
-    batch = images, torch.from_numpy(table.label[:share]), torch.from_numpy(table.domain[:share]), rows
-    trainer.loader = OneBatch(batch, steps * config.train.accumulate)  # type: ignore[assignment]
-    return trainer
+            features = model.extractor(learner.feed.prepare(images)).float().cpu()
+        learner.evaluator.cache = ConditionCache.of(rows, features, len(table))
+    return Trainer(config, learner, group, RateReporter())
 
 
-@dataclass(frozen=True)
-class OneBatch:
-    """A loader that has nothing to load: the same micro-batch, so many times."""
+class OneBatch(AdapterLearner):
+    """A learner that loads nothing: it sees the same micro-batch again and again.
+
+    Attributes:
+        batch: The micro-batch; set after it was made.
+    """
 
     batch: Batch
-    count: int
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter([self.batch] * self.count)
+    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Yield the micro-batches of an epoch."""
+        self.model.train()
+        return iter([self.batch] * (self.steps_per_epoch * self.config.train.accumulate))
 
 
 class NoImages:
@@ -181,10 +187,10 @@ class NoImages:
         return str(row)
 
 
-def synthetic_table(images: int) -> ImageTable:
+def synthetic_table(images: int) -> Table:
     """Return a table of train images that do not exist."""
     rows = np.arange(images)
-    return ImageTable(
+    return Table(
         store=NoImages(),
         store_rows=rows,
         label=rows % CLASSES,

@@ -13,7 +13,7 @@ from metalora.errors import UserError
 from metalora.places import movable
 from metalora.reading import gate
 from metalora.train.resume import differences
-from pipelines.campaign.spaces import Space, sections_of
+from pipelines.campaign.spaces import Space, put_all
 from pipelines.campaign.trials import TrialSpec, direction, read_plan
 from pipelines.options import plain
 from pipelines.run.folder import CAMPAIGN
@@ -71,8 +71,7 @@ class Plan:
     def trial_config(self, trial: TrialSpec) -> Config:
         """Return the settings of a trial; the name is that of its tracked run."""
         values = to_dict(self.config)
-        for section, settings in sections_of(trial.point).items():
-            values[section].update(settings)
+        put_all(values, trial.point)
         values["train"]["random_seed"] = trial.random_seed
         values["tracking"]["run_name"] = trial.name
         return from_dict(values)

@@ -235,7 +235,7 @@ class OpenTrial:
         tracker = build_tracker(tracking.tracking_uri, tracking.experiment, record.trial.name)
         tags = {
             **run_tags("trial", "tune"),
-            "metalora.format": config.adapter.format,
+            "metalora.format": config.adapter.format.name,
             "metalora.campaign": self.folder.parents[1].name,
             "metalora.trial": record.trial.name,
             **({"mlflow.parentRunId": parent} if parent else {}),

@@ -11,9 +11,10 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from metalora.adapters.formats import build_format
+from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
-from metalora.train.evaluator import image_bytes
+from metalora.registry import Choice
+from metalora.train.feed import code_bytes
 from pipelines.backend.cluster import gpus_per_worker
 from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.prepare import Prepared
@@ -159,7 +160,7 @@ class CampaignRunner:
 
     def _keep_images(self) -> tuple[bool, int]:
         """Tell whether the images fit into Ray's object store, and their bytes."""
-        size = image_bytes(len(self.prepared.table), self.prepared.backbone.input_size)
+        size = code_bytes(len(self.prepared.table), self.prepared.backbone.inputs)
         nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
         return self.plan.campaign.share_images and size <= STORE_SHARE * min(nodes), size
 
@@ -169,7 +170,7 @@ class CampaignRunner:
         config = self.plan.config
         for alternative in self.points or self.plan.space.alternatives:
             formats = levels(alternative.get("format", config.adapter.format), 2)
-            if any(build_format(name, 1).seed == "generated" for name in formats):
+            if any(FORMATS.get(Choice.parse(name).name).seed == "generated" for name in formats):
                 kinds.update(levels(alternative.get("extractor_features", config.mapping.extractor_features), 2))
         return sorted(kinds)
 

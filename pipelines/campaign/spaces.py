@@ -16,14 +16,22 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
 import tune_spaces
-from metalora.config import RENAMED, SECTIONS, current_names, current_sections, from_dict, setting_sections
+from metalora.config import (
+    current_names,
+    current_sections,
+    from_dict,
+    nearest_setting,
+    old_names,
+    put,
+    searchable_settings,
+    setting_sections,
+)
 from metalora.errors import UserError
+from metalora.methods import check_methods
 from metalora.places import expanded
 from metalora.registry import nearest
 from pipelines.campaign.trials import Point
 from pipelines.run.trust import is_trusted, trust
-
-SEARCHABLE = ("adapter", "mapping", "train")
 
 
 @dataclass(frozen=True)
@@ -106,18 +114,37 @@ def space_names() -> list[str]:
     return sorted(path.stem for path in Path(str(tune_spaces.__file__)).parent.glob("[a-z]*.py"))
 
 
+def section_of(name: str) -> str:
+    """Return the section of a setting, or of an option of the method that a setting names: ``format.branches``.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    known = setting_sections() | old_names()
+    if name.partition(".")[0] not in known:
+        raise UserError(f"unknown setting {name!r}{nearest_setting(name, known)}")
+    return known[name.partition(".")[0]]
+
+
+def put_all(values: dict[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Set settings, options of methods after the methods, in the sections of `Config`, in place.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    for name in sorted(settings, key=lambda name: name.count(".")):
+        section = section_of(name)
+        put(section, values.setdefault(section, {}), name, settings[name])
+
+
 def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort settings into the sections of `Config`.
 
     Raises:
         UserError: an unknown setting.
     """
-    known = setting_sections() | {old: section for section in SECTIONS for old in RENAMED.get(section, ())}
     sections: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}{nearest(name, known)}")
-        sections.setdefault(known[name], {})[name] = value
+    put_all(sections, settings)
     return current_sections(sections)
 
 
@@ -141,27 +168,39 @@ def sample(space: Space, random_seed: int) -> Iterator[Point]:
 
 
 def _check(space: Space) -> None:
-    known = setting_sections()
     try:
-        from_dict(sections_of(space.settings))
-    except UserError as error:
-        raise UserError(f"space {space.name!r}: {error}") from None
-    for alternative in space.alternatives:
-        for name in alternative:
-            if name in known and known[name] not in SEARCHABLE:
-                raise UserError(
-                    f"space {space.name!r}: {name} is the same for a whole campaign "
-                    f"(searchable are the settings of {', '.join(SEARCHABLE)}): put it into SETTINGS"
-                )
-            if name in ("seed", "random_seed") or name in space.settings:
-                reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --repeats"
-                raise UserError(f"space {space.name!r}: {name} cannot be searched, {reason}")
-        try:
+        check_methods(from_dict(sections_of(space.settings)))
+        for alternative in space.alternatives:
+            for name in alternative:
+                _check_searched(name, space)
+            first = {name: levels(value, 2)[0] for name, value in alternative.items()}
             for name, value in alternative.items():
                 for level in levels(value, 2):
-                    from_dict(sections_of({name: level}))
-        except UserError as error:
-            raise UserError(f"space {space.name!r}: {error}") from None
+                    # an option is checked with its method, the others by themselves
+                    point = {**first, name: level} if "." in name else {name: level}
+                    check_methods(from_dict(sections_of(point)))
+    except UserError as error:
+        raise UserError(f"space {space.name!r}: {error}") from None
+
+
+def _check_searched(name: str, space: Space) -> None:
+    """Refuse to search a setting that is the same for a whole campaign, or stands elsewhere in the space.
+
+    Raises:
+        UserError: it is, or does.
+    """
+    searchable = searchable_settings()
+    base = name.partition(".")[0]
+    section_of(name)
+    if name in ("seed", "random_seed") or name in space.settings:
+        reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --repeats"
+        raise UserError(f"{name} cannot be searched, {reason}")
+    if base not in searchable and base not in old_names():
+        sections = sorted({setting_sections()[one] for one in searchable})
+        raise UserError(
+            f"{name} is the same for a whole campaign (searchable are settings of {', '.join(sections)}): put it into "
+            "SETTINGS"
+        )
 
 
 def levels(value: Any, points: int) -> list[Any]:

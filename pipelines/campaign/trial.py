@@ -17,7 +17,7 @@ import ray
 import torch
 from ray import tune
 
-from metalora.build import build_model
+from metalora.build import build_model, build_trainer
 from metalora.config import Config
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
@@ -26,7 +26,6 @@ from metalora.group import Group
 from metalora.train.checkpoint import whole
 from metalora.train.reporter import Progress
 from metalora.train.shared import compute_shared
-from metalora.train.trainer import Trainer
 from pipelines.backend.device import this_device
 from pipelines.backend.mailbox import Courier, Event, Mailbox, Metrics
 from pipelines.backend.ray_checkpoints import opened
@@ -164,9 +163,7 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
         models[kind] = build_model(settings, backbone, extractor, ()).to(device)
     reporter = MailReporter(mailbox, "shared")
     workers = _loader_workers(plan.config)
-    return compute_shared(
-        plan.config, models, table, backbone.preprocess, Group(device), reporter, workers, keep_images
-    )
+    return compute_shared(plan.config, models, table, backbone.inputs, Group(device), reporter, workers, keep_images)
 
 
 def _alone(settings: Config, materials: Materials, reporter: MailReporter, resume: Path | None) -> None:
@@ -176,11 +173,11 @@ def _alone(settings: Config, materials: Materials, reporter: MailReporter, resum
     device = this_device(bool(ray.get_gpu_ids()))
     model = build_model(settings, backbone, extractor, table.labels).to(device)
     reporter.metrics(0, {PARAMETERS: float(model.count_parameters()[0])})
-    Trainer(
+    build_trainer(
         settings,
         model,
         table,
-        backbone.preprocess,
+        backbone.inputs,
         Group(device),
         reporter,
         _loader_workers(settings),

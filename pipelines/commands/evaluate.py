@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metalora.build import build_networks
+from metalora.build import build_evaluator, build_networks
 from metalora.config import Config
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
@@ -18,7 +18,7 @@ from metalora.group import Group
 from metalora.models.persist import load
 from metalora.report.tables import accuracy_table
 from metalora.tracking.store import download_model
-from metalora.train.evaluator import ADAPTER, Evaluator
+from metalora.train.evaluator import ADAPTER
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
 from pipelines.options import add_run, add_settings, make_parser, parse, resolve
@@ -82,11 +82,11 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
     device = this_device()
     workers = count_loader_workers(config.data.loader_workers, os.cpu_count() or 1)
     with ProgressDisplay(console) as display, tempfile.TemporaryDirectory() as scratch:
-        evaluator = Evaluator(
-            config, model.to(device), table, backbone.preprocess, Group(device), Watcher(display), workers
+        evaluator = build_evaluator(
+            config, model.to(device), table, backbone.inputs, Group(device), Watcher(display), workers
         )
-        evaluator.keep_images(config.data.keep_images * 2**30)
-        evaluator.test(0)(Path(scratch))
+        _, write = evaluator.test()
+        write(Path(scratch))
         report = read_report(Path(scratch))
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
     console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}")

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from ray import tune
 from rich.console import Console
 
-from metalora.adapters.formats import build_format
+from metalora.adapters.formats import FORMATS
 from metalora.config import Config, current_names, to_dict
 from metalora.errors import UserError
 from metalora.evaluate.significance import Estimate, compare, estimate, sentence
@@ -123,7 +123,7 @@ def reproduce(table: TableConfig, config: Config, folder: Path, console: Console
         UserError: what the user can mend; campaigns that were run stay, and are gone on with.
     """
     for name in table.formats:
-        build_format(name, 1)
+        FORMATS.get(name)
     found = []
     with lasting_cluster() as open_cluster:
         for backbone in table.backbones:

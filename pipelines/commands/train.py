@@ -80,7 +80,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         UserError: what the user can mend; what was written so far stays.
     """
     console = terminal()
-    with named_run(config, resume, config.adapter.format) as (config, folder):
+    with named_run(config, resume, config.adapter.format.name) as (config, folder):
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
         prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
@@ -88,7 +88,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
         if last is not None:
             read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
-        tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format}
+        tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format.name}
         uri = config.tracking.tracking_uri
         start_tracking(tracker, folder, uri, run_params(config), tags, {CONFIG: to_yaml(config)})
         status = "FAILED"

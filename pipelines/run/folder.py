@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from metalora.adapters.formats import build_format
+from metalora.adapters.formats import FORMATS
 from metalora.config import Config, check_file, place_settings
 from metalora.errors import UserError, one_line
 from metalora.evaluate.seeds import read_seeds
@@ -39,10 +39,8 @@ Sections = dict[str, dict[str, Any]]
 def run_params(config: Config) -> dict[str, Any]:
     """Return the settings of a training as its run's parameters, without those that its format does not have."""
     params = flatten(config)
-    if build_format(config.adapter.format, config.adapter.branches).seed != "generated":
+    if FORMATS.make(config.adapter.format).seed != "generated":
         params = {name: value for name, value in params.items() if not name.startswith("mapping.")}
-    if config.adapter.format != "multi_lora":
-        params.pop("adapter.branches")
     return params
 
 

@@ -16,12 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from metalora.build import build_model, build_networks
+from metalora.build import build_model, build_networks, build_trainer
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
-from metalora.models.inputs import Preprocessing
-from metalora.train.trainer import Trainer
+from metalora.models.inputs import ImageInputs
 
 
 class Recorder:
@@ -43,14 +42,18 @@ class Recorder:
             write(self.folder)
 
 
-class Double(Preprocessing):
-    """Preprocessing in float64."""
+class Double(ImageInputs):
+    """ImageInputs in float64."""
 
-    def scale(self, pixels: torch.Tensor) -> torch.Tensor:
-        return super().scale(pixels).double()
+    def prepare(self, codes: torch.Tensor) -> torch.Tensor:
+        return super().prepare(codes).double()
 
 
 Settings = dict[str, Any]
+OBJECTIVES: dict[str, Any] = {
+    "classification": "classification",
+    "episodic": {"name": "episodic", "classes": 3, "images": 2},
+}
 
 
 def train(
@@ -65,7 +68,7 @@ def train(
             "backbone": {"weights": "none"},
             "adapter": {"format": format, "rank": 2, "modules_to_save": saved},
             "train": {
-                **{"epochs": 2, "checkpoint_every": 1, "warmup_steps": 2, "episode_classes": 3, "episode_images": 2},
+                **{"epochs": 2, "checkpoint_every": 1, "warmup_steps": 2},
                 **settings,
             },
             "evaluate": {"knn": [1], "validate_every": 0},
@@ -76,8 +79,8 @@ def train(
     backbone, extractor = build_networks(config, print)
     model = build_model(config, backbone, extractor, table.labels).double()
     recorder = Recorder(Path(folder))
-    preprocess = Double(**vars(backbone.preprocess))
-    Trainer(config, model, table, preprocess, Group.current(torch.device("cpu")), recorder).fit()
+    preprocess = Double(**vars(backbone.inputs))
+    build_trainer(config, model, table, preprocess, Group.current(torch.device("cpu")), recorder).fit()
     Path(folder).mkdir(parents=True, exist_ok=True)
     np.savez(Path(folder) / f"result{rank}.npz", losses=recorder.losses,
              **{name: tensor.numpy() for name, tensor in model.adapter_state().items()})  # fmt: skip
@@ -95,7 +98,9 @@ def one_rank(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     @cache
     def result(format: str, objective: str) -> dict[str, Any]:
-        return _result(tree, tmp_path_factory.mktemp("one"), 1, format, {"objective": objective, "kernel": "plain"})
+        return _result(
+            tree, tmp_path_factory.mktemp("one"), 1, format, {"objective": OBJECTIVES[objective], "kernel": "plain"}
+        )
 
     return result
 
@@ -110,7 +115,7 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
         (2, "tr", {}),
         (1, "tr", {"accumulate": 3}),
         (2, "tr", {"accumulate": 3}),
-        (2, "tr", {"objective": "episodic"}),
+        (2, "tr", {"objective": OBJECTIVES["episodic"]}),
         (2, "tr", {"kernel": "fused"}),
         pytest.param(2, "lora", {"compile": True}, marks=compiler),
         pytest.param(2, "multi_lora", {"compile": True, "kernel": "fused"}, marks=compiler),
@@ -127,7 +132,7 @@ def test_how_a_training_is_computed_does_not_change_it(
     format: str,
     settings: Settings,
 ) -> None:
-    one = one_rank(format, settings.get("objective", "classification"))
+    one = one_rank(format, "episodic" if "objective" in settings else "classification")
     other = _result(tree, tmp_path, world, format, settings)
     assert len(one["losses"]) >= 8
     assert one.keys() == other.keys()

@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import metalora
 from metalora.config import DataConfig
-from metalora.data import ImageDataset, load_table
+from metalora.data import SampleDataset, load_table
 from metalora.data.sources.embedded import embedded_file
 from tests.integration.helpers import metalora as command
 
@@ -45,7 +45,7 @@ def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path, name: str, 
     table = load_table(DataConfig())
     rows = table.rows("test")
     rows = rows[table.domain[rows] == table.domains.index("negative")]
-    dataset = ImageDataset(table, rows, backbone.preprocess)
+    dataset = SampleDataset(table, rows, backbone.inputs)
     with torch.no_grad():
         features = backbone(-torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
     accuracy = cross_val_score(KNeighborsClassifier(5), features, table.label[rows], cv=5).mean()

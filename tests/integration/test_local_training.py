@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 import metalora
 from metalora.config import from_dict
-from metalora.data import ImageDataset, load_table
+from metalora.data import SampleDataset, load_table
 from tests.integration.helpers import SMALL, importable, knn, relative, series, train_small
 from tests.integration.helpers import metalora as command
 
@@ -67,7 +67,7 @@ def test_adapter_loads_and_gives_the_reported_accuracy(run: Path, tree: Path) ->
     features, labels = {}, {}
     for split in ("train", "test"):
         rows = table.rows(split)
-        dataset = ImageDataset(table, rows, backbone.preprocess)
+        dataset = SampleDataset(table, rows, backbone.inputs)
         with torch.no_grad():
             features[split] = model(torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
         labels[split] = table.label[rows]
@@ -101,7 +101,7 @@ def test_model_is_served_as_it_was_trained(run: Path, folder: Path, tree: Path) 
     backbone = _backbone_of(run)
     model = metalora.load(backbone, run / "adapter")
     with torch.no_grad():
-        images = torch.stack([backbone.preprocess(_open(file)) for file in files])
+        images = torch.stack([backbone.inputs(_open(file)) for file in files])
         wanted = model.logits(images).argmax(1)
     assert list(answer["label"]) == [model.spec.labels[i] for i in wanted]
     assert len(answer["features"][0]) == backbone.num_features

@@ -1,6 +1,6 @@
-"""Decomposition formats: one file each, one registration line each."""
+"""Decomposition formats: one file each, and its name in the first line here."""
 
 from metalora.adapters.formats import cp, lora, multi_lora, tr
-from metalora.adapters.formats.base import FORMATS, Format, build_format
+from metalora.adapters.formats.base import FORMATS, Format, Shape
 
-__all__ = ["FORMATS", "Format", "build_format", "cp", "lora", "multi_lora", "tr"]
+__all__ = ["FORMATS", "Format", "Shape", "cp", "lora", "multi_lora", "tr"]

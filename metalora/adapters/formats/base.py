@@ -1,38 +1,64 @@
-"""What a decomposition format is: channels, seed, modulation, and its dense update.
+"""What a format is: channels, seed, modulation, and its dense update.
 
 Shapes: B batch, R rank, M channels between the factors, I fan-in of a layer (input channels of a group x
 kernel positions), O output channels of a group.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metalora.adapters.factors import Dense, Factors
 from metalora.registry import Registry
 
-SeedKind = Literal["none", "learned", "generated"]
+SeedSource = Literal["none", "learned", "generated"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one adapted layer, of which each group of a convolution has an update of its own.
+
+    Attributes:
+        out: O, output channels of a group.
+        fan: I, input channels of a group x kernel positions.
+        groups: G, groups of a convolution; else 1.
+        rank: R.
+    """
+
+    out: int
+    fan: int
+    groups: int
+    rank: int
 
 
 class Format(ABC):
-    """How the seed c joins the static factors: y = W x + s * Up(modulate(Down(x), c)).
+    """How the seed c joins the factors: y = W x + s * finish(Up(modulate(Down(x), c)), c), s = alpha / R.
 
-    A format holds no tensors: the layer owns its factors, and passes them in.
+    A format is a frozen dataclass of its options. It holds no tensors: those are the layer's `Factors`, which it makes.
+
+    >>> from metalora.adapters.formats import FORMATS
+    >>> FORMATS.make({"name": "multi_lora", "branches": 2}).channels(Shape(out=8, fan=8, groups=1, rank=4))
+    8
 
     Attributes:
-        seed: ``none``; ``learned``: c is a parameter of the layer; ``generated``: c comes from the mapping net.
+        name: The name that it is registered by.
+        seed: Where c comes from. ``none``: there is none; ``learned``: it is a parameter of the layer; ``generated``:
+            it comes from the mapping net. A format that offers a choice declares ``seed`` as one of its options.
     """
 
-    seed: SeedKind
+    name: str
+    seed: SeedSource
 
     @abstractmethod
-    def channels(self, rank: int) -> int:
+    def channels(self, shape: Shape) -> int:
         """Return M, the channels between Down and Up."""
 
     @abstractmethod
-    def identity(self, rank: int) -> Tensor:
-        """Return the seed, flat, with which `modulate` changes nothing: that of a fresh adapter."""
+    def identity(self, shape: Shape) -> Tensor:
+        """Return the seed, flat, of a fresh adapter: `modulate` and `finish` change nothing with it."""
 
     @abstractmethod
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
@@ -50,7 +76,10 @@ class Format(ABC):
 
     @abstractmethod
     def mixing(self, c: Tensor) -> Tensor:
-        """Return what `modulate` does with seeds, (B, seed size), to h, (B, ..., M), as a plain product.
+        """Return the scales or matrices by which `modulate` multiplies h, (B, ..., M).
+
+        Args:
+            c: Seeds, (B, seed size).
 
         Returns:
             Scales, (B, M): h * scales; or matrices, (B, M, M): h @ matrices.
@@ -58,7 +87,7 @@ class Format(ABC):
 
     @abstractmethod
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
-        """Materialise the update of one seed through TensorLy.
+        """Materialise the update of one seed through TensorLy, without `finish`.
 
         Args:
             down: (M, I).
@@ -69,21 +98,45 @@ class Format(ABC):
             The update, unscaled, (O, I).
         """
 
-    def seed_size(self, rank: int) -> int:
+    def factors(self, base: Dense, shape: Shape) -> Factors:
+        """Make what a layer trains and stores, with values of its own kind; an initializer may set others."""
+        learned = self.identity(shape) if self.seed == "learned" else None
+        return Factors(base, self.channels(shape), learned)
+
+    def size(self, shape: Shape) -> int:
+        """Return the number of elements that `factors` trains."""
+        learned = self.seed_size(shape) if self.seed == "learned" else 0
+        return self.channels(shape) * shape.groups * (shape.fan + shape.out) + learned
+
+    def finish(self, update: Tensor, c: Tensor | None, channel_dim: int, factors: Factors) -> Tensor:
+        """Act on the update after Up; linear in the update, each sample by itself. Default: leave it as it is.
+
+        Args:
+            update: Up's output, (B, O, ...) if ``channel_dim`` is 1, (B, ..., O) if it is -1.
+            c: Seeds, as for `modulate`; None for a format without.
+            channel_dim: 1 or -1.
+            factors: The layer's.
+
+        Returns:
+            A tensor of the update's shape.
+        """
+        return update
+
+    def seed_size(self, shape: Shape) -> int:
         """Return the number of elements of a layer's seed."""
-        return self.identity(rank).numel()
+        return self.identity(shape).numel()
 
 
 class Diagonal(Format):
     """Formats whose seed scales channels: modulate(h, c) = c * h, dW = sum_m up[:, m] c_m down[m]."""
 
-    def channels(self, rank: int) -> int:
+    def channels(self, shape: Shape) -> int:
         """Return M = R."""
-        return rank
+        return shape.rank
 
-    def identity(self, rank: int) -> Tensor:
+    def identity(self, shape: Shape) -> Tensor:
         """Return ones, (M,)."""
-        return torch.ones(self.channels(rank))
+        return torch.ones(self.channels(shape))
 
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
         """Scale each channel. See `Format.modulate`."""
@@ -104,18 +157,4 @@ class Diagonal(Format):
         return dense
 
 
-FORMATS: Registry[type[Format]] = Registry("adapter format")
-
-
-def build_format(name: str, branches: int = 4) -> Format:
-    """Make a format by name.
-
-    Args:
-        name: A name in `FORMATS`.
-        branches: Parallel branches, for the format that has them.
-
-    Raises:
-        UserError: unknown name.
-    """
-    made = FORMATS.get(name)
-    return made(branches) if name == "multi_lora" else made()  # type: ignore[call-arg]
+FORMATS: Registry[Format] = Registry("adapter format", "format")

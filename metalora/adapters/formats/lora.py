@@ -3,13 +3,13 @@
 from metalora.adapters.formats.base import FORMATS, Diagonal
 
 
+@FORMATS.register("lora")
 class Lora(Diagonal):
-    """No seed: dW = A x_4 B, that is dW[k, k', i, o] = sum_r A[k, k', i, r] B[r, o].
+    """LoRA, without a seed (arXiv 2106.09685; on convolutions arXiv 2504.00460, eq. 5).
+
+    dW[k, k', i, o] = sum_r A[k, k', i, r] B[r, o]
 
     Channels M = R.
     """
 
     seed = "none"
-
-
-FORMATS.register("lora", Lora)

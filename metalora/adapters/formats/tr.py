@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from metalora.adapters.formats.base import FORMATS, Format
+from metalora.adapters.formats.base import FORMATS, Format, Shape
 
 
+@FORMATS.register("tr")
 class Tr(Format):
-    """A generated matrix C in R^{R x R} closes a ring of three cores.
+    """A generated matrix C in R^{R x R} closes a ring of three cores (arXiv 2504.00460, eq. 7).
 
     dW[.., i, o] = sum_{r0, r1, r2} A[r0, .., i, r1] B[r1, o, r2] C[r2, r0]
 
@@ -19,13 +20,13 @@ class Tr(Format):
 
     seed = "generated"
 
-    def channels(self, rank: int) -> int:
+    def channels(self, shape: Shape) -> int:
         """Return M = R^2."""
-        return rank * rank
+        return shape.rank**2
 
-    def identity(self, rank: int) -> Tensor:
+    def identity(self, shape: Shape) -> Tensor:
         """Return the unit matrix, flat, (R R,)."""
-        return torch.eye(rank).flatten()
+        return torch.eye(shape.rank).flatten()
 
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
         """Contract r0. See `Format.modulate`."""
@@ -60,6 +61,3 @@ class Tr(Format):
 
 def _side(size: int) -> int:
     return math.isqrt(size)
-
-
-FORMATS.register("tr", Tr)

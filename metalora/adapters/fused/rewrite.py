@@ -55,7 +55,7 @@ class FusedConv(nn.Module):
         self.ceiling = ceiling
         self.outputs = outputs
         self.dtype = dtype
-        self.channels = layer.format.channels(layer.rank)
+        self.channels = layer.format.channels(layer.shape)
         self.geometry = (list(base.stride), list(base.padding), list(base.dilation))
         scale, shift = _affine(base, norm)
         frozen = (base.weight.detach().double() * scale[:, None, None, None]).to(dtype)
@@ -69,14 +69,15 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         """Map (N, I, H, W) to (N, O, H', W'), or to two of the same."""
         layer, first = self.layer, self.layer.base.weight.shape[0]
+        down, up = layer.factors.pair()
         with torch.no_grad():
-            self.stacked[first : first + self.channels].copy_(layer.down.weight)
+            self.stacked[first : first + self.channels].copy_(down)
         return FusedConv2d.apply(
             x.to(self.dtype, memory_format=torch.channels_last),
             self.stacked,
-            layer.down.weight,
+            down,
             layer.mixing(x.shape[0]),
-            layer.up.weight,
+            up,
             self.scale,
             self.shift,
             None if residual is None else residual.to(self.dtype, memory_format=torch.channels_last),
@@ -211,7 +212,8 @@ def _fusible(layer: AdaptedLayer) -> bool:
     if not isinstance(base, nn.Conv2d) or type(base).forward is not nn.Conv2d.forward:  # it may pad by itself
         return False
     plain = base.groups == 1 and base.padding_mode == "zeros"
-    return plain and not isinstance(base.padding, str) and layer.format.channels(layer.rank) <= MOST_CHANNELS
+    plain = plain and not isinstance(base.padding, str)
+    return plain and not layer.finishes and layer.format.channels(layer.shape) <= MOST_CHANNELS
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

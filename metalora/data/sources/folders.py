@@ -12,7 +12,7 @@ import numpy as np
 from metalora.data.domains import check_named
 from metalora.data.images import extensions
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
-from metalora.data.table import SPLITS, ImageTable, encode, hash_of
+from metalora.data.table import SPLITS, Table, encode, hash_of
 from metalora.errors import UserError
 from metalora.limits import limits
 
@@ -74,7 +74,7 @@ class _Image:
     split: str
 
 
-def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> ImageTable:
+def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> Table:
     """Read the tree ``root/domain/class/image``, ``root/split/class/image`` or ``root/split/domain/class/image``.
 
     Folders of splits are called train, val and test (or training, valid, validation, testing), in any case. Splits that
@@ -103,7 +103,7 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
     label, labels = encode([image.label for image in images])
     domain, domains = encode([image.domain for image in images])
     said = (part for name, image in zip(ids, images, strict=True) for part in (name, image.stamp, image.split))
-    return ImageTable(
+    return Table(
         store=FolderStore(root.absolute(), tuple(image.file for image in images)),
         store_rows=np.arange(len(images)),
         label=label,

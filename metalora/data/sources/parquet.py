@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from metalora.data.sources.parquet_files import Source, find_files, read_rows
-from metalora.data.table import SPLITS, ImageTable, encode, hash_of
+from metalora.data.table import SPLITS, Table, encode, hash_of
 from metalora.errors import UserError
 from metalora.files import cache_dir, cached
 from metalora.places import absolute
@@ -95,7 +95,7 @@ class ParquetStore:
         return f"image {self.name(row)}" if self._stored(row) is None else None
 
 
-def load_parquet(path: str) -> ImageTable:
+def load_parquet(path: str) -> Table:
     """Read a Parquet file, or all the ``*.parquet`` files in a folder and the folders below it.
 
     Columns: ``image`` (encoded bytes), ``label``, ``domain`` and ``split`` (train, val or test), ``id`` (default: file
@@ -173,12 +173,12 @@ def _copy_images(source: Source, file: IO[bytes]) -> Iterator[Any]:
         yield pa.record_batch([pa.array(columns[f.name], f.type) for f in _INDEX_SCHEMA], _INDEX_SCHEMA)
 
 
-def _table_of(store: ParquetStore) -> ImageTable:
+def _table_of(store: ParquetStore) -> Table:
     columns = _read_index(_copy_of(store.path, store.copy), ["label", "domain", "split", "id", "digest"])
     said = {name: columns[name].to_pylist() for name in columns.column_names}
     label, labels = encode(said["label"])
     domain, domains = encode(said["domain"])
-    return ImageTable(
+    return Table(
         store=store,
         store_rows=np.arange(len(columns)),
         label=label,

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from metalora.models.inputs import Preprocessing
+from metalora.models.inputs import ImageInputs
 from metalora.registry import Registry
 
 
@@ -19,10 +19,12 @@ class Backbone(nn.Module):
         weights: What was asked for: ``default``, a weights name, ``none`` or a path.
         net: The network; (B, 3, H, W) -> (B, num_features).
         num_features: Length of a feature vector.
-        input_size: (3, H, W) of what `preprocess` returns.
         stem: Full dotted name (``net.conv1``) of the first convolution or linear layer, which is not to
             be adapted; None where there is none.
-        preprocess: What its weights expect of images; picklable.
+        inputs: What its weights expect of images.
+
+    Attributes:
+        input_size: (3, H, W) of what it takes.
     """
 
     def __init__(
@@ -31,19 +33,18 @@ class Backbone(nn.Module):
         weights: str,
         net: nn.Module,
         num_features: int,
-        input_size: tuple[int, int, int],
         stem: str | None,
-        preprocess: Preprocessing,
+        inputs: ImageInputs,
     ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
         self.net = net
         self.num_features = num_features
-        self.input_size = input_size
+        self.input_size = inputs.size
         self.stem = stem
         self.exempt_modules = () if stem is None else (stem,)  # what ``target_modules = auto`` leaves alone
-        self.preprocess = preprocess
+        self.inputs = inputs
 
     def features(self, x: Tensor) -> Tensor:
         """Return the pooled features, as the classifier would see them.
@@ -67,15 +68,13 @@ class Parts:
     Attributes:
         net: The network.
         shapes: Shapes of the whole network's tensors, the classifier's included, by name.
-        input_size: (3, H, W) of what it takes.
-        preprocess: What its weights expect of images.
+        inputs: What its weights expect of images.
         stem: Name of its first layer; None: the first convolution or linear layer there is.
     """
 
     net: nn.Module
     shapes: Mapping[str, torch.Size]
-    input_size: tuple[int, int, int]
-    preprocess: Preprocessing
+    inputs: ImageInputs
     stem: str | None = None
 
 

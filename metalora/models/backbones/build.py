@@ -41,7 +41,7 @@ def build_backbone(
             size the network cannot take.
     """
     library, _, model = name.rpartition("/")
-    if library not in LIBRARIES or (not library and name not in LIBRARIES.get(library).names()):
+    if library not in LIBRARIES or (not library and name not in LIBRARIES.make(library).names()):
         raise _unknown(name)
     asked = weights
     if is_weight_file(weights):
@@ -51,7 +51,7 @@ def build_backbone(
     file = None if file is None else absolute(file)
     tensors = read_weights(file) if file else None
     try:
-        parts = LIBRARIES.get(library).build(model, asked, image_size, file is None)
+        parts = LIBRARIES.make(library).build(model, asked, image_size, file is None)
     except UserError:
         raise
     except OSError as error:
@@ -70,16 +70,15 @@ def build_backbone(
         weights=weights,
         net=parts.net,
         num_features=num_features,
-        input_size=parts.input_size,
         stem=f"net.{stem}" if stem else None,
-        preprocess=parts.preprocess,
+        inputs=parts.inputs,
     ).eval()
 
 
 def _unknown(name: str) -> UserError:
     """Return the error for a backbone that there is not."""
     own = {
-        library: [f"{library}/{model}" if library else model for model in LIBRARIES.get(library).names()]
+        library: [f"{library}/{model}" if library else model for model in LIBRARIES.make(library).names()]
         for library in LIBRARIES
     }
     choices = [choice for names in own.values() for choice in names]
@@ -97,7 +96,7 @@ def _probe(name: str, parts: Parts, image_size: int | None) -> int:
     """Return the number of features of one zero image: what the network does, not what it declares."""
     try:
         with torch.no_grad():
-            features = parts.net.eval()(torch.zeros(1, *parts.input_size))
+            features = parts.net.eval()(parts.inputs.prepare(parts.inputs.example(1)))
     except Exception as error:  # as above
         raise UserError(f"backbone {name!r} fails{_at(image_size)}: {one_line(error)}") from error
     if not isinstance(features, Tensor) or features.ndim != 2:

@@ -7,7 +7,7 @@ from torch import nn
 from metalora.errors import UserError
 from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
 from metalora.models.backbones.resnet_cifar import ResNetCifar
-from metalora.models.inputs import Preprocessing
+from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
 
 
@@ -25,6 +25,7 @@ EMBEDDED: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
 }
 
 
+@LIBRARIES.register("")
 class SmallNetworks:
     """ResNet-20 and a small MLP-Mixer, whose weights this project trains itself."""
 
@@ -47,7 +48,4 @@ class SmallNetworks:
             raise UserError(f"backbone {model!r} takes images of {only_side}x{only_side} only, image_size is {side}")
         net = make()
         crop = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
-        return Parts(net, shapes_of(net), (3, side, side), Preprocessing(crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-
-
-LIBRARIES.register("", SmallNetworks())
+        return Parts(net, shapes_of(net), ImageInputs(crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (3, side, side)))

@@ -5,11 +5,12 @@ from typing import Any
 
 from metalora.errors import UserError
 from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
-from metalora.models.inputs import Preprocessing
+from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
 from metalora.registry import nearest
 
 
+@LIBRARIES.register("timm")
 class Timm:
     """Timm's classification networks."""
 
@@ -39,9 +40,11 @@ class Timm:
         return Parts(
             net=net,
             shapes=shapes,
-            input_size=tuple(data["input_size"]),
-            preprocess=Preprocessing(
-                create_transform(**data, is_training=False, normalize=False), tuple(data["mean"]), tuple(data["std"])
+            inputs=ImageInputs(
+                create_transform(**data, is_training=False, normalize=False),
+                tuple(data["mean"]),
+                tuple(data["std"]),
+                tuple(data["input_size"]),
             ),
             stem=first if isinstance(first, str) or first is None else first[0],
         )
@@ -68,6 +71,3 @@ def _timm_name(model: str, weights: str) -> str:
     if weights == "default" and not tags:
         raise UserError(f"backbone 'timm/{model}' has no pretrained weights: give a path, or 'none'")
     return f"{architecture}.{asked}" if asked else architecture
-
-
-LIBRARIES.register("timm", Timm())

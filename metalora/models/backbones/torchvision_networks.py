@@ -7,11 +7,12 @@ from torch import nn
 
 from metalora.errors import UserError
 from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
-from metalora.models.inputs import Preprocessing
+from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
 from metalora.registry import nearest
 
 
+@LIBRARIES.register("torchvision")
 class Torchvision:
     """Torchvision's classification networks."""
 
@@ -51,8 +52,8 @@ class Torchvision:
         net = models.get_model(model, weights=fetched, **_arguments(model, side))
         shapes = shapes_of(net)
         _cut(net)
-        preprocess = Preprocessing(crop, tuple(transform.mean), tuple(transform.std))
-        return Parts(net, shapes, (3, side, side), preprocess)
+        inputs = ImageInputs(crop, tuple(transform.mean), tuple(transform.std), (3, side, side))
+        return Parts(net, shapes, inputs)
 
 
 def _arguments(model: str, side: int) -> dict[str, Any]:
@@ -76,6 +77,3 @@ def _cut(net: nn.Module) -> None:
         net.transform_input = True  # type: ignore[assignment]
     last = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     net.set_submodule(last, nn.Identity())
-
-
-LIBRARIES.register("torchvision", Torchvision())

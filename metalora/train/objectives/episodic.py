@@ -1,12 +1,56 @@
-"""What an episode adds to the cross-entropy."""
+"""Cross-entropy and the k-NN loss within episodes: some classes, and the same number of images of each."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalora.data.episodes import EpisodeSampler
+from metalora.data.table import IntArray
+from metalora.registry import Field
+from metalora.train.objectives.base import OBJECTIVES, Draw
+from metalora.train.objectives.classification import Classification
+
+
+@OBJECTIVES.register("episodic")
+class Episodic(Classification):
+    """Cross-entropy plus, within each episode, the loss of a soft nearest-neighbour vote (arXiv 1808.04699).
+
+    loss_i = CE_i - log( sum_{j != i, y_j = y_i} exp(s_ij / t) / sum_{j != i} exp(s_ij / t) ), s cosine similarities
+    """
+
+    classes: int = Field(default=8, ge=2, description="classes of an episode")
+    images: int = Field(default=4, ge=2, description="images of each class of an episode")
+    tasks: Literal["all", "one"] = Field(
+        default="all", description="an episode is drawn from the images of all tasks, or from those of one"
+    )
+    temperature: float = Field(default=0.1, gt=0, description="softmax temperature t of the vote")
+
+    def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of both losses of each image, (B,). See `Objective.losses`."""
+        size = self.classes * self.images
+        episodes = features.unflatten(0, (-1, size)), labels.unflatten(0, (-1, size))
+        return super().losses(features, scores, labels) + knn_loss(*episodes, self.temperature).flatten()
+
+    def sampler(self, label: IntArray, domain: IntArray, draw: Draw) -> EpisodeSampler:
+        """Build the sampler of whole episodes. See `Objective.sampler`."""
+        return EpisodeSampler(
+            label,
+            domain,
+            draw.batch_size,
+            classes=self.classes,
+            images=self.images,
+            one_task=self.tasks == "one",
+            seed=draw.seed,
+            accumulate=draw.accumulate,
+            rank=draw.rank,
+            world=draw.world,
+        )
+
 
 def knn_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return how improbable a soft nearest-neighbour vote finds each image's label.
+    """Return the negative log-probability of each image's label in a soft nearest-neighbour vote.
 
     Every image i of an episode is a query, the others its support. Neighbourhood components analysis (Goldberger et
     al. 2004) by cosine similarity s, in the logarithm of Wu et al. 2018 (arXiv 1808.04699):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metalora.build import build_backbone, build_model
+from metalora.build import build_backbone, build_model, build_trainer
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
@@ -68,7 +68,7 @@ def make(seeds: Path) -> Callable[[Path], object]:
     def trainer(format: str, folder: Path, last: int | None) -> Trainer:
         config = configs[format]
         model = build_model(config, backbone, None, table.labels)
-        return Trainer(config, model, table, backbone.preprocess, Group(torch.device("cpu")), _Reporter(folder, last))
+        return build_trainer(config, model, table, backbone.inputs, Group(torch.device("cpu")), _Reporter(folder, last))
 
     for format in configs:
         folder = seeds / format / format

@@ -9,7 +9,7 @@ from PIL import Image
 
 from metalora.config import from_dict
 from metalora.data import decode, load_table
-from metalora.data.table import SPLITS, ImageTable
+from metalora.data.table import SPLITS, Table
 
 DOMAINS, LABELS = ("paper", "slate"), ("circle", "cross")
 
@@ -39,7 +39,7 @@ def data_settings(data: Path) -> Any:
     return from_dict({"data": {"data": str(data)}}).data
 
 
-def everything(table: ImageTable) -> object:
+def everything(table: Table) -> object:
     """Return all that a table says, with the pixels of its images."""
     pixels = [np.asarray(decode(table.read(row), table.name(row), table.max_pixels)) for row in range(len(table))]
     return (

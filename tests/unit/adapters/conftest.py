@@ -9,12 +9,13 @@ import torch
 from tensorly.tr_tensor import tr_to_tensor
 from torch import Tensor, nn
 
-from metalora.adapters.formats import build_format
+from metalora.adapters.formats import FORMATS
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.seed_slot import SeedSlot
-from metalora.adapters.support import fan
+from metalora.adapters.support import largest_rank, shape_of
 
 BRANCHES = 3
+CHOICES = {"multi_lora": {"name": "multi_lora", "branches": BRANCHES}}
 
 MakeLayer = Callable[..., AdaptedLayer]
 Dense = Callable[[AdaptedLayer, str, Tensor | None], Tensor]
@@ -22,8 +23,8 @@ Dense = Callable[[AdaptedLayer, str, Tensor | None], Tensor]
 
 def _adapted(base: nn.Module, format: str, rank: int = 2, alpha: float = 3.0, batch: int = 2) -> AdaptedLayer:
     """Adapt a layer; factors, gains and the seeds of ``batch`` samples are random. The slot holds two layers' seeds."""
-    kind, rank = build_format(format, BRANCHES), min(rank, *fan(base))
-    size = kind.seed_size(rank) if kind.seed == "generated" else 0
+    kind, rank = FORMATS.make(CHOICES.get(format, format)), min(rank, largest_rank(base))
+    size = kind.seed_size(shape_of(base, rank)) if kind.seed == "generated" else 0
     before, own, after = slice(0, 3), slice(3, 3 + size), slice(3 + size, 5 + size)
     layer = AdaptedLayer(base.requires_grad_(False), kind, rank, alpha, SeedSlot([before, own, after]), own)
     if kind.seed == "generated":
@@ -37,9 +38,9 @@ def _adapted(base: nn.Module, format: str, rank: int = 2, alpha: float = 3.0, ba
 def _dense(layer: AdaptedLayer, format: str, seed: Tensor | None, oracle: str) -> Tensor:
     """Return s dW in the shape of W, from the explicit factors of each group."""
     groups = getattr(layer.base, "groups", 1)
-    down = layer.down.weight.detach().chunk(groups)  # each (M, I, K...)
-    up = layer.up.weight.detach().flatten(1).chunk(groups)  # each (O, M)
-    c = layer.gain.detach() if layer.gain is not None else None
+    down = layer.factors.down.weight.detach().chunk(groups)  # each (M, I, K...)
+    up = layer.factors.up.weight.detach().flatten(1).chunk(groups)  # each (O, M)
+    c = layer.factors.gain.detach() if layer.factors.gain is not None else None
     if seed is not None:
         c = seed.reshape(-1)[layer.seed_slice]
     contract = {"einsum": _einsum, "tensorly": _tensorly}[oracle]

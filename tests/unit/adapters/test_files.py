@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read(folder: Path) -> None:
     state, description = read_adapter(folder)
-    assert description == {"file_version": 1, "format": "tr"}
+    assert description == {"file_version": 2, "format": "tr"}
     assert state.keys() == STATE.keys()
     for name, tensor in STATE.items():
         assert state[name].dtype == tensor.dtype
@@ -40,7 +40,7 @@ def test_missing_file(name: str, folder: Path) -> None:
         read_adapter(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"file_version": 2}', '{"file_version": "1"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"file_version": 3}', '{"file_version": "1"}'])
 def test_description_that_is_none(text: str, folder: Path) -> None:
     (folder / DESCRIPTION).write_text(text)
     with pytest.raises(UserError, match=r"cannot be read|has file version"):

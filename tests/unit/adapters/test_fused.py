@@ -16,7 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torchvision.models import resnet18, resnet50
 
 import metalora
-from metalora.adapters.formats import FORMATS, build_format
+from metalora.adapters.formats import FORMATS, Shape
 from metalora.adapters.fused import fuse, ops, refusal
 from metalora.adapters.fused.rewrite import FusedConv
 from metalora.config import from_dict
@@ -225,9 +225,9 @@ def test_gradients_lie_in_memory_as_parameters_do(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["multi_lora", "cp", "tr"])  # lora has no seed
 def test_mixing_is_modulate(format: str) -> None:
-    kind, rank = build_format(format, 3), RANKS[format]
-    h = torch.randn(4, 5, kind.channels(rank), dtype=torch.float64)
-    c = torch.randn(4, kind.seed_size(rank), dtype=torch.float64)
+    kind, shape = FORMATS.make(format), Shape(out=64, fan=64, groups=1, rank=RANKS[format])
+    h = torch.randn(4, 5, kind.channels(shape), dtype=torch.float64)
+    c = torch.randn(4, kind.seed_size(shape), dtype=torch.float64)
     mixing = kind.mixing(c)
     product = h * mixing[:, None] if mixing.dim() == 2 else h @ mixing
     torch.testing.assert_close(product, kind.modulate(h, c, -1))

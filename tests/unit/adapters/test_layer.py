@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
-from metalora.adapters.formats import FORMATS, build_format
+from metalora.adapters.formats import FORMATS, Shape
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.seed_slot import SeedSlot
-from metalora.adapters.support import adapter_size
+from metalora.adapters.support import shape_of
 from metalora.errors import UserError
 
 MakeLayer = Callable[..., AdaptedLayer]
@@ -107,7 +107,7 @@ def test_rows_that_belong_to_no_sample_are_refused(rows: int, adapted: MakeLayer
 @pytest.mark.parametrize("base", [nn.Linear(3, 4), nn.Conv2d(4, 4, 2, groups=2, padding=1)], ids=["linear", "conv"])
 def test_gradients(format: str, base: nn.Module, adapted: MakeLayer) -> None:
     layer = adapted(copy.deepcopy(base).double(), format)
-    names = [name for name, _ in layer.adapter_parameters()]
+    names = [f"factors.{name}" for name, _ in layer.adapter_parameters()]
     values = [parameter.detach().clone().requires_grad_() for _, parameter in layer.adapter_parameters()]
     x = torch.randn((2, 3) if isinstance(base, nn.Linear) else (2, 4, 3, 2), dtype=torch.float64)
     inputs = [x.requires_grad_(), *values]
@@ -127,19 +127,20 @@ def test_gradients(format: str, base: nn.Module, adapted: MakeLayer) -> None:
 @formats
 @pytest.mark.parametrize("base", [nn.Linear(6, 7), nn.Conv2d(6, 6, 3, groups=3)], ids=["linear", "conv"])
 def test_fresh_layer_is_its_base(format: str, base: nn.Module) -> None:
-    kind, seed = build_format(format), slice(0, 2 if format == "cp" else 4)
+    kind, seed = FORMATS.make(format), slice(0, 2 if format == "cp" else 4)
     slot = SeedSlot([seed])
     slot.fill(torch.randn(2, seed.stop))
     layer = AdaptedLayer(base, kind, 2, 5.0, slot, seed)
     x = torch.randn((2, 6) if isinstance(base, nn.Linear) else (2, 6, 5, 5))
     assert torch.equal(layer(x), base(x))
-    assert layer.down.weight.std() > 0.05
+    assert layer.factors.down.weight.std() > 0.05
 
 
 @formats
 def test_identity_seed_changes_nothing(format: str) -> None:
-    kind = build_format(format, 3)
-    c, channels = kind.identity(3).expand(2, -1), kind.channels(3)
+    kind = FORMATS.make(format)
+    sizes = Shape(out=20, fan=20, groups=1, rank=3)
+    c, channels = kind.identity(sizes).expand(2, -1), kind.channels(sizes)
     for shape, dim in (((2, channels, 4, 5), 1), ((2, 4, 5, channels), -1), ((2, channels), -1)):
         h = torch.randn(shape)
         assert torch.equal(kind.modulate(h, c, dim), h)
@@ -148,23 +149,24 @@ def test_identity_seed_changes_nothing(format: str) -> None:
 def test_cp_with_identity_seed_has_the_gradients_of_lora(adapted: MakeLayer) -> None:
     base = nn.Conv2d(4, 6, 3)
     cp, lora = adapted(base, "cp"), adapted(base, "lora")
-    lora.down.weight.data.copy_(cp.down.weight)
-    lora.up.weight.data.copy_(cp.up.weight)
+    lora.factors.down.weight.data.copy_(cp.factors.down.weight)
+    lora.factors.up.weight.data.copy_(cp.factors.up.weight)
     cp.slot.fill(torch.ones(2, 7))
     x = torch.randn(2, 4, 5, 5)
     for layer in (cp, lora):
         layer(x).square().sum().backward()
-    assert torch.equal(cp.down.weight.grad, lora.down.weight.grad)
-    assert torch.equal(cp.up.weight.grad, lora.up.weight.grad)
+    assert torch.equal(cp.factors.down.weight.grad, lora.factors.down.weight.grad)
+    assert torch.equal(cp.factors.up.weight.grad, lora.factors.up.weight.grad)
 
 
 @formats
 @pytest.mark.parametrize("base", [nn.Linear(6, 7), nn.Conv2d(6, 9, 3, groups=3)], ids=["linear", "conv"])
-def test_adapter_size_is_the_declared_parameters(format: str, base: nn.Module, adapted: MakeLayer) -> None:
+def test_the_size_is_the_declared_parameters(format: str, base: nn.Module, adapted: MakeLayer) -> None:
     layer = adapted(copy.deepcopy(base), format)
     declared = dict(layer.adapter_parameters())
-    assert adapter_size(base, layer.format, 2) == sum(p.numel() for p in declared.values())
-    assert declared == {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    assert layer.format.size(shape_of(base, 2)) == sum(p.numel() for p in declared.values())
+    trained = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    assert {f"factors.{name}": p for name, p in declared.items()} == trained
 
 
 @formats
@@ -263,7 +265,7 @@ def old_weight_norm() -> nn.Module:
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_what_cannot_be_adapted_is_refused(make: Callable[[], nn.Module], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        AdaptedLayer(make(), build_format("lora"), 1, 1.0, SeedSlot(), slice(0, 0))
+        AdaptedLayer(make(), FORMATS.make("lora"), 1, 1.0, SeedSlot(), slice(0, 0))
 
 
 class Plain(nn.Conv2d):
@@ -271,7 +273,7 @@ class Plain(nn.Conv2d):
 
 
 def test_subclass_with_the_plain_forward_is_taken(adapted: MakeLayer) -> None:
-    assert isinstance(adapted(Plain(6, 7, 3), "lora").down, Plain)
+    assert isinstance(adapted(Plain(6, 7, 3), "lora").factors.down, Plain)
 
 
 @pytest.mark.parametrize("format", ["lora", "tr"])
@@ -288,9 +290,9 @@ def test_timms_padding_convolution(format: str, adapted: MakeLayer, expected: Ex
 @pytest.mark.parametrize("rank", [-1, 0, 7, 100])
 def test_rank_that_does_not_fit(rank: int) -> None:
     with pytest.raises(UserError, match=f"rank {rank} does not fit: it takes ranks from 1 to 6"):
-        AdaptedLayer(nn.Linear(6, 7), build_format("lora"), rank, 1.0, SeedSlot(), slice(0, 0))
+        AdaptedLayer(nn.Linear(6, 7), FORMATS.make("lora"), rank, 1.0, SeedSlot(), slice(0, 0))
 
 
 def test_unknown_format_lists_the_choices() -> None:
     with pytest.raises(UserError, match=r"'tt'.*cp, lora, multi_lora, tr"):
-        build_format("tt")
+        FORMATS.make("tt")

@@ -35,7 +35,8 @@ def test_output_gradients_and_count_are_pefts(rank: int, alpha: int) -> None:
     pairs = []
     for name, layer in ours.layers.items():
         twin = theirs.base_model.model.get_submodule(name)
-        pairs += [(layer.down.weight, twin.lora_A.default.weight), (layer.up.weight, twin.lora_B.default.weight)]
+        down, up = layer.factors.pair()
+        pairs += [(down, twin.lora_A.default.weight), (up, twin.lora_B.default.weight)]
     with torch.no_grad():
         for own, other in pairs:
             assert own.shape == other.shape

@@ -14,7 +14,7 @@ import metalora
 from metalora.adapters.inject import place
 from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.patterns import matches
-from metalora.adapters.probe import probe
+from metalora.adapters.probe import noise, probe
 from metalora.errors import UserError
 
 SIZE = (3, 32, 32)
@@ -152,8 +152,8 @@ def test_patterns_reach_the_layers(resnet: nn.Module) -> None:
         resnet, "lora", 2, 6, rank_pattern={"layer4.*": 3}, alpha_pattern={"conv2": 1}, input_size=SIZE
     )
     conv1, conv2 = model.layers["layer4.1.conv1"], model.layers["layer1.0.conv2"]
-    assert (conv1.rank, conv1.scale, conv1.up.weight.shape[1]) == (3, 2.0, 3)
-    assert (conv2.rank, conv2.scale, conv2.up.weight.shape[1]) == (2, 0.5, 2)
+    assert (conv1.rank, conv1.scale, conv1.factors.up.weight.shape[1]) == (3, 2.0, 3)
+    assert (conv2.rank, conv2.scale, conv2.factors.up.weight.shape[1]) == (2, 0.5, 2)
 
 
 @pytest.mark.parametrize("rank", [-1, 0, 129])
@@ -231,13 +231,13 @@ def test_a_seedless_format_takes_any_layer_that_is_called() -> None:
 def test_probe_of_a_whole_network(resnet: nn.Module) -> None:
     layers = {"conv1", "fc", *RESNET18}
     random_state = torch.get_rng_state()
-    assert probe(resnet, SIZE) == (layers, layers, set())
+    assert probe(resnet, noise(resnet, SIZE)) == (layers, layers, set())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any("forward" in vars(module) for module in resnet.modules())
     with pytest.raises(
         UserError, match=r"ResNet fails with images of shape \(5, 32, 32\) \(set by input_size\), two at a time: "
     ):
-        probe(resnet, (5, 32, 32))
+        probe(resnet, noise(resnet, (5, 32, 32)))
 
 
 class Attention(nn.Module):
@@ -334,7 +334,7 @@ def test_depthwise_convolutions_are_left_to_the_user() -> None:
     )
     assert adapted_names(net, (3, 5, 5)) == ["2"]
     model = metalora.adapt(net, "cp", 1, target_modules=["1"], input_size=(3, 5, 5))
-    assert model.layers["1"].up.groups == 8
+    assert model.layers["1"].factors.up.groups == 8
 
 
 def test_a_network_may_name_what_is_apart() -> None:
@@ -368,7 +368,7 @@ def test_a_module_registered_twice_is_adapted_everywhere(format: str) -> None:
     net: Any = model.network.backbone
     assert list(model.layers) == ["first"]
     assert net.first is net.second is net.inner[0] is model.layers["first"]
-    nn.init.normal_(net.first.up.weight)
+    nn.init.normal_(net.first.factors.up.weight)
     x = torch.randn(1, 3, 2, 2)
     before = model(x)
     plain: Any = model.merge_and_unload(None if format == "lora" else model.seed(x)[0])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from metalora.config import DataConfig
-from metalora.data import ImageTable, load_table
+from metalora.data import Table, load_table
 
 Rows = list[dict[str, Any]]
 
@@ -22,7 +22,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded(cache: Path) -> ImageTable:
+def embedded(cache: Path) -> Table:
     return load_table(DataConfig())
 
 

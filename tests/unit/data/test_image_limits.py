@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from metalora.config import DataConfig
-from metalora.data import ImageDataset, decode, images, load_table
+from metalora.data import SampleDataset, decode, images, load_table
 from metalora.errors import UserError
 from tests.unit.data.helpers import encode, pixel, pixels, png, tiff
 
@@ -49,7 +49,7 @@ def test_the_limit_is_kept_for_every_image_that_a_table_reads(make_tree):
         load_table(DataConfig(data=str(root), max_pixels=15))
     table = load_table(DataConfig(data=str(root), max_pixels=15, verify_images=False))
     with pytest.raises(UserError, match="more than max_pixels = 15"):
-        ImageDataset(table, np.arange(8), np.asarray)[0]
+        SampleDataset(table, np.arange(8), np.asarray)[0]
 
 
 def test_a_large_jpeg_is_decoded_smaller():

@@ -52,13 +52,13 @@ def test_first_step_lowers_the_loss(format: str, fresh: MakeModel, images: Tenso
 def test_first_step_of_cp_is_that_of_lora(fresh: MakeModel, images: Tensor) -> None:
     cp, lora = fresh("cp"), fresh("lora")
     for name, layer in lora.layers.items():
-        layer.down.weight.data.copy_(cp.layers[name].down.weight)
+        layer.factors.down.weight.data.copy_(cp.layers[name].factors.down.weight)
     for model in (cp, lora):
         train(model, images)
     for name, layer in lora.layers.items():
-        assert layer.up.weight.abs().sum() > 0
-        assert torch.equal(layer.down.weight, cp.layers[name].down.weight)
-        assert torch.equal(layer.up.weight, cp.layers[name].up.weight)
+        assert layer.factors.up.weight.abs().sum() > 0
+        assert torch.equal(layer.factors.down.weight, cp.layers[name].factors.down.weight)
+        assert torch.equal(layer.factors.up.weight, cp.layers[name].factors.up.weight)
     assert torch.equal(cp(images), lora(images))
 
 
@@ -245,12 +245,20 @@ def test_layers_inside_modules_to_save_are_not_adapted(fresh: MakeModel) -> None
     ("settings", "message"),
     [
         ({"format": "tt"}, r"unknown adapter format 'tt'.*cp, lora, multi_lora, tr"),
-        ({"seed_scope": "layers"}, r"unknown seed_scope 'layers', did you mean 'layer'\? \(choices: layer, shared\)"),
-        ({"extractor_features": "stat"}, r"unknown extractor_features 'stat', did you mean 'stats'"),
-        ({"mapping_depth": 0}, "mapping_depth must be 1 to 256, got 0"),
-        ({"mapping_width": 0}, "mapping_width must be 1 to 1048576, got 0"),
-        ({"format": "multi_lora", "branches": 0}, "branches must be 1 to 1048576, got 0"),
-        ({"rank": 0}, "rank 0 does not fit"),
+        ({"seed_scope": "layers"}, r"mapping.seed_scope = 'layers': input should be 'layer' or 'shared'"),
+        (
+            {"extractor_features": "stat"},
+            "mapping.extractor_features = 'stat': input should be 'pooled', 'stats'",
+        ),
+        ({"mapping_depth": 0}, "mapping.mapping_depth = 0: input should be greater than or equal to 1"),
+        ({"mapping_depth": 257}, "mapping_depth must be 1 to 256, got 257"),
+        ({"mapping_width": 0}, "mapping.mapping_width = 0: input should be greater than or equal to 1"),
+        ({"format": {"name": "multi_lora", "branches": 0}}, "'multi_lora': branches = 0: input should be greater"),
+        ({"format": {"name": "multi_lora", "branch": 2}}, "'multi_lora' has no option 'branch', did you mean 'branc"),
+        ({"format": {"branches": 2}}, "adapter.format = .*: wanted a name, or a mapping with 'name' and options"),
+        ({"rank": 0}, "adapter.rank = 0: input should be greater than or equal to 1"),
+        ({"rnak": 2}, r"unknown setting adapter.rnak, did you mean 'rank'"),
+        ({"lr": 0.1}, "unknown setting adapter.lr, it belongs in section 'train'"),
         ({"input_size": (4, 16, 16)}, r"Net fails with images of shape \(4, 16, 16\)"),
     ],
 )

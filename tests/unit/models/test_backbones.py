@@ -52,7 +52,7 @@ def test_every_library_gives_pooled_features(
     assert backbone.stem == stem
     assert isinstance(backbone.get_submodule(stem), nn.Conv2d)
     assert not backbone.training
-    x = pickle.loads(pickle.dumps(backbone.preprocess))(_image().convert("L"))
+    x = pickle.loads(pickle.dumps(backbone.inputs))(_image().convert("L"))
     assert x.shape == backbone.input_size
     assert x.dtype == torch.float32
     with torch.no_grad():
@@ -91,11 +91,11 @@ def test_preprocessing_is_the_libraries_own() -> None:
 
     image = _image(size=(300, 280))
     backbone = build_backbone("torchvision/resnet18", "none")
-    assert torch.equal(backbone.preprocess(image), models.ResNet18_Weights.DEFAULT.transforms()(image))
+    assert torch.equal(backbone.inputs(image), models.ResNet18_Weights.DEFAULT.transforms()(image))
 
     backbone = build_backbone("timm/tf_efficientnet_lite0", "none")
     own = create_transform(**resolve_model_data_config(backbone.net), is_training=False)
-    assert torch.equal(backbone.preprocess(image), own(image))
+    assert torch.equal(backbone.inputs(image), own(image))
 
     white = build_backbone("resnet20", "none").preprocess(Image.new("L", (28, 28), 255))
     assert torch.equal(white, torch.ones(3, 28, 28))
@@ -184,7 +184,7 @@ def test_the_efficientnet_package_is_read() -> None:
 
     photos = [Image.fromarray(load_sample_image(name)) for name in ("flower.jpg", "china.jpg")]
     mirrored = [photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for photo in photos]
-    batch = torch.stack([backbone.preprocess(photo) for photo in [*photos, *mirrored]])
+    batch = torch.stack([backbone.inputs(photo) for photo in [*photos, *mirrored]])
     with torch.no_grad():
         features = backbone(batch)
         logits = by_hand(batch)

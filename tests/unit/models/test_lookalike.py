@@ -137,13 +137,13 @@ def test_an_adapted_layer_answers_as_the_layer() -> None:
         assert isinstance(mine, nn.Conv2d if name == "conv" else nn.Linear)
         assert not hasattr(mine, "nowhere")
     met.conv.stride = 2
-    assert met.conv.base.stride == met.conv.down.stride == met.conv.stride == 2
+    assert met.conv.base.stride == met.conv.factors.down.stride == met.conv.stride == 2
     met.fc.flag = True
     assert met.fc.flag
     assert not hasattr(met.fc.base, "flag")
 
 
-@pytest.mark.parametrize("name", ["scale", "rank", "down", "merge"])
+@pytest.mark.parametrize("name", ["scale", "rank", "factors", "merge"])
 def test_an_attribute_that_the_adapter_would_hide(name: str) -> None:
     network = Reader(lambda n, x: n.fc(x.mean((2, 3))))
     setattr(network.fc, name, 3.0)

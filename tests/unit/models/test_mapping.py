@@ -5,10 +5,10 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from metalora.adapters.formats import FORMATS, build_format
+from metalora.adapters.formats import FORMATS, Shape
 from metalora.models.mapping import MappingNet, mapping_size, mean_by_task, seed_layout
 
-RANKS = {"a": 2, "b": 3, "c": 2}
+SHAPES = {name: Shape(out=8, fan=8, groups=1, rank=rank) for name, rank in (("a", 2), ("b", 3), ("c", 2))}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -33,18 +33,18 @@ def test_depth_width_and_size(depth: int, width: int) -> None:
     ],
 )
 def test_layout(format: str, scope: str, slices: list[tuple[int, int]], size: int) -> None:
-    kind = build_format(format)
-    met, identity = seed_layout(kind, RANKS, scope)
-    assert {name: (s.start, s.stop) for name, s in met.items()} == dict(zip(RANKS, slices, strict=True))
+    kind = FORMATS.make(format)
+    met, identity = seed_layout(kind, SHAPES, scope)
+    assert {name: (s.start, s.stop) for name, s in met.items()} == dict(zip(SHAPES, slices, strict=True))
     assert identity.shape == (size,)
     if size:
-        for name, rank in RANKS.items():
-            assert torch.equal(identity[met[name]], kind.identity(rank))
+        for name, shape in SHAPES.items():
+            assert torch.equal(identity[met[name]], kind.identity(shape))
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS.get(name).seed == "generated"])
 def test_fresh_net_gives_identity_seeds(format: str) -> None:
-    identity = seed_layout(build_format(format), RANKS, "layer")[1]
+    identity = seed_layout(FORMATS.make(format), SHAPES, "layer")[1]
     net = MappingNet(5, identity, 2, 8)
     net.standardize(torch.randn(9, 5))
     assert torch.equal(net(1e3 * torch.randn(4, 5)), identity.expand(4, -1))

@@ -200,7 +200,7 @@ def test_the_extractor_must_be_the_same(
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d.update(file_version=2), "has file version 2"),
+        (lambda d: d.update(file_version=3), "has file version 3; this metalora reads 1 and 2"),
         (lambda d: d.pop("spec"), "spec = .*: field required"),
         (lambda d: d.pop("backbone"), "backbone = .*: field required"),
         (lambda d: d["spec"].pop("layers"), "spec.layers = .*: field required"),
@@ -224,8 +224,14 @@ def test_the_extractor_must_be_the_same(
         (lambda d: d["spec"].update(mapping_width=10**7), "mapping_width must be 1 to 1048576, got 10000000"),
         (lambda d: d["spec"].update(mapping_width=10**6), "describes 10.* numbers or more, .* holds"),
         (lambda d: d["spec"].update(mapping_depth=10**6), "mapping_depth must be 1 to 256, got 1000000"),
-        (lambda d: d["spec"].update(format="multi_lora", branches=10**8), "branches must be 1 to 1048576"),
-        (lambda d: d["spec"].update(format="multi_lora", branches=10**6), "describes .* numbers or more"),
+        (
+            lambda d: d["spec"].update(format={"name": "multi_lora", "branches": 10**8}),
+            "'multi_lora': branches = 100000000: input should be less than or equal to 1048576",
+        ),
+        (lambda d: d["spec"].update(format={"name": "multi_lora", "branches": 10**6}), "describes .* numbers or more"),
+        (lambda d: d["spec"].update(format={"name": "tr", "branches": 2}), "'tr' has no option 'branches'"),
+        (lambda d: d["spec"].update(format={"branches": 2}), "spec.format = .*: wanted a name"),
+        (lambda d: d["spec"].update(branches=2), "spec.branches = 2: unexpected keyword argument"),
         (lambda d: d["spec"].update(feature_size=10**8), "feature_size must be 1 to 1048576"),
         (lambda d: d["spec"].update(feature_size=0), "feature_size must be 1 to"),
         (lambda d: d["spec"].update(feature_size=10**6), "describes .* numbers or more"),

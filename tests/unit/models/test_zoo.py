@@ -95,7 +95,7 @@ def test_every_image_has_its_seed(name: str, size: int, settings: dict[str, Any]
     condition = torch.randn(3, model.spec.condition_size, dtype=torch.float64)
     with torch.no_grad():
         for layer in model.layers.values():
-            layer.up.weight.normal_(0, 0.3 / layer.up.weight[0].numel() ** 0.5)
+            layer.factors.up.weight.normal_(0, 0.3 / layer.factors.up.weight[0].numel() ** 0.5)
         assert model.network.mapping is not None
         model.network.mapping.heads.weight.normal_()
     model.train()

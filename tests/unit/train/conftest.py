@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from metalora.build import build_backbone, build_model
+from metalora.build import build_backbone, build_model, build_trainer
 from metalora.config import from_dict
 from metalora.data import load_table
 from metalora.group import Group
@@ -49,6 +49,6 @@ def make_trainer(tree: Path, tmp_path: Path) -> Callable[..., Trainer]:
         config = from_dict({name: small.get(name, {}) | sections.get(name, {}) for name in {*small, *sections}})
         table = load_table(config.data)
         model = build_model(config, network, None, table.labels)
-        return Trainer(config, model, table, network.preprocess, Group(torch.device("cpu")), Listener(folder))
+        return build_trainer(config, model, table, network.inputs, Group(torch.device("cpu")), Listener(folder))
 
     return make

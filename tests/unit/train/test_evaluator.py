@@ -40,7 +40,7 @@ def test_held_out_domains_have_no_part_in_training(make_trainer, tmp_path):
         (tmp_path / name).mkdir()
         trainers.append(make_trainer(tmp_path / name, data={setting: ("slate",)}))
         trainers[-1].fit()
-    without, held_out = (trainer.model.adapter_state() for trainer in trainers)
+    without, held_out = (trainer.learner.model.adapter_state() for trainer in trainers)
     assert without.keys() == held_out.keys()
     for name, tensor in without.items():
         assert torch.equal(tensor, held_out[name]), name
@@ -64,7 +64,7 @@ def test_given_seeds_are_what_the_layers_read(make_trainer):
     """Task seeds: every image of a task is embedded with the mean seed of the task's train images."""
     trainer = make_trainer(mapping={"seed_granularity": "task"}, data={"holdout_domains": ("slate",)})
     trainer.fit()
-    evaluator, table = trainer.evaluator, trainer.table
+    evaluator, table = trainer.learner.evaluator, trainer.learner.table
     support = np.concatenate([table.rows("train"), table.holdout_rows("train")])
     given = evaluator._task_seeds(support)
     rows, seeds = evaluator._seeds(support)
@@ -74,10 +74,10 @@ def test_given_seeds_are_what_the_layers_read(make_trainer):
         assert torch.allclose(given.get(of_domain), mean.expand(len(of_domain), -1))
     queries = table.holdout_rows("test")[:3]
     _, (features, _) = evaluator._features("test", queries, given)
-    images = evaluator.place(torch.empty(3, 0), torch.from_numpy(queries))
-    trainer.model.network.slot.fill(given.get(torch.from_numpy(queries)))
+    images = evaluator.feed.prepare(evaluator.feed._kept(queries).codes)
+    trainer.learner.model.network.slot.fill(given.get(torch.from_numpy(queries)))
     with torch.no_grad():
-        assert torch.allclose(features, trainer.model.network(images), atol=1e-6)
+        assert torch.allclose(features, trainer.learner.model.network(images), atol=1e-6)
 
 
 def test_shuffling_hands_the_same_seeds_round():

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from metalora.build import build_model, build_networks
+from metalora.build import build_model, build_networks, build_trainer
 from metalora.config import from_dict
 from metalora.data import load_table
-from metalora.data.dataset import decode
+from metalora.data.images import decode
 from metalora.group import Group
 from metalora.train.shared import compute_shared
-from metalora.train.trainer import Trainer
 
 DEVICE = torch.device("cpu")
 
@@ -59,14 +58,14 @@ def train(tree, format, keep_images=None):
     reporter, shared = Memory(), None
     if keep_images is not None:
         shared = compute_shared(
-            config, {"stats": model}, table, backbone.preprocess, Group(DEVICE), reporter, 0, keep_images
+            config, {"stats": model}, table, backbone.inputs, Group(DEVICE), reporter, 0, keep_images
         )
         assert (shared.images is not None) == keep_images
         arrays = [shared.original, *shared.conditions.values(), *([shared.images] if keep_images else [])]
         for array in arrays:
             assert array.dtype == (np.uint8 if array is shared.images else np.float32)
             array.flags.writeable = False  # as Ray's object store hands them out
-    Trainer(config, model, table, backbone.preprocess, Group(DEVICE), reporter, 0, shared).fit()
+    build_trainer(config, model, table, backbone.inputs, Group(DEVICE), reporter, 0, shared).fit()
     return reporter, shared
 
 
@@ -99,7 +98,7 @@ def test_a_training_alone_decodes_every_image_once_if_all_fit(make_trainer, tmp_
         counts[-1] += 1
         return decode(data, name, max_pixels)
 
-    monkeypatch.setattr("metalora.data.dataset.decode", counted)
+    monkeypatch.setattr("metalora.models.inputs.decode", counted)
     results = []
     for gib in (0.0, 1e-6, 1.0):
         counts.append(0)
@@ -108,8 +107,8 @@ def test_a_training_alone_decodes_every_image_once_if_all_fit(make_trainer, tmp_
         trainer = make_trainer(folder=folder, data={"keep_images": gib})
         trainer.fit()
         report = (folder / f"checkpoint_{trainer.step:08d}" / "knn.json").read_text()
-        results.append((trainer.model.adapter_state(), report))
-    images = len(trainer.table)
+        results.append((trainer.learner.model.adapter_state(), report))
+    images = len(trainer.learner.table)
     assert counts[0] == counts[1] > 5 * images
     assert counts[2] == images
     assert results[0][1] == results[2][1]

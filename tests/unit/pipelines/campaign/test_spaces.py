@@ -24,11 +24,11 @@ def test_every_space_is_valid_and_leaks_nothing(name):
     assert points
     for point in points:
         config = from_dict(sections_of({**space.settings, **point}))
-        assert config.adapter.format == point.get("format", Config().adapter.format)
+        assert config.adapter.format.name == point.get("format", Config().adapter.format.name)
         if point.get("format") in STATIC:
             assert not MAPPING_SETTINGS & point.keys()
         if point.get("format") != "multi_lora":
-            assert "branches" not in point
+            assert "format.branches" not in point
 
 
 def test_the_spaces_of_the_issue_are_there():
@@ -60,7 +60,7 @@ def write(tmp_path, text):
 def test_a_users_space_by_file(tmp_path):
     space = load_space(write(tmp_path, """
 SPACE = [{"format": "cp", "rank": tune.randint(2, 5), "lr": tune.loguniform(1e-3, 1e-1),
-          "warmup_steps": tune.lograndint(1, 101), "weight_decay": tune.uniform(0, 0.2)}]
+          "warmup_steps": tune.lograndint(1, 101), "optimizer.weight_decay": tune.uniform(0, 0.2)}]
 SETTINGS = {"epochs": 3}
 """))  # fmt: skip
     points = grid(space, 3)
@@ -68,7 +68,7 @@ SETTINGS = {"epochs": 3}
     assert {point["rank"] for point in points} == {2, 3, 4}
     assert {point["lr"] for point in points} == {0.001, 0.01, 0.1}
     assert {point["warmup_steps"] for point in points} == {1, 10, 100}
-    assert {point["weight_decay"] for point in points} == {0.0, 0.1, 0.2}
+    assert {point["optimizer.weight_decay"] for point in points} == {0.0, 0.1, 0.2}
     first, again = (list(itertools.islice(sample(space, 7), 20)) for _ in range(2))
     assert first == again
     assert len({point["lr"] for point in first}) == 20

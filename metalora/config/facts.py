@@ -1,0 +1,64 @@
+"""What is known of a setting beside its type, default and description; it stands on the setting's field."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+_ANY = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Facts about a setting.
+
+    Attributes:
+        searched: Whether the trials of a campaign may differ in it.
+        free: Whether it may change when a training is resumed.
+        graph_needs: The only value with which a step can be replayed as CUDA graphs.
+        words: What people also type for it: a message then names the setting.
+    """
+
+    searched: bool = True
+    free: bool = False
+    graph_needs: Any = _ANY
+    words: tuple[str, ...] = ()
+
+    def forbids_graph(self, value: Any) -> bool:
+        """Tell whether a step cannot be replayed as CUDA graphs if the setting has this value."""
+        return self.graph_needs is not _ANY and value != self.graph_needs
+
+
+def setting(
+    *,
+    default: Any,
+    description: str,
+    searched: bool = True,
+    free: bool = False,
+    graph_needs: Any = _ANY,
+    words: tuple[str, ...] = (),
+    **checks: Any,
+) -> Any:
+    """Declare a setting: its default, description, facts and checks, once.
+
+    Args:
+        default: The default.
+        description: One line of help.
+        searched: As for `Facts`.
+        free: As for `Facts`.
+        graph_needs: As for `Facts`.
+        words: As for `Facts`.
+        checks: Of pydantic's ``Field``: ``ge=1`` and the like.
+    """
+    facts = Facts(searched, free, graph_needs, words)
+    return Field(default=default, description=description, json_schema_extra={"facts": facts}, **checks)  # type: ignore[dict-item]
+
+
+fixed = partial(setting, searched=False)  # it is the same for all trials of a campaign
+
+
+def facts_of(field: "dataclasses.Field[Any]") -> Facts:
+    """Return the facts of a setting's field."""
+    extra = getattr(field.default, "json_schema_extra", None) or {}
+    return extra.get("facts", Facts())  # type: ignore[no-any-return]

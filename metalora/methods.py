@@ -1,0 +1,90 @@
+"""Every method of every kind: what settings can name."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from metalora.adapters import formats, initializers
+from metalora.config import SECTIONS, Config, methods_in, to_dict
+from metalora.errors import UserError
+from metalora.registry import KINDS, nearest
+from metalora.train import callbacks, objectives, optimizers
+
+REGISTERED = (formats, initializers, objectives, callbacks, optimizers)  # importing them fills `KINDS`
+
+
+@dataclass(frozen=True)
+class Described:
+    """A method, as its user sees it.
+
+    Attributes:
+        setting: The setting that names it.
+        kind: What it is, in the singular.
+        name: Its name.
+        text: Its docstring: what it does, equation and source.
+        options: Name, type, default and description of each option.
+        several: Whether the setting names a list of methods.
+    """
+
+    setting: str
+    kind: str
+    name: str
+    text: str
+    options: tuple[tuple[str, str, Any, str], ...]
+    several: bool
+
+
+def check_methods(config: Config) -> None:
+    """Check that the methods that settings name are there, and take their options.
+
+    Raises:
+        UserError: an unknown method or option, or a value that an option does not take.
+    """
+    for settings in to_dict(config).values():
+        for name, value in settings.items():
+            if name in KINDS:
+                KINDS[name].spelled_out(value)
+
+
+def described() -> Iterator[Described]:
+    """Yield every method of every kind, in the order of the kinds' and their own names."""
+    several = {
+        name for section in SECTIONS for name, default in methods_in(section).items() if isinstance(default, tuple)
+    }
+    for setting, registry in sorted(KINDS.items()):
+        for name in registry:
+            method = registry.get(name)
+            options = tuple(
+                (
+                    option,
+                    _form(field.type),
+                    getattr(field.default, "default", field.default),
+                    getattr(field.default, "description", None) or "",
+                )
+                for option, field in registry.options(name).items()
+            )
+            yield Described(
+                setting, registry.kind, name, inspect.cleandoc(method.__doc__ or ""), options, setting in several
+            )
+
+
+def _form(kind: Any) -> str:
+    """Return what an option takes, in a word: its type, or its choices."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    return str(getattr(kind, "__name__", kind))
+
+
+def find(name: str) -> list[Described]:
+    """Return the methods of a name, of any kind; or those of the kind that a setting names.
+
+    Raises:
+        UserError: there is none.
+    """
+    every = list(described())
+    found = [one for one in every if name in (one.name, one.setting)]
+    if not found:
+        names = [*dict.fromkeys([one.setting for one in every] + [one.name for one in every])]
+        raise UserError(f"unknown method {name!r}{nearest(name, names)} (kinds and methods: {', '.join(names)})")
+    return found

@@ -1,0 +1,6 @@
+"""Callbacks, what acts around a step: one file each, and its name in the first line here."""
+
+from metalora.train.callbacks import in_turn
+from metalora.train.callbacks.base import CALLBACKS, Callback, Callbacks, Plan, Step
+
+__all__ = ["CALLBACKS", "Callback", "Callbacks", "Plan", "Step", "in_turn"]

@@ -1,0 +1,265 @@
+"""What is trained: all that the loop knows of it, and the learner of an adapter.
+
+Shapes: B images of a micro-batch on this rank, D features, F extractor features, C classes.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from metalora.adapters.initializers import INITIALIZERS, Initializer, fill_layers
+from metalora.config import Config
+from metalora.data.loaders import Batch
+from metalora.data.table import Table
+from metalora.errors import UserError
+from metalora.group import Group
+from metalora.models.inputs import Inputs
+from metalora.models.model import MetaLoRAModel, Trainable
+from metalora.train.calibrate import weight_gradients
+from metalora.train.evaluator import Evaluator, has_results
+from metalora.train.execution import Execution
+from metalora.train.feed import Feed
+from metalora.train.kept import Shared
+from metalora.train.objectives import OBJECTIVES, Draw
+from metalora.train.reporter import Reporter, Write
+from metalora.train.resume import State, comparable, networks, read_resumable
+
+
+class Seen(NamedTuple):
+    """One micro-batch after its forward.
+
+    Attributes:
+        losses: (B,), with gradients.
+        domains: (B,) the task of each sample, on the CPU.
+        labels: (B,).
+        features: (B, D), and
+        scores: (B, C), of the trained network, if it has any.
+    """
+
+    losses: Tensor
+    domains: Tensor
+    labels: Tensor | None = None
+    features: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class Learner(Protocol):
+    """What the loop trains. It need not be a MetaLoRA model, nor see images.
+
+    Attributes:
+        tasks: The tasks that are trained, by number.
+        task_names: Names of all tasks, for messages.
+        one_task: Whether each step is of one task alone.
+        steps_per_epoch: Optimizer steps of an epoch.
+        speedups: Accelerations that are on, as metrics, once `module` was called.
+    """
+
+    tasks: Sequence[int]
+    task_names: Sequence[str]
+    one_task: bool
+    steps_per_epoch: int
+    speedups: Mapping[str, float]
+
+    def module(self) -> nn.Module:
+        """Make what DDP wraps: its parameters all take part in every forward. Called once."""
+
+    def trainable(self) -> Iterable[Trainable]:
+        """Return what is trained, always in the same order."""
+
+    def scales(self) -> Mapping[str, float]:
+        """Return factors of the learning rate, by part of what is trained; 1 for other parts."""
+
+    def prepare(self, begins: bool) -> None:
+        """Compute what is needed before the first step; ``begins`` is False for a training that is resumed."""
+
+    def batches(self, epoch: int, step: int) -> Iterator[Any]:
+        """Yield this rank's micro-batches of an epoch, from an optimizer step of it on, and set the train mode."""
+
+    def losses(self, module: nn.Module, batch: Any) -> Seen:
+        """Compute the losses of a micro-batch; ``module`` is what `module` made, as it was wrapped."""
+
+    def agree(self) -> None:
+        """Make equal on all ranks what training has changed without gradients."""
+
+    def validate(self) -> Mapping[str, float]:
+        """Return the metrics of the validation; on other ranks than 0, nothing."""
+
+    def test(self) -> tuple[Mapping[str, float], Write]:
+        """Return the metrics of the test, and what writes its results into a folder; both empty but on rank 0."""
+
+    def read(self, folder: Path) -> State:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, or is of another training.
+        """
+
+    def finished(self, folder: Path) -> bool:
+        """Tell whether a checkpoint holds the results of `test`."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must have of it."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
+
+
+class Classifier(nn.Module):
+    """The adapted network and its head: what DDP wraps. The extractor stays outside."""
+
+    def __init__(self, model: MetaLoRAModel) -> None:
+        super().__init__()
+        if model.head is None:
+            raise UserError("training needs a model with labels")
+        self.network = model.network
+        self.head = model.head
+
+    def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images (B, 3, H, W), extractor features (B, F) and tasks (B,) to features (B, D) and scores (B, C)."""
+        features = self.network(x, condition, task)
+        return features, self.head(features)
+
+
+class AdapterLearner:
+    """The learner of a MetaLoRA model on a table. It decodes and computes nothing before `module` or `prepare`.
+
+    Args:
+        config: All settings.
+        model: On the group's device, with a head.
+        table: The data.
+        inputs: What the backbone takes.
+        group: The ranks.
+        reporter: Told the progress of what is computed without gradients.
+        loader_workers: Decoding processes of this rank.
+        shared: What has been computed for this and other trainings.
+        graphable: Whether the callbacks let steps be replayed as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: MetaLoRAModel,
+        table: Table,
+        inputs: Inputs,
+        group: Group,
+        reporter: Reporter,
+        loader_workers: int = 0,
+        shared: Shared | None = None,
+        graphable: bool = True,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.table = table
+        self.group = group
+        self.objective = OBJECTIVES.make(config.train.objective)
+        obstacles = [*config.graph_obstacles, *([] if graphable else ["one of the callbacks"])]
+        self.execution = Execution(config.train, group.device, obstacles)
+        size = config.evaluate.evaluation_batch_size
+        self.feed = Feed(table, inputs, group, self.execution, reporter, loader_workers, size, shared)
+        self.evaluator = Evaluator(config, model, table, self.feed, shared)
+        rows = table.rows("train")
+        draw = Draw(
+            config.data.batch_size,
+            config.train.random_seed,
+            config.data.domain_sampling,
+            config.train.accumulate,
+            group.rank,
+            group.world,
+        )
+        self.sampler = self.objective.sampler(table.label[rows], table.domain[rows], draw)
+        self.tasks: Sequence[int] = np.unique(table.domain[rows]).tolist()
+        self.task_names: Sequence[str] = table.domains
+        self.one_task = getattr(self.objective, "tasks", "all") == "one" or len(self.tasks) == 1
+        self.steps_per_epoch = self.sampler.steps
+        self.speedups: Mapping[str, float] = {}
+
+    def module(self) -> nn.Module:
+        """Make what DDP wraps: network and head, fused, compiled or captured. See `Learner.module`."""
+        count = self.config.data.batch_size // self.group.world
+        module = self.execution.prepare(Classifier(self.model), self.model, self.feed.example(count))
+        self.speedups = self.execution.speedups
+        return module
+
+    def trainable(self) -> list[Trainable]:
+        """Return adapters, saved modules, mapping net and head. See `Learner.trainable`."""
+        return list(self.model.trained())
+
+    def scales(self) -> Mapping[str, float]:
+        """Return the factor of the mapping net: at the full rate the generator is unstable. See `Learner.scales`."""
+        return {"mapping": self.config.mapping.mapping_lr_scale}
+
+    def prepare(self, begins: bool) -> None:
+        """Decode the images that are kept, and standardise the extractor's features. See `Learner.prepare`."""
+        self.feed.keep(self.config.data.keep_images * 2**30)
+        self.evaluator.prepare()
+        initializer = INITIALIZERS.make(self.config.adapter.initializer)
+        if begins and initializer.needs == "gradients":
+            self._initialize(initializer)
+
+    def _initialize(self, initializer: Initializer) -> None:
+        """Measure what the initializer needs on the first batches, and let it fill the factors, equal on all ranks."""
+        classifier = Classifier(self.model)
+        self.sampler.set_position(0, 0)
+        first = itertools.islice(self.feed.train_batches(self.sampler), initializer.batches)
+        facts = weight_gradients(self.model, first, lambda b: self.losses(classifier, b).losses.mean(), self.group)
+        fill_layers(self.model.layers, initializer, facts, self.config.train.random_seed)
+        for layer in self.model.layers.values():
+            for tensor in layer.factors.state_dict().values():
+                self.group.take_first(tensor)
+
+    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Yield the micro-batches that the objective draws. See `Learner.batches`."""
+        self.model.train()
+        self.sampler.set_position(epoch, step)
+        return self.feed.train_batches(self.sampler)
+
+    def losses(self, module: nn.Module, batch: Batch) -> Seen:
+        """Compute the objective's losses of images. See `Learner.losses`."""
+        images = self.feed.prepare(batch.codes)
+        condition = self.evaluator.condition(images, batch.rows)
+        by_task = self.config.mapping.seed_granularity == "task"
+        with self.execution.autocast():
+            inputs = images, condition, batch.domains.to(self.group.device) if by_task else None
+            features, scores = module(*(tensor for tensor in inputs if tensor is not None))
+        labels = batch.labels.to(self.group.device, non_blocking=True)
+        return Seen(self.objective.losses(features, scores, labels), batch.domains, labels, features, scores)
+
+    def agree(self) -> None:
+        """Average over the ranks what trained batch norms have measured, which DDP leaves to each."""
+        trained = self.model.trainable()
+        for name, buffer in self.model.adapter_state().items():
+            if name not in trained and buffer.is_floating_point():
+                buffer.copy_(self.group.mean(buffer))
+
+    def validate(self) -> Mapping[str, float]:
+        """Return loss and accuracies on the validation split, if there is one. See `Learner.validate`."""
+        return self.evaluator.validate()
+
+    def test(self) -> tuple[Mapping[str, float], Write]:
+        """Compare adapted and original features on the test split. See `Learner.test`."""
+        return self.evaluator.test()
+
+    def read(self, folder: Path) -> State:
+        """Read a checkpoint of the same settings, data and networks. See `Learner.read`."""
+        return read_resumable(folder, self.config, self.table, self.model)
+
+    def finished(self, folder: Path) -> bool:
+        """Tell whether a checkpoint holds the results. See `Learner.finished`."""
+        return has_results(folder)
+
+    def state(self) -> dict[str, Any]:
+        """Return the adapter, and what tells this training from others. See `Learner.state`."""
+        return {
+            "model": self.model.adapter_state(),
+            "settings": comparable(self.config),
+            "data": self.table.fingerprint,
+            "networks": networks(self.model),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the adapter. See `Learner.load_state`."""
+        self.model.load_adapter_state(state["model"])

@@ -1,0 +1,82 @@
+"""What an objective is: the loss of each sample, and the batches that it needs.
+
+Shapes: B images of a micro-batch on this rank, D features, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metalora.data.sampler import BatchSampler, Sampling
+from metalora.data.table import IntArray
+from metalora.registry import Registry
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a rank draws its micro-batches.
+
+    Attributes:
+        batch_size: Images of one optimizer step, over all ranks and micro-batches.
+        seed: Random seed of the order.
+        sampling: Domains in equal shares ("balanced"), or as often as they occur ("natural").
+        accumulate: Micro-batches per optimizer step.
+        rank: This process, from 0.
+        world: Number of processes.
+    """
+
+    batch_size: int
+    seed: int
+    sampling: Sampling = "balanced"
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+
+
+class Objective(ABC):
+    """The loss of each sample; a frozen dataclass of its options.
+
+    >>> from metalora.train.objectives import OBJECTIVES
+    >>> OBJECTIVES.make({"name": "episodic", "classes": 4}).classes
+    4
+
+    Attributes:
+        name: The name that it is registered by.
+    """
+
+    name: str
+
+    @abstractmethod
+    def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each image, (B,).
+
+        Args:
+            features: (B, D), of the adapted backbone.
+            scores: (B, C), of the head.
+            labels: (B,).
+        """
+
+    def sampler(self, label: IntArray, domain: IntArray, draw: Draw) -> BatchSampler:
+        """Build the sampler of one rank's micro-batches.
+
+        Args:
+            label: (N,) label of each train image.
+            domain: (N,) domain of each train image.
+            draw: Batch size, order and this rank's share.
+
+        Raises:
+            UserError: such batches cannot be made of these images.
+        """
+        return BatchSampler(
+            domain,
+            draw.batch_size,
+            seed=draw.seed,
+            sampling=draw.sampling,
+            accumulate=draw.accumulate,
+            rank=draw.rank,
+            world=draw.world,
+        )
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective", "objective")

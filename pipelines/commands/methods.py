@@ -1,0 +1,43 @@
+"""``metalora methods``: every method that settings can name, with its equation, source and options."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from metalora.methods import Described, described, find
+from pipelines.options import make_parser, parse
+from pipelines.run.console import terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora methods`` with command-line arguments.
+
+    Raises:
+        UserError: there is no method, and no kind of them, of the name given.
+    """
+    parser = make_parser("metalora methods", "List the methods that settings can name.", "[NAME]")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or the setting that names those of a kind")
+    options = parse(parser, arguments)
+    methods = list(described()) if options.name is None else find(options.name)
+    terminal().print(as_text(methods), soft_wrap=True)
+
+
+def as_text(methods: Iterable[Described]) -> str:
+    """Return methods as text, by kind: what each does, and its options."""
+    parts = []
+    for (setting, kind), members in groupby(methods, key=lambda one: (one.setting, one.kind)):
+        parts.append(f"{kind} (--{setting}, or {setting}: in YAML)")
+        parts += [_one(method) for method in members]
+    return "\n\n".join(parts)
+
+
+def _one(method: Described) -> str:
+    lines = [f"  {method.name}", *(f"    {line}".rstrip() for line in method.text.splitlines())]
+    lines += [""] if method.options else []
+    for name, form, default, help in method.options:
+        lines.append(f"    --{_path(method, name)} ({form}, default {default}): {help}")
+    return "\n".join(lines)
+
+
+def _path(method: Described, option: str) -> str:
+    """Return how an option is written on the command line."""
+    return f"{method.setting}.{method.name}.{option}" if method.several else f"{method.setting}.{option}"
