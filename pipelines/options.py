@@ -233,6 +233,17 @@ def resolve(
     return config
 
 
+def resolve_section(options: argparse.Namespace, section: str) -> Any:
+    """Make one section of the config of a parsed command line: where runs lie, say, before one is gone on with.
+
+    Raises:
+        UserError: a file that cannot be read, or a setting that is not accepted.
+    """
+    kind = SECTIONS[section]
+    settings = dict(config_file(options).get(section, {}))
+    return settings_of(kind, {**settings, **given(kind, options)}, section)
+
+
 def config_file(options: argparse.Namespace) -> dict[str, Any]:
     """Return the sections of the file that ``--config`` names.
 

@@ -46,6 +46,11 @@ class Factors(nn.Module):
         """Return Down, (B, I, ...) -> (B, G M, ...), and Up, (B, G M, ...) -> (B, O, ...)."""
         return self.down, self.up
 
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Return what is trained, by name: Down and Up first, as the optimizer's state of older checkpoints has it."""
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return sorted(named, key=lambda one: "." not in one[0])
+
     def pair(self) -> tuple[Tensor, Tensor]:
         """Return the weights of Down, (G M, I / G, K...), and Up, (O, M, 1...), differentiable and unscaled."""
         return self.down.weight, self.up.weight

@@ -114,7 +114,7 @@ class AdaptedLayer(nn.Module):
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters this layer adds, by name: what is trained and counted."""
-        yield from ((name, p) for name, p in self.factors.named_parameters() if p.requires_grad)
+        yield from self.factors.trained()
 
     def adapter_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors this layer adds to an adapter's file, by name."""

@@ -1,5 +1,6 @@
 """``metalora evaluate``: k-NN and linear accuracy of an adapter that was trained before, on its data or on others."""
 
+import argparse
 import json
 import os
 import tempfile
@@ -21,7 +22,7 @@ from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
-from pipelines.options import add_run, add_settings, make_parser, parse, resolve
+from pipelines.options import add_run, add_settings, make_parser, parse, resolve, resolve_section
 from pipelines.run.console import ProgressDisplay, terminal
 from pipelines.run.folder import find_run, read_report, read_settings, writable_file
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = options.report and writable_file(options.report, "--report")
     console = terminal()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _fetch(options.run, resolve(options), Path(scratch))
+        folder = _fetch(options, Path(scratch))
         config = resolve(options, read_settings(folder))
         report = evaluate(config, folder, console)
     if file:
@@ -114,11 +115,12 @@ class Watcher:
         """Do nothing: nothing is trained."""
 
 
-def _fetch(run: str, config: Config, scratch: Path) -> Path:
+def _fetch(options: argparse.Namespace, scratch: Path) -> Path:
     """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
+    run = options.run
     if run.startswith(("models:/", "runs:/")):
-        return download_model(run, config.tracking.tracking_uri, scratch)
-    folder = find_run(run, Path(config.cluster.output))
+        return download_model(run, resolve_section(options, "tracking").tracking_uri, scratch)
+    folder = find_run(run, Path(resolve_section(options, "cluster").output))
     if not (folder / ADAPTER).is_dir():
         raise UserError(f"run {run!r} is not finished: {folder} has no folder {ADAPTER!r}")
     return folder

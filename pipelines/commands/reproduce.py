@@ -36,6 +36,7 @@ from pipelines.options import (
     parse,
     plain,
     resolve,
+    resolve_section,
     settings_of,
 )
 from pipelines.run.claim import named_run
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before: Mapping[str, Any] = {}
     earlier = None
     if options.resume:
-        earlier = find_run(options.resume, Path(resolve(options, base).cluster.output), PLAN, "table")
+        earlier = find_run(options.resume, Path(resolve_section(options, "cluster").output), PLAN, "table")
         recorded = read_settings(earlier, PLAN)
         what = f"table {earlier / PLAN}"
         with gate(what):

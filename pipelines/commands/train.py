@@ -16,7 +16,7 @@ from metalora.train.evaluator import ADAPTER
 from metalora.train.resume import read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
-from pipelines.options import add_resume, add_settings, make_parser, parse, resolve
+from pipelines.options import add_resume, add_settings, make_parser, parse, resolve, resolve_section
 from pipelines.run.claim import named_run
 from pipelines.run.console import ProgressDisplay, only_tells, terminal
 from pipelines.run.folder import (
@@ -50,15 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_resume(parser, "a run, from its last checkpoint")
     add_settings(parser)
     options = parse(parser, arguments)
-    config = resolve(options)
     folder = None
     if options.resume:
-        folder = find_run(options.resume, Path(config.cluster.output))
+        folder = find_run(options.resume, Path(resolve_section(options, "cluster").output))
         config = resolve(options, continued(folder, read_settings(folder)))
         if config.tracking.run_name != folder.name:
             raise UserError(
                 f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {folder.name}"
             )
+    else:
+        config = resolve(options)
     if options.print_config:
         terminal().print(to_yaml(config), end="", soft_wrap=True)
         return

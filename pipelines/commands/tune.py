@@ -19,6 +19,7 @@ from pipelines.options import (
     make_parser,
     parse,
     resolve,
+    resolve_section,
     settings_of,
 )
 from pipelines.run.folder import (
@@ -61,7 +62,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
 
 
 def _resumed_plan(options: argparse.Namespace) -> Plan:
-    folder = find_run(options.resume, Path(resolve(options).cluster.output), CAMPAIGN, "campaign")
+    folder = find_run(options.resume, Path(resolve_section(options, "cluster").output), CAMPAIGN, "campaign")
     before = check_plan(read_settings(folder, CAMPAIGN), folder)
     campaign = {name: value for name, value in before["campaign"].items() if name not in ("metric", "mode")}
     settings = settings_of(CampaignConfig, {**campaign, **given(CampaignConfig, options)}, "campaign")
