@@ -63,7 +63,7 @@ class Feed:
         self.resident: Tensor | None = None
         self._loader: DataLoader[Any] | None = None
         if shared is not None and shared.images is not None:
-            self._use(shared.images)
+            self.use(shared.images)
 
     def keep(self, most: float = math.inf) -> None:
         """Decode every sample of the table once, each rank its share, and read them from memory from now on.
@@ -74,7 +74,7 @@ class Feed:
         if self.codes is not None or code_bytes(len(self.table), self.inputs) > most:
             return
         share = [batch.codes for batch in self._batches("decode images", np.arange(len(self.table)))]
-        self._use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
+        self.use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
 
     def train_batches(self, sampler: BatchSampler) -> Iterator[Batch]:
         """Yield the micro-batches of the train split that a sampler (always the same one) draws from its position."""
@@ -101,7 +101,8 @@ class Feed:
             lambda codes, batch_rows: function(self.prepare(codes), batch_rows), self._batches(phase, rows), self.group
         )
 
-    def _use(self, codes: CodeArray) -> None:
+    def use(self, codes: CodeArray) -> None:
+        """Read the samples of the whole table, (N, ...), from memory from now on."""
         self.codes = codes
         self.resident = _resident(codes, self.group.device)
 

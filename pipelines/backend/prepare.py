@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from metalora.build import build_model, build_networks, check_training
 from metalora.config import Config
-from metalora.data import Table, load_table
+from metalora.data import Table
+from metalora.data.load import open_table, verify_table
+from metalora.data.verify import Keeper
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
 from metalora.models.model import MetaLoRAModel
+from metalora.train.kept import CodeArray
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Prepared:
     backbone: Backbone
     extractor: Backbone | None
     model: MetaLoRAModel
+    codes: CodeArray | None = None
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
@@ -40,7 +44,10 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
             check_resources(config.cluster, this_machine(), "this machine")
         else:
             ask(address)
-    table = load_table(config.data)
+    table = open_table(config.data)
+    backbone, extractor = build_networks(config, say)
+    keeper = _keeper(config, backbone)
+    table = verify_table(table, config.data, keeper)
     if table.skipped:
         say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
     if table.ignored:
@@ -51,7 +58,14 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
-    backbone, extractor = build_networks(config, say)
     model = build_model(config, backbone, extractor, table.labels)
     check_training(config, model, table, backbone.inputs, max(1, config.cluster.workers))
-    return Prepared(config, table, backbone, extractor, model)
+    return Prepared(config, table, backbone, extractor, model, None if keeper is None else keeper.codes)
+
+
+def _keeper(config: Config, backbone: Backbone) -> Keeper | None:
+    """Make what keeps the images that are decoded here to verify them, for a training that takes place here."""
+    if config.cluster.workers:
+        return None
+    inputs = backbone.inputs
+    return Keeper(inputs.encode, inputs.example(1), config.data.keep_images * 2**30)

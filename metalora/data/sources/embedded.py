@@ -17,7 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from metalora.data.table import SPLITS, IntArray, hash_of
+from metalora.config import DataConfig
+from metalora.data.domains import exclude_domains
+from metalora.data.sources.base import SOURCES, DataSource
+from metalora.data.sources.parquet import load_parquet
+from metalora.data.table import SPLITS, IntArray, Table, hash_of
 from metalora.files import cache_dir, cached
 
 _RECIPE_VERSION = "1"
@@ -149,3 +153,18 @@ def _png(image: Bytes) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG")
     return file.getvalue()
+
+
+@SOURCES.register("embedded")
+class Embedded(DataSource):
+    """This project's own tasks, made of scans that a package ships; nothing is downloaded."""
+
+    wanted = "embedded"
+
+    def opens(self, data: str) -> bool:
+        """Tell whether it is asked for. See `DataSource.opens`."""
+        return data == "embedded"
+
+    def open(self, config: DataConfig) -> Table:
+        """Read it, made now if the cache has none. See `DataSource.open`."""
+        return exclude_domains(load_parquet(str(embedded_file())), config.exclude_domains)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from metalora.config import DataConfig
 from metalora.data.domains import check_named
 from metalora.data.images import extensions
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
+from metalora.data.sources.base import SOURCES, DataSource, is_parquet
 from metalora.data.table import SPLITS, Table, encode, hash_of
 from metalora.errors import UserError
 from metalora.limits import limits
@@ -246,3 +248,18 @@ def _name(name: str) -> str:
 
 def _path(parts: Parts) -> str:
     return printable("/".join(parts))
+
+
+@SOURCES.register("folder")
+class Folder(DataSource):
+    """A folder of images: root/domain/class/image."""
+
+    wanted = "a folder root/domain/class/image"
+
+    def opens(self, data: str) -> bool:
+        """Tell whether there is a folder that holds no Parquet. See `DataSource.opens`."""
+        return "://" not in data and not is_parquet(Path(data)) and Path(data).is_dir()
+
+    def open(self, config: DataConfig) -> Table:
+        """Read the tree. See `load_tree`."""
+        return load_tree(Path(config.data), config.val_fraction, config.test_fraction, config.exclude_domains)

@@ -17,6 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from metalora.config import DataConfig
+from metalora.data.domains import exclude_domains
+from metalora.data.sources.base import SOURCES, DataSource, is_parquet
 from metalora.data.sources.parquet_files import Source, find_files, read_rows
 from metalora.data.table import SPLITS, Table, encode, hash_of
 from metalora.errors import UserError
@@ -198,3 +201,18 @@ def _read_index(copy: Path, columns: list[str]) -> Any:
 
 def _digest(image: Any) -> bytes:
     return hashlib.blake2b(image, digest_size=16).digest()
+
+
+@SOURCES.register("parquet")
+class Parquet(DataSource):
+    """Parquet files, local or at a URI."""
+
+    wanted = "Parquet: a .parquet file, a folder of such files, or a URI (s3://, gs://, file://)"
+
+    def opens(self, data: str) -> bool:
+        """Tell whether there is Parquet, or a URI. See `DataSource.opens`."""
+        return "://" in data or is_parquet(Path(data))
+
+    def open(self, config: DataConfig) -> Table:
+        """Read the files. See `load_parquet`."""
+        return exclude_domains(load_parquet(config.data), config.exclude_domains)
