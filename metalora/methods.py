@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from metalora.adapters import formats, initializers
 from metalora.config import SECTIONS, Config, methods_in, to_dict
 from metalora.errors import UserError
-from metalora.registry import KINDS, nearest
+from metalora.registry import KINDS, Choice, nearest
 from metalora.train import callbacks, objectives, optimizers
 
 REGISTERED = (formats, initializers, objectives, callbacks, optimizers)  # importing them fills `KINDS`
@@ -45,6 +45,11 @@ def check_methods(config: Config) -> None:
         for name, value in settings.items():
             if name in KINDS:
                 KINDS[name].spelled_out(value)
+            if name in KINDS and isinstance(value, list):
+                names = [Choice.parse(one).name for one in value]
+                twice = next((one for one in names if names.count(one) > 1), None)
+                if twice is not None:
+                    raise UserError(f"{name}: {twice!r} is named twice")
 
 
 def described() -> Iterator[Described]:

@@ -118,15 +118,11 @@ class Callbacks:
     """The callbacks of a training, in the order of the settings.
 
     Args:
-        members: The callbacks.
+        members: The callbacks, each of another name.
     """
 
     def __init__(self, members: Sequence[Callback] = ()) -> None:
         self.members = tuple(members)
-        names = [member.name for member in self.members]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"callbacks: {name!r} is named twice")
 
     def attach(self, learner: "Learner", plan: Plan) -> None:
         """See `Callback.attach`."""

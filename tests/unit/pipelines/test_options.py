@@ -186,3 +186,58 @@ def test_a_run_is_looked_for_below_the_home_folder(tmp_path, monkeypatch, capsys
     (tmp_path / "out" / "mine" / "config.yaml").write_text("adapter: {rank: 7}\n", encoding="utf-8")
     train.main(["--output", "~/out", "--resume", "mine", "--print-config"])
     assert yaml.safe_load(capsys.readouterr().out)["adapter"]["rank"] == 7
+
+
+MULTI = {"name": "multi_lora", "branches": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "plain"),
+    [
+        ("adapter: {format: multi_lora}", ["--format.branches", "3"], {"name": "multi_lora", "branches": "3"}),
+        ("adapter: {format: {name: multi_lora, branches: 2}}", [], MULTI),
+        ("adapter: {format: {name: multi_lora, branches: 2}}", ["--format", "multi_lora"], MULTI),
+        ("adapter: {format: {name: multi_lora, branches: 2}}", ["--format", "lora"], "lora"),
+        ("adapter: {format: lora}", ["--format.branches", "3", "--format", "multi_lora"], {**MULTI, "branches": "3"}),
+        ("adapter: {format: multi_lora, branches: 2}", [], MULTI),  # as older code had it
+        ("adapter: {format: lora, branches: 2}", [], "lora"),
+    ],
+)
+def test_a_method_and_its_options_come_from_file_and_command_line(file, line, plain, resolved):
+    assert to_dict(resolved(*line, file=file))["adapter"]["format"] == plain
+
+
+def test_older_settings_become_options_of_their_methods(resolved):
+    file = "train: {objective: episodic, episode_tasks: in_turn, episode_classes: 3, weight_decay: 0.2, seed: 4}"
+    train = to_dict(resolved(file=file))["train"]
+    assert train["objective"] == {"name": "episodic", "classes": 3, "tasks": "one"}
+    assert train["callbacks"] == ["in_turn"]
+    assert train["optimizer"] == {"name": "adamw", "weight_decay": 0.2}
+    assert train["random_seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "message"),
+    [
+        (["--branches", "2"], None, "option --branches is now written --format.branches"),
+        (["--weight-decay", "2"], None, "option --weight-decay is now written --optimizer.weight_decay"),
+        (["--format.branches", "2"], None, "adapter format 'tr' has no option 'branches'"),
+        (["--format", "multi_lora", "--format.branches", "0"], None, "adapter format 'multi_lora': branches = '0': "),
+        (["--format.branch", "2"], None, "unknown option '--format.branch', did you mean '--format.branches'?"),
+        (["--learning-rate", "1"], None, "unknown option '--learning-rate', did you mean '--lr'?"),
+        (["--num-workers", "1"], None, "unknown option '--num-workers', did you mean '--loader-workers'?"),
+        (["--callbacks", "in_trun"], None, "unknown callback 'in_trun', did you mean 'in_turn'?"),
+        (["--callbacks", "in_turn", "in_turn"], None, "callbacks: 'in_turn' is named twice"),
+        ([], "adapter: {format: {branches: 2}}", "adapter.format = {'branches': 2}: wanted a name, or a mapping"),
+        ([], "train: {callbacks: in_turn}", "train.callbacks = 'in_turn': "),
+        (
+            [],
+            "adapter: {format: {name: multi_lora, branches: 2}, branches: 3}",
+            "adapter.branches is now called adapter",
+        ),
+    ],
+)
+def test_methods_that_are_given_wrongly_are_one_error(line, file, message, resolved):
+    with pytest.raises(UserError) as error:
+        resolved(*line, file=file)
+    assert message in str(error.value)

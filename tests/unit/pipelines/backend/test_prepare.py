@@ -1,0 +1,40 @@
+"""What is built and checked before a training."""
+
+import shutil
+
+import pytest
+
+from metalora.data import images
+from pipelines.cli import main
+
+
+@pytest.mark.parametrize("keep_images", ["1", "0"])
+def test_a_training_decodes_every_image_once_if_all_fit(keep_images, settings, tmp_path, monkeypatch):
+    """To verify it, and to train, validate and test on it: the cache knows nothing of it yet."""
+    decoded = []
+
+    def count(data, name, max_pixels):
+        decoded.append(name)
+        return images.decode(data, name, max_pixels)
+
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for place in ("metalora.data.verify.decode", "metalora.models.inputs.decode"):
+        monkeypatch.setattr(place, count)
+    main(settings("--epochs", "3", "--keep-images", keep_images))
+    assert len(set(decoded)) == 40
+    assert (len(decoded) == 40) == (keep_images == "1")
+
+
+def test_bad_images_are_left_out_of_what_is_kept(settings, tree, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(tree, own)
+    (own / "a/x/3.png").write_bytes((own / "a/x/3.png").read_bytes()[:40])
+    reports = []
+    for cache in ("first", "first", "second"):  # decoded to verify; known to be bad; decoded again
+        monkeypatch.setenv("METALORA_CACHE", str(tmp_path / cache))
+        monkeypatch.chdir(tmp_path)
+        name = f"run{len(reports)}"
+        main(settings("--data", str(own), "--on-bad-image", "skip", "--run-name", name, "--seed", "3"))
+        reports.append((tmp_path / "runs" / name / "knn.json").read_text())
+    assert len(set(reports)) == 1
