@@ -1,7 +1,6 @@
 """Settings of files that older code wrote, under today's names."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from metalora.errors import UserError
@@ -60,16 +59,18 @@ def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for old in options.keys() & settings.keys():
         setting, default, methods, option = options[old]
         value = settings[old]
-        with suppress(ValueError):  # a choice that is none is told where it is read
+        try:
             choice = Choice.parse(current.get(setting, default))
-            if choice.name not in methods:
-                continue
-            if old == "episode_tasks" and value == "in_turn":
-                current["callbacks"] = [*current.get("callbacks", ()), "in_turn"]
-                value = "one"
-            if option in choice.options:
-                raise UserError(f"{section}.{old} is now called {section}.{setting}.{option}: give it once only")
-            current[setting] = Choice(choice.name, {**choice.options, option: value}).plain()
+        except ValueError:  # it is told where the choice itself is read
+            continue
+        if choice.name not in methods:
+            continue
+        if old == "episode_tasks" and value == "in_turn":
+            current["callbacks"] = [*current.get("callbacks", ()), "in_turn"]
+            value = "one"
+        if option in choice.options:
+            raise UserError(f"{section}.{old} is now called {section}.{setting}.{option}: give it once only")
+        current[setting] = Choice(choice.name, {**choice.options, option: value}).plain()
     return current
 
 

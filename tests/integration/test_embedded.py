@@ -55,7 +55,7 @@ def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path, name: str, 
 def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"^## Python\n\n```python\n(.*?)```", readme, re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
     exec(code, names)
     assert isinstance(names["model"], metalora.MetaLoRAModel)

@@ -404,6 +404,25 @@ def test_inputs_that_are_token_ids(format, keep_images, tmp_path, tree):
     assert trainer.reporter.heard["val/accuracy"] > 0.7
 
 
+# --- the README's
+
+
+def test_the_readmes_method_is_one(net):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("## Adding a method")[2].partition("```python")[2].partition("```")[0]
+    exec(block, {})
+    model = metalora.adapt(net, {"name": "multi_cp", "branches": 3}, 2, target_modules=["0", "4"], input_size=(3, 9, 9))
+    model.eval()
+    images = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    assert model.layers["0"].factors.down.out_channels == 6
+    one = model(images[:1])
+    merged = model.merge_and_unload(model.seed(images[:1]).mean(0))
+    torch.testing.assert_close(merged(images[:1]), one)
+
+
 # --- and all of them are found
 
 

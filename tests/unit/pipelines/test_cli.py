@@ -150,7 +150,7 @@ def test_a_taken_name_is_refused(refused, settings):
 
 
 def test_too_many_workers_are_refused_before_anything_is_read(refused, settings, monkeypatch):
-    monkeypatch.setattr("pipelines.backend.prepare.load_table", None)
+    monkeypatch.setattr("pipelines.backend.prepare.open_table", None)
     message = refused(settings("--workers", "4096", "--batch-size", "4096", "--data", "embedded"))
     assert message.startswith("4096 workers")
 
