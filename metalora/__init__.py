@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for: a process that uses only parts without it starts at once."""
+    """Import a public name when it is first used, so that a process that needs no torch starts at once."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,14 +1,14 @@
-"""The one exception a user's mistake becomes, and errors in one line."""
+"""The exception for a user's mistakes, and errors in one line."""
 
 LONGEST = 4000
 
 
 class UserError(ValueError):
-    """Something the user can mend: bad setting, bad data, a resource that is not there.
+    """An error that the user can mend: a bad setting, bad data, a missing resource.
 
-    The message is one line that names the thing, what was met and what is accepted. The command line
-    prints it without a traceback and exits with status 2. Line breaks in it, as names from files may have, become
-    spaces; of a longer one, `LONGEST` characters are kept.
+    The message is one line that names the thing, what was met and what is accepted. The command line prints it without
+    a traceback and exits with status 2. Line breaks, which names from files may have, become spaces. A message is cut
+    after `LONGEST` characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """Return what an error says as one line; its kind if it says nothing, or a mere key that was not found."""
+    """Return an error's message as one line, with the error's class if the message is empty or only a missing key."""
     text = " ".join(str(error).split())
     if not text or isinstance(error, KeyError):
         text = f"{type(error).__name__} {text}".strip()

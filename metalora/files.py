@@ -24,22 +24,22 @@ _log = logging.getLogger(__name__)
 
 
 def cache_path(kind: str) -> Path:
-    """Return the cache folder of a kind, below ``$METALORA_CACHE`` or ``~/.cache/metalora``; it may not be there."""
+    """Return the cache folder of a kind, in ``$METALORA_CACHE`` or ``~/.cache/metalora``; it may not exist yet."""
     asked = os.environ.get("METALORA_CACHE")
     return (absolute(asked) if asked else _own_cache()) / kind
 
 
 def cache_dir(kind: str) -> Path:
-    """Return (and make) the cache folder of a kind.
+    """Return the cache folder of a kind; it is made if it does not exist.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be made.
     """
     folder = cache_path(kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"{error.strerror}; METALORA_CACHE says where"
+        reason = f"{error.strerror}; set METALORA_CACHE to another folder"
         raise UserError(f"the cache folder {folder} cannot be made ({reason})") from None
     return folder
 
@@ -50,18 +50,18 @@ def cached(
     sealed: Collection[str] | None = None,
     check: Callable[[], str | None] = lambda: None,
 ) -> Path:
-    """Return a folder of the cache, made if it is not there, and made anew if it is damaged.
+    """Return a folder of the cache; it is made if it is missing, and made again if it is damaged.
 
-    Of several processes that would make it, one does, and the others wait for it.
+    If several processes need it, one makes it and the others wait.
 
     Args:
         folder: The folder.
-        make: Writes its files into the folder it is given.
-        sealed: The files that are checked each time; default: all.
-        check: Says what else is damaged in it; None if nothing is.
+        make: Function that writes the files into the folder that it is given.
+        sealed: Files that are checked each time; default: all.
+        check: Function that returns what else is damaged, or None.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
 
     def is_sound() -> bool:
@@ -82,24 +82,24 @@ def cached(
                 seal(temporary, sealed)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror or one_line(error)}; METALORA_CACHE says where)"
+            f"{folder} cannot be written ({error.strerror or one_line(error)}; set METALORA_CACHE to another folder)"
         ) from error
     return folder
 
 
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Write the SHA-256 of a folder's files (default: of all), for `damage` to compare."""
+    """Write the SHA-256 of a folder's files (default: all), for `damage` to compare."""
     names = sorted(_all_files(folder) if names is None else names)
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def damage(folder: Path, names: Iterable[str] | None = None) -> str | None:
-    """Return what is wrong with the files of a folder that was sealed; None if nothing, or if it was not.
+    """Return what is wrong with the files of a sealed folder; None if nothing is, or if it was never sealed.
 
     Args:
         folder: The folder.
-        names: The files that must have been sealed; default: all that are there but hidden ones.
+        names: Files that must have been sealed; default: all files in it except hidden ones.
     """
     if not os.path.lexists(folder / SUMS):
         return None
@@ -134,8 +134,8 @@ def sha256(file: Path) -> str:
     """Return a file's SHA-256 in hexadecimal digits.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is a pipe or a device.
+        OSError: the file cannot be read.
+        ValueError: the file is a pipe or a device.
     """
     check_plain(file)
     with file.open("rb") as stream:
@@ -145,7 +145,7 @@ def sha256(file: Path) -> str:
 def _own_cache() -> Path:
     """Return ``~/.cache/metalora``, or a folder among the temporary files where there is no home that can be written.
 
-    The user of a container may be a mere number, without a home.
+    The user of a container may be only a number, without a home.
     """
     with suppress(RuntimeError):
         folder = Path.home() / ".cache" / "metalora"
@@ -153,7 +153,7 @@ def _own_cache() -> Path:
             return folder
     shared = Path(tempfile.gettempdir()) / f"metalora-{os.getuid()}"
     if os.path.lexists(shared) and (shared.is_symlink() or shared.stat().st_uid != os.getuid()):
-        raise UserError(f"the cache folder {shared} is another user's; METALORA_CACHE says where it shall be")
+        raise UserError(f"the cache folder {shared} is another user's; set METALORA_CACHE to a folder of your own")
     return shared
 
 
@@ -199,7 +199,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder, or a link to one: what that leads to stays."""
+    """Remove a folder or a link to a folder; the target of a link stays."""
     if path.is_symlink():
         path.unlink()
     else:

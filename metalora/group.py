@@ -1,4 +1,4 @@
-"""The processes that train together; a group of one needs no process group."""
+"""The group of processes that train together; a group of one needs no process group."""
 
 import inspect
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among those that train together.
+    """This process's place in the group of processes that train together.
 
     Attributes:
-        device: Where this process computes.
-        rank: Its number, from 0.
-        world: How many there are.
+        device: Device of this process.
+        rank: Number of this process, from 0.
+        world: Number of processes.
     """
 
     device: torch.device
@@ -39,7 +39,7 @@ class Group:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Wrap a module whose parameters all take part in every forward in DDP.
+        """Wrap a module in DDP; all its parameters must take part in every forward.
 
         Buffers are not broadcast: frozen ones never change, and a trainer averages those of trained modules.
         """
@@ -59,7 +59,7 @@ class Group:
         return values / self.world
 
     def take_first(self, tensor: Tensor) -> None:
-        """Give a tensor the values that it has on rank 0, in place."""
+        """Copy a tensor's values from rank 0, in place."""
         if self.world > 1:
             dist.broadcast(tensor, 0)
 
@@ -89,7 +89,7 @@ class Group:
 
 @contextmanager
 def synchronised(module: nn.Module, now: bool) -> Iterator[None]:
-    """Let DDP exchange gradients in the backward pass of this block, or only collect them."""
+    """Let DDP exchange gradients in the backward pass of this block (``now``), or only collect them."""
     if isinstance(module, DistributedDataParallel) and not now:
         with module.no_sync():
             yield

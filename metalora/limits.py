@@ -1,9 +1,9 @@
-"""How much is taken from a file that may come from a stranger.
+"""Limits on how much is read from a file that may come from a stranger.
 
-Here are the limits that an honest file may reach, and that you may want to raise. What no honest file comes near, such
-as a JPEG of a hundred scans, is a constant where it is checked. A limit is checked before anything of that size is
-allocated. ``METALORA_LIMITS`` sets others, by name: ``METALORA_LIMITS="image_bytes=2e9 text_bytes=1e8"``. How many
-pixels an image may have is a setting of its own, ``max_pixels``, since it decides what a training sees.
+These are the limits that an honest file may reach, and that you may want to raise. A limit that no honest file comes
+near, such as a hundred scans of a JPEG, is a constant where it is checked. A limit is checked before anything of that
+size is allocated. ``METALORA_LIMITS`` changes limits by name: ``METALORA_LIMITS="image_bytes=2e9 text_bytes=1e8"``.
+The number of pixels of an image is limited by the setting ``max_pixels``, since it decides what a training sees.
 """
 
 import dataclasses
@@ -18,22 +18,22 @@ VARIABLE = "METALORA_LIMITS"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on what is read.
+    """Limits on what is read from files and requests.
 
     Attributes:
-        yaml_bytes: A YAML file, and what it says when its aliases are written out.
-        text_bytes: A JSON file, or a line of one that has many.
-        nesting: Levels of lists and mappings within one another, in YAML, JSON and checkpoints.
+        yaml_bytes: A YAML file, and its text with all aliases written out.
+        text_bytes: A JSON file, or one line of a file of JSON lines.
+        nesting: Levels of nested lists and mappings, in YAML, JSON and checkpoints.
         values: Single values of a YAML file or of a checkpoint's plain part, aliases written out.
         image_bytes: An encoded image.
         request_bytes: All images of one request to a served model, encoded.
-        request_images: Their number.
+        request_images: Number of images in one request.
         image_side: The side of a network's square input.
         name_bytes: A label, domain, split or id of a data set.
-        rows_bytes: Rows of a Parquet file that are held in memory at a time; one row at least.
+        rows_bytes: Rows of a Parquet file in memory at a time; at least one row.
         width: Features, channels, labels, branches or seeds of an adapter, and the width of its mapping net.
         depth: Layers of a mapping net.
-        pattern_seconds: A regular expression among ``target_modules`` and the like, over all names.
+        pattern_seconds: Matching one regular expression of ``target_modules`` and the like against all names.
     """
 
     yaml_bytes: int = 2**20
@@ -52,10 +52,10 @@ class Limits:
 
 
 def limits() -> Limits:
-    """Return the limits in force.
+    """Return the present limits.
 
     Raises:
-        UserError: ``METALORA_LIMITS`` has an unknown name, or a number that is out of range.
+        UserError: ``METALORA_LIMITS`` has an unknown name or a number out of range.
     """
     return _read(os.environ.get(VARIABLE, ""))
 

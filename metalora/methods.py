@@ -1,4 +1,4 @@
-"""Every method of every kind: what settings can name."""
+"""List every method of every kind that settings can name."""
 
 import inspect
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ REGISTERED = (formats, initializers, objectives, callbacks, optimizers)  # impor
 
 @dataclass(frozen=True)
 class Described:
-    """A method, as its user sees it.
+    """A method as `metalora methods` shows it.
 
     Attributes:
-        setting: The setting that names it.
-        kind: What it is, in the singular.
-        name: Its name.
-        text: Its docstring: what it does, equation and source.
+        setting: Setting that names the method.
+        kind: Kind of the method, in the singular.
+        name: Name of the method.
+        text: Docstring of the method: what it does, equation and source.
         options: Name, type, default and description of each option.
         several: Whether the setting names a list of methods.
     """
@@ -36,10 +36,10 @@ class Described:
 
 
 def check_methods(config: Config) -> None:
-    """Check that the methods that settings name are there, and take their options.
+    """Check that the methods that settings name exist and take the given options.
 
     Raises:
-        UserError: an unknown method or option, or a value that an option does not take.
+        UserError: a method or an option is unknown, or an option does not take its value.
     """
     for settings in to_dict(config).values():
         for name, value in settings.items():
@@ -53,7 +53,7 @@ def check_methods(config: Config) -> None:
 
 
 def described() -> Iterator[Described]:
-    """Yield every method of every kind, in the order of the kinds' and their own names."""
+    """Yield every method of every kind, in the order of the kinds' names, then of the methods' names."""
     several = {
         name for section in SECTIONS for name, default in methods_in(section).items() if isinstance(default, tuple)
     }
@@ -75,17 +75,17 @@ def described() -> Iterator[Described]:
 
 
 def _form(kind: Any) -> str:
-    """Return what an option takes, in a word: its type, or its choices."""
+    """Return the type or the choices of an option, as text."""
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     return str(getattr(kind, "__name__", kind))
 
 
 def find(name: str) -> list[Described]:
-    """Return the methods of a name, of any kind; or those of the kind that a setting names.
+    """Return the methods with a given name, of any kind; for the name of a setting, all methods of its kind.
 
     Raises:
-        UserError: there is none.
+        UserError: no method and no setting has the name.
     """
     every = list(described())
     found = [one for one in every if name in (one.name, one.setting)]

@@ -1,4 +1,4 @@
-"""Places that a user names: local paths become absolute once, where the user stands; URIs stay as they are."""
+"""Places that a user names: local paths become absolute once, in the user's working directory; URIs stay."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>(?!:memory:)[^?]
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with ``~`` expanded, where that is somebody's home."""
+    """Return a path with ``~`` expanded, if it is the home of a user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # "~" without a home folder, "~nobody-of-this-name": a folder may be called that
@@ -22,16 +22,16 @@ def expanded(path: str | Path) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    """Return a path as an absolute one, ``~`` expanded; links in it stay, unless ``..`` follows them."""
+    """Return an absolute path with ``~`` expanded; links in it stay, unless ``..`` follows them."""
     whole = expanded(path).absolute()
     return whole.resolve() if ".." in whole.parts else whole
 
 
 def absolute_place(place: str) -> str:
-    """Make a local path absolute; a URI stays.
+    """Return a local path as an absolute one; a URI stays.
 
     Raises:
-        ValueError: it is empty, or a URI that was recorded, and so without its password.
+        ValueError: the place is empty, or is a URI that was recorded without its password.
     """
     if not place:
         raise ValueError("it is empty: a path or a URI is wanted")
@@ -41,25 +41,25 @@ def absolute_place(place: str) -> str:
 
 
 def absolute_data(data: str) -> str:
-    """Make the setting ``data`` absolute where it is a path, not the word ``embedded``."""
+    """Return the setting ``data``, made absolute unless it is the word ``embedded``."""
     return data if data == "embedded" else absolute_place(data)
 
 
 def absolute_weights(weights: str) -> str:
-    """Make the setting ``weights`` absolute where it is the path of a file, not a name that a library knows."""
+    """Return the setting ``weights``, made absolute if it is the path of a file and not a name of a library."""
     return absolute_place(weights) if is_weight_file(weights) else weights
 
 
 def is_weight_file(weights: str) -> bool:
-    """Tell the path of a file of tensors from a name that a library knows."""
+    """Tell whether the setting ``weights`` is the path of a file, and not a name of a library."""
     return Path(weights).suffix.lower() in WEIGHT_FILES
 
 
 def absolute_tracking(uri: str) -> str:
-    """Make the file of an sqlite tracking URI absolute; every other URI stays.
+    """Return an sqlite tracking URI with its file made absolute; every other URI stays.
 
     Raises:
-        UserError: the file's path would hold a ``?``, where an sqlite URI ends its path.
+        UserError: the absolute path holds a ``?``, which would end the path in an sqlite URI.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -72,21 +72,21 @@ def absolute_tracking(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an sqlite URI; None for other URIs, and for a database in memory."""
+    """Return the file of an sqlite URI; None for other URIs and for a database in memory."""
     found = _SQLITE.fullmatch(uri)
     return Path(found["file"]) if found else None
 
 
 def moved(place: str, old: Path, new: Path) -> str:
-    """Return where a recorded place is, now that the folder which recorded it has moved.
+    """Return where a recorded place is now, after the folder that recorded it has moved.
 
     Args:
-        place: A path, an sqlite URI, or anything else, which stays.
-        old: Where the folder was when it recorded the place.
-        new: Where it is now.
+        place: A path, an sqlite URI, or anything else, which is returned as it is.
+        old: Path of the folder when it recorded the place.
+        new: Path of the folder now.
 
     Returns:
-        What lies to ``new`` as ``place`` lay to ``old``, if that exists; else ``place``.
+        The place relative to ``new`` as it was relative to ``old``, if that exists; else ``place``.
     """
 
     def move(path: str) -> str:
@@ -99,7 +99,7 @@ def moved(place: str, old: Path, new: Path) -> str:
 
 
 def movable(place: Any) -> Any:
-    """Return what stays the same of a setting when folders are moved: of an absolute path its last part."""
+    """Return the part of a setting that stays the same when folders are moved: of an absolute path, the last part."""
     return Path(place).name if isinstance(place, str) and Path(place).is_absolute() else place
 
 

@@ -1,4 +1,4 @@
-"""The gate through which files come in, a stranger's too: what is wrong with one becomes one line that names it.
+"""Read files, also a stranger's: any fault in a file becomes an error of one line that names the file.
 
 YAML and JSON are read here, within `metalora.limits`, into plain values: mappings with string keys, each key once,
 lists, strings, numbers, booleans, null.
@@ -28,7 +28,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
 def short(value: object) -> str:
-    """Return a value as an error message quotes it: its ``repr``, cut to about a line."""
+    """Return a value as error messages quote it: its ``repr``, cut to about one line."""
     try:
         text = _repr.repr(value)
     except Exception:  # an integer of more digits than Python writes, or whatever its class does
@@ -39,13 +39,13 @@ def short(value: object) -> str:
 
 @contextmanager
 def gate(what: str) -> Iterator[None]:
-    """Turn whatever the reading of a file raises into one line.
+    """Turn any error in the block, which reads a file, into an error of one line.
 
     Args:
-        what: The file, as the message begins: ``"adapter PATH"``.
+        what: Name of the file, with which the message begins: ``"adapter PATH"``.
 
     Raises:
-        UserError: the block failed.
+        UserError: the block raised an error.
     """
     try:
         yield
@@ -58,10 +58,10 @@ def gate(what: str) -> Iterator[None]:
 
 
 def check_plain(file: Path) -> None:
-    """Refuse what is waited for, perhaps for ever, when it is read.
+    """Check that a file is no pipe or device: reading one may wait for ever.
 
     Raises:
-        ValueError: a pipe or a device.
+        ValueError: the file is a pipe or a device.
     """
     with suppress(FileNotFoundError):
         mode = file.stat().st_mode
@@ -70,15 +70,15 @@ def check_plain(file: Path) -> None:
 
 
 def read_bytes(file: Path, most: int, what: str) -> bytes:
-    """Read a whole file.
+    """Read the bytes of a whole file.
 
     Args:
         file: The file.
-        most: The most bytes that are read.
-        what: What error messages call it.
+        most: Largest size that is read, in bytes.
+        what: Name of the file in error messages.
 
     Raises:
-        UserError: it cannot be read, is no plain file, or is larger.
+        UserError: the file cannot be read, is no plain file, or is larger.
     """
     with gate(what):
         check_plain(file)
@@ -90,10 +90,10 @@ def read_bytes(file: Path, most: int, what: str) -> bytes:
 
 
 def read_lines(file: Path, what: str) -> Iterator[bytes]:
-    """Yield the lines of a file; none if there is no file.
+    """Yield the lines of a file; none if the file does not exist.
 
     Raises:
-        UserError: it cannot be read, is no plain file, or has a line longer than `limits` allow.
+        UserError: the file cannot be read, is no plain file, or has a line longer than `limits` allow.
     """
     if not file.exists():
         return
@@ -112,11 +112,11 @@ def read_json(file: Path, what: str, form: type[T] | Any = dict[str, Any]) -> T:
 
     Args:
         file: The file.
-        what: What error messages call it.
-        form: The type its value must have.
+        what: Name of the file in error messages.
+        form: Type that the value must have.
 
     Raises:
-        UserError: it cannot be read, is no JSON, has a key twice or a number that is none, or another form.
+        UserError: the file cannot be read, is no JSON, has a key twice or a number such as NaN, or has another form.
     """
     value: T = parse_json(read_bytes(file, limits().text_bytes, what), what, form)
     return value
@@ -134,10 +134,10 @@ def parse_json(data: bytes, what: str, form: type[T] | Any = dict[str, Any]) -> 
 
 
 def check_form(value: object, form: type[T] | Any, what: str) -> T:
-    """Return a value as one of a type.
+    """Check that a value has a type, and return it as that type.
 
     Raises:
-        UserError: it is none; the place in it is named.
+        UserError: the value does not have the type; the message names the place in it.
     """
     with gate(what):
         checked: T = _adapter(form).validate_python(value)
@@ -145,18 +145,18 @@ def check_form(value: object, form: type[T] | Any, what: str) -> T:
 
 
 def config_name(file: str | Path) -> str:
-    """Return what error messages call a YAML file of settings."""
+    """Return the name of a YAML file of settings in error messages."""
     return f"config file {str(file)!r}"
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, which holds a mapping or nothing.
+    """Read a YAML file of settings, which must hold a mapping or nothing.
 
-    Dates stay strings. Tags are those of strings, numbers, booleans and null alone.
+    Dates stay strings. Only the tags of strings, numbers, booleans and null are accepted.
 
     Raises:
-        UserError: it cannot be read, is no YAML, larger or deeper than `limits` allow when its aliases are written out,
-            has a key twice or one that is no string, or holds no mapping.
+        UserError: the file cannot be read, is no YAML, holds no mapping, has a key twice or a key that is no string, or
+            is larger or deeper than `limits` allow when its aliases are written out.
     """
     what, most = config_name(file), limits().yaml_bytes
     text = read_bytes(file, most, what)
@@ -172,7 +172,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def describe_error(error: Any) -> str:
-    """Say in one line what pydantic found."""
+    """Return an error that pydantic found, as one line."""
     message = error["msg"].removeprefix("Value error, ")
     place = ".".join(str(part)[:80] for part in error["loc"])
     return f"{place} = {short(error['input'])}: {message[0].lower()}{message[1:]}" if place else message
@@ -204,7 +204,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"the key {short(name)} stands there twice")
+            raise ValueError(f"the key {short(name)} occurs twice")
         values[name] = value
     return values
 
@@ -226,7 +226,7 @@ def _measure(content: str, most: int) -> None:
     for event in yaml.parse(content, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"{_line(event)}: alias {short(event.anchor)} within what it names")
+                raise ValueError(f"{_line(event)}: alias {short(event.anchor)} inside the value that it names")
             count, characters = count + sizes[event.anchor][0], characters + sizes[event.anchor][1]
         elif isinstance(event, yaml.ScalarEvent):
             count, characters = count + 1, characters + len(event.value)
@@ -251,7 +251,7 @@ def _line(met: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of settings: what is not a number, a boolean or null is a string; keys are strings, each there once."""
+    """YAML of settings: a scalar is a number, a boolean, null or else a string; keys are unique strings."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -1,4 +1,4 @@
-"""Keeping passwords and tokens out of everything that others see: terminal, logs, MLflow, files of a run."""
+"""Keep passwords and tokens out of everything that others see: terminal, logs, MLflow, files of a run."""
 
 import os
 import re
@@ -21,26 +21,26 @@ _VARIABLE = re.compile(_WORDS, re.IGNORECASE)
 
 
 def redact_uri(text: str) -> str:
-    """Return a text with ``***`` for the passwords and tokens in its URIs."""
+    """Return a text with ``***`` in place of the passwords and tokens in its URIs."""
     text = _USERINFO.sub(_hide, text)
     text = _TOKEN.sub(rf"\g<scheme>{HIDDEN}@", text)
     return _QUERY.sub(rf"\g<name>{HIDDEN}", text)
 
 
 def _hide(found: re.Match[str]) -> str:
-    """Hide a password; where there is none, what stands for the user is a token."""
+    """Hide a password; without a password, the text in the user's place is a token, and is hidden."""
     return f"{found['scheme']}{found['user'] if found['password'] else HIDDEN}:{HIDDEN}@"
 
 
 def redact(text: str) -> str:
-    """Return a text that a person will read without the secrets of its URIs and without those of the environment."""
+    """Return a text for people to read, without secrets in its URIs and without secrets of the environment."""
     for secret in sorted(set(_known()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return redact_uri(text)
 
 
 def redact_settings(value: Any) -> Any:
-    """Return settings (texts, numbers, and mappings and lists of them) without the secrets of their URIs."""
+    """Return settings (texts, numbers, and mappings and lists of them) without the secrets in their URIs."""
     if isinstance(value, str):
         return redact_uri(value)
     if isinstance(value, dict):
@@ -51,7 +51,7 @@ def redact_settings(value: Any) -> Any:
 
 
 def is_redacted(text: str) -> bool:
-    """Tell whether a URI has lost its secret to `redact_uri`."""
+    """Tell whether `redact_uri` has removed a secret from a URI."""
     return "://" in text and (f"{HIDDEN}@" in text or f"={HIDDEN}" in text)
 
 

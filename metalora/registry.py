@@ -1,6 +1,6 @@
 """Methods by name: each a small frozen dataclass with options of its own, in a file of its own.
 
-A registry is strict: a name that is taken, a name that there is not, an option that the method does not have raise.
+A registry is strict: registering a name twice, an unknown name and an unknown option are errors.
 
 >>> FORMATS = Registry("adapter format")
 >>> @FORMATS.register("branched")
@@ -30,7 +30,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``", did you mean 'x'?"``, or an empty string when nothing is near."""
+    """Return ``", did you mean 'x'?"`` for the nearest choice, or an empty string if none is near."""
     if len(name) > LONGEST:  # no misspelling, and it would take long
         return ""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
@@ -39,11 +39,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A method as settings and files name it: ``"tr"``, or ``{"name": "multi_lora", "branches": 2}``.
+    """A method as settings and files name it: ``"tr"`` or ``{"name": "multi_lora", "branches": 2}``.
 
     Attributes:
         name: The method's name.
-        options: Those of its options that are not left to their defaults.
+        options: The options that are set; all others have their defaults.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Choice:
 
     @classmethod
     def parse(cls, value: Any) -> "Choice":
-        """Read a choice from its plain form.
+        """Make a choice from its plain form.
 
         Raises:
-            ValueError: the value is no name, and no mapping with a name.
+            ValueError: the value is neither a name nor a mapping with a name.
         """
         if isinstance(value, Choice):
             return value
@@ -65,7 +65,7 @@ class Choice:
         return cls(value["name"], {name: option for name, option in value.items() if name != "name"})
 
     def plain(self) -> str | dict[str, Any]:
-        """Return the plain form: the name alone where there are no options."""
+        """Return the plain form: the name alone if no options are set."""
         return {"name": self.name, **self.options} if self.options else self.name
 
     def __str__(self) -> str:
@@ -83,9 +83,9 @@ class Registry(Generic[T]):
     """The methods of one kind.
 
     Args:
-        kind: What the entries are, in the singular, for error messages ("adapter format").
-        setting: The setting that names one of them, or several in a list; None if no setting does.
-        frozen: Whether a method is immutable; else it may keep a state of its own.
+        kind: Name of the kind in error messages, in the singular ("adapter format").
+        setting: Setting that names one method, or a list of methods; None if no setting does.
+        frozen: Whether methods are immutable; else they may keep a state of their own.
     """
 
     def __init__(self, kind: str, setting: str | None = None, frozen: bool = True) -> None:
@@ -96,7 +96,7 @@ class Registry(Generic[T]):
             KINDS[setting] = self
 
     def register(self, name: str) -> Callable[[type[E]], type[E]]:
-        """Make a dataclass of a class and add it: a decorator.
+        """Return a decorator that makes a class a dataclass and adds it.
 
         Raises:
             ValueError: ``name`` is taken.
@@ -116,7 +116,7 @@ class Registry(Generic[T]):
         """Return the class of a method.
 
         Raises:
-            UserError: no such method; the message lists the choices.
+            UserError: the name is unknown; the message lists the choices.
         """
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {short(name)}{nearest(name, self._entries)} "
@@ -124,10 +124,10 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def make(self, choice: Choice | str | Mapping[str, Any] | T) -> T:
-        """Make a method of a choice, with checked options; a method that is made already stays as it is.
+        """Make the method of a choice, with checked options; a method that was made already is returned as it is.
 
         Raises:
-            UserError: no such method, an option that it does not have, or a value that the option does not take.
+            UserError: the method or an option is unknown, or an option does not take its value.
         """
         if isinstance(choice, tuple(self._entries.values())):
             return cast(T, choice)
@@ -147,17 +147,17 @@ class Registry(Generic[T]):
             raise UserError(f"{self.kind} {chosen.name!r}: {said}") from None
 
     def options(self, name: str) -> dict[str, Any]:
-        """Return a method's options as dataclass fields, by name."""
+        """Return the options of a method as dataclass fields, by name."""
         return {field.name: field for field in dataclasses.fields(self.get(name))}  # type: ignore[arg-type]
 
     def full(self, choice: Choice | str | Mapping[str, Any] | T) -> dict[str, Any]:
-        """Return a choice with all options, those left to their defaults too: what is recorded and compared."""
+        """Return a choice with all options, defaults included, as it is recorded and compared."""
         method: Any = self.make(choice)
         options: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
         return {"name": method.name, **options}
 
     def spelled_out(self, value: Any) -> Any:
-        """Return a setting of this kind, one choice or a list of them, with all options. See `full`."""
+        """Return a setting of this kind, one choice or a list of choices, with all options. See `full`."""
         return [self.full(one) for one in value] if isinstance(value, list | tuple) else self.full(value)
 
     def __iter__(self) -> Iterator[str]:

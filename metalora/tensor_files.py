@@ -1,8 +1,8 @@
-"""Files of tensors, a stranger's too: safetensors, and what ``torch.save`` writes. Nothing in them is run.
+"""Read files of tensors, also a stranger's: safetensors, and files of ``torch.save``. Nothing in them is run.
 
-What comes out are dense tensors in memory, finite, none larger than the file: a tensor that is a view of one number can
-claim any size. Files of ``torch.save`` are zip archives, whose CRC-32 of every tensor is checked; older ones are plain
-pickles, without.
+The results are dense, finite tensors in memory, none larger than the file: a tensor that is a view of one number can
+claim any size. Files of ``torch.save`` are zip archives, in which the CRC-32 of every tensor is checked. Older files
+are plain pickles, without a checksum.
 """
 
 import io
@@ -39,10 +39,10 @@ def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
 
     Args:
         file: The file.
-        what: What error messages call it.
+        what: Name of the file in error messages.
 
     Raises:
-        UserError: it cannot be read, or holds numbers that are not finite.
+        UserError: the file cannot be read, or holds numbers that are not finite.
     """
     from safetensors.torch import load_file
 
@@ -64,10 +64,10 @@ def read_torch(file: Path, what: str) -> Any:
 
     Args:
         file: The file.
-        what: What error messages call it.
+        what: Name of the file in error messages.
 
     Raises:
-        UserError: it cannot be read, is damaged, or holds something else.
+        UserError: the file cannot be read, is damaged, or holds something else.
     """
     with gate(what):
         check_plain(file)
@@ -84,16 +84,16 @@ def read_torch(file: Path, what: str) -> Any:
 
 
 def check_like(met: Tensor, wanted: Tensor, name: str, exact: bool = False) -> None:
-    """Check that a tensor can be loaded into another one: of its shape, and of its type or both floats.
+    """Check that a tensor can be loaded into another: same shape, and same type or both floats.
 
     Args:
         met: The tensor.
-        wanted: The other one.
-        name: What error messages call it.
-        exact: Whether a float of another precision is refused too.
+        wanted: The tensor to load it into.
+        name: Name of the tensor in error messages.
+        exact: Whether floats of another precision are refused.
 
     Raises:
-        UserError: it cannot.
+        UserError: the tensor has another shape or type.
     """
     if met.shape != wanted.shape:
         raise UserError(f"tensor {short(name)} has shape {tuple(met.shape)}, not {tuple(wanted.shape)}")
@@ -127,7 +127,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _measure(value: Any, most: int, name: str, sizes: dict[int, int], depth: int) -> int:
-    """Check a value, and return how many values it is when what stands there several times is written out."""
+    """Check a value, and return its number of single values, counting a shared value each time that it occurs."""
     if isinstance(value, Tensor):
         _check(value, name, most)
         return 1
@@ -181,7 +181,7 @@ def _part(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_legacy(file: Path) -> None:
-    """Check each of the pickles of a file of older code; reading one goes on to the next."""
+    """Check each pickle in a file of older code; they lie one after another."""
     with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:  # allocates nothing
         if content[:1] != pickle.PROTO:
             raise ValueError("it is no file of torch.save")
@@ -190,7 +190,7 @@ def _check_legacy(file: Path) -> None:
 
 
 def _check_names(content: Any) -> None:
-    """Check that a pickle names nothing but what makes tensors."""
+    """Check that a pickle names only functions and classes that make tensors."""
     for operation, argument, _ in pickletools.genops(content):
         if operation.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")

@@ -1,1 +1,1 @@
-"""The command line, and everything that uses Ray."""
+"""The command line and everything that uses Ray."""

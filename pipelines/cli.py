@@ -15,9 +15,9 @@ COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
     "tune": "search a space of settings; every trial is a training",
     "evaluate": "score a trained adapter, on its data or on others",
-    "report": "say in tables and pictures what a campaign has found",
+    "report": "report a campaign's results in tables and plots",
     "reproduce": "compare all methods as the paper does, each tuned alike",
-    "seeds": "ask whether a run's seeds tell tasks and classes apart",
+    "seeds": "measure whether a run's seeds tell tasks and classes apart",
     "methods": "list every method that settings can name: equation, source, options",
     "bench": "measure how fast the parts are on this machine",
 }
@@ -32,13 +32,13 @@ metalora COMMAND --help lists a command's options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exit with status 2 on what the user can mend."""
+    """Run the command line; an error that the user can mend exits with status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     run(lambda: dispatch(arguments, COMMANDS, USAGE, "command", "pipelines.commands"))
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a command; a `UserError` becomes one line and status 2, an interrupt status 130."""
+    """Run a function; a `UserError` becomes one line and exit status 2, an interrupt exit status 130."""
     try:
         with usable_surroundings():
             command()
@@ -56,17 +56,17 @@ def run(command: Callable[[], None]) -> None:
 
 
 def dispatch(arguments: Sequence[str], commands: Mapping[str, str], usage: str, kind: str, package: str) -> None:
-    """Run the command that the first argument names: ``main`` of the module of that name.
+    """Run the command that the first argument names, by calling ``main`` of the module with that name.
 
     Args:
         arguments: The command line.
-        commands: What there is.
-        usage: Printed where no command is named.
-        kind: What the commands are, in the singular, for error messages.
-        package: Where the modules are.
+        commands: The commands by name.
+        usage: Text to print if no command is named.
+        kind: Name of the kind of commands in error messages, in the singular.
+        package: Package of the modules.
 
     Raises:
-        UserError: no such command.
+        UserError: the command is unknown.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)

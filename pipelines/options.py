@@ -1,4 +1,4 @@
-"""The command line's settings: defaults < ``--config`` file < command line."""
+"""Settings on the command line; their precedence is defaults < ``--config`` file < command line."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ SHORT_FORMS = {"random_seed": ("--seed",)}
 
 
 def option(name: str) -> str:
-    """Return the option of a setting: ``--batch-size`` for ``batch_size``."""
+    """Return the command-line option of a setting: ``--batch-size`` for ``batch_size``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -48,7 +48,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
-    """Add an option for every setting of one dataclass; options that were renamed are still taken, but not shown."""
+    """Add an option for every setting of one dataclass; old names of options are accepted, but not shown."""
     group = parser.add_argument_group(f"{title} settings")
     defaults = plain(kind())
     former: dict[str, list[str]] = {}
@@ -93,16 +93,16 @@ def _add_method_options(group: Any, setting: str, several: bool) -> None:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Return a dataclass's settings as plain values."""
+    """Return the settings of a dataclass as plain values."""
     values: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
     return values
 
 
 def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
-    """Make a dataclass of checked settings.
+    """Make a dataclass from settings, and check them.
 
     Raises:
-        UserError: an unknown setting (the nearest valid one is given), or a value that is not accepted.
+        UserError: a setting is unknown (the message gives the nearest one), or a value is not accepted.
     """
     names = [field.name for field in dataclasses.fields(kind)]
     for name in values:
@@ -133,7 +133,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     """Parse a command line.
 
     Raises:
-        UserError: an unknown option (the nearest valid one is given), one of older versions, or a missing value.
+        UserError: an option is unknown (the message gives the nearest one), belongs to older versions, or lacks its
+            value.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     gone: Mapping[str, str] = {**now_options(), **getattr(parser, "gone", {})}
@@ -153,7 +154,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 
 def nearest_option(met: str, options: Sequence[str]) -> str:
-    """Return ``", did you mean '--x'?"``, also for what other libraries call a setting; empty when nothing is near."""
+    """Return ``", did you mean '--x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
     meant = nearest_setting(
         met.removeprefix("--").replace("-", "_"), [o.removeprefix("--").replace("-", "_") for o in options]
     )
@@ -174,10 +175,10 @@ def make_parser(
     """Make a parser whose errors are `UserError`s.
 
     Args:
-        prog: The command.
-        description: What it does.
-        usage: What follows the command in its usage; None: argparse lists all options.
-        gone: Options of older versions, and how each is written now.
+        prog: Name of the command.
+        description: What the command does.
+        usage: Text after the command in its usage line; None: argparse lists all options.
+        gone: Today's spelling of options of older versions, by the old spelling.
     """
     parser = _Parser(prog=prog, usage=usage and f"{prog} {usage}", description=description, allow_abbrev=False)
     parser.gone = gone or {}
@@ -185,19 +186,19 @@ def make_parser(
 
 
 def add_run(parser: argparse.ArgumentParser, kind: str, more: str = "") -> None:
-    """Add the argument RUN, that names an earlier run.
+    """Add the argument RUN, which names an earlier run.
 
     Args:
-        parser: The command's.
-        kind: What is wanted: a run, a campaign.
-        more: What else is taken.
+        parser: Parser of the command.
+        kind: Kind of run: run or campaign.
+        more: Help text on what else is accepted.
     """
-    parser.add_argument("run", metavar="RUN", help=f"{kind}: its name below --output, or its folder{more}")
+    parser.add_argument("run", metavar="RUN", help=f"{kind}: its name in --output, or its folder{more}")
 
 
 def add_resume(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add the option ``--resume RUN``; see `add_run`."""
-    parser.add_argument("--resume", metavar="RUN", help=f"go on with {kind}: its name below --output, or its folder")
+    parser.add_argument("--resume", metavar="RUN", help=f"continue {kind}: its name in --output, or its folder")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -208,12 +209,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def resolve(
     options: argparse.Namespace, base: Mapping[str, Any] | None = None, file: Mapping[str, Any] | None = None
 ) -> Config:
-    """Make the config of a parsed command line.
+    """Make the config from a parsed command line.
 
     Args:
-        options: What `parse` returned; ``options.config`` is the path of a YAML file, or None.
-        base: Settings below the file (those of a run that is resumed).
-        file: What the file holds, if it has been read.
+        options: The result of `parse`; ``options.config`` is the path of a YAML file, or None.
+        base: Settings that the file overrides (those of a run that is resumed).
+        file: Content of the file, if it has been read already.
 
     Raises:
         UserError: a file that cannot be read, or a setting that is not accepted.
@@ -234,7 +235,7 @@ def resolve(
 
 
 def resolve_section(options: argparse.Namespace, section: str) -> Any:
-    """Make one section of the config of a parsed command line: where runs lie, say, before one is gone on with.
+    """Make one section of the config from a parsed command line, for example to find a run before it is resumed.
 
     Raises:
         UserError: a file that cannot be read, or a setting that is not accepted.
@@ -245,10 +246,10 @@ def resolve_section(options: argparse.Namespace, section: str) -> Any:
 
 
 def config_file(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the sections of the file that ``--config`` names.
+    """Read the sections of the file that ``--config`` names.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     if not options.config:
         return {}
@@ -261,10 +262,10 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def given(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line gives for the settings of a dataclass.
+    """Return the settings of a dataclass that are given on the command line.
 
     Raises:
-        UserError: a mapping that is none.
+        UserError: a mapping is not written as PATTERN=VALUE.
     """
     forms = {field.name: field.type for field in dataclasses.fields(kind)}
     found = {name: _value(name, form, getattr(options, name)) for name, form in forms.items() if hasattr(options, name)}

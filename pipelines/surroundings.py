@@ -1,4 +1,4 @@
-"""What libraries take for granted of a machine: a home folder, a short path for temporary files, a place for caches."""
+"""Provide what libraries expect of a machine: a home folder, a short path for temporary files, a place for caches."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ ROOTS = ("/tmp", "/var/tmp", "/dev/shm")
 
 @contextmanager
 def usable_surroundings() -> Iterator[None]:
-    """Make up, within the block, for what this user or machine lacks."""
+    """Provide, within the block, what this user or machine lacks."""
     with ExitStack() as changes:
         changes.enter_context(_short_temporary_folder())
         changes.enter_context(_some_home())
@@ -25,12 +25,12 @@ def usable_surroundings() -> Iterator[None]:
 
 
 def keep_compiled() -> None:
-    """Say in the environment where torch.compile keeps what it has compiled: beside the other caches.
+    """Set the environment so that torch.compile keeps compiled code beside the other caches.
 
-    So trials, restarts and, on a shared file system, nodes find it again. Every process of a run calls this first, for
-    it counts only until torch's compiler is imported. Whole graphs are found again even with an autograd function of
-    ours in them: torch's key of a graph has what it traced and the kernels, but not the Python that launches these, so
-    that each version of that gets a folder.
+    So trials, restarts and, on a shared file system, other nodes find it again. Every process of a run must call this
+    before torch's compiler is imported. Whole graphs are found again even if they contain an autograd function of ours.
+    Torch's key of a graph covers the traced operations and the kernels, but not the Python code that launches the
+    kernels, so each version of that code gets a folder of its own.
     """
     for name, value in _compiler_settings().items():
         os.environ.setdefault(name, value)
@@ -82,7 +82,7 @@ def _short_temporary_folder() -> Iterator[None]:
 
 @contextmanager
 def _some_home() -> Iterator[None]:
-    """Give a user without a home (a container's may be a mere number) a folder among the temporary files."""
+    """Give a user without a home (in a container it may be only a number) a folder among the temporary files."""
     try:
         Path.home()
     except RuntimeError:

@@ -15,23 +15,23 @@ def fit_ranks(
     budget: int,
     mapping_size: Callable[[Mapping[str, int]], int],
 ) -> dict[str, int]:
-    """Pick the ranks that come nearest to a budget from below.
+    """Pick the largest ranks whose parameters fit into a budget.
 
-    First the largest rank that all layers can have (a layer too small for it gets its largest), then one more for
-    as many layers as still fit, in module order: a tensor ring's size grows with R^2, so equal ranks alone would
-    leave much unused.
+    First comes the largest rank that fits for all layers; a layer too small for it gets its own largest rank. Then,
+    in module order, as many layers as still fit get one more. A tensor ring's size grows with R^2, so equal ranks
+    alone would leave much of the budget unused.
 
     Args:
         layers: The layers to adapt, by name.
         format: The decomposition format.
-        budget: The most parameters that adapters and mapping net may have together.
+        budget: The largest number of parameters of adapters and mapping net together.
         mapping_size: The mapping net's parameters for given ranks (0 for a format without generated seeds).
 
     Returns:
         Rank by layer name.
 
     Raises:
-        UserError: rank 1 everywhere is above the budget.
+        UserError: rank 1 in every layer already exceeds the budget.
     """
 
     def size(ranks: Mapping[str, int]) -> int:

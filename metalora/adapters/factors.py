@@ -1,4 +1,4 @@
-"""A layer's factors: what it trains and stores, and how that makes Down and Up.
+"""The factors of a layer: the values that it trains and stores, and how they make Down and Up.
 
 Shapes: G groups of a convolution, M channels of an update, I and O input and output channels, K... kernel.
 """
@@ -21,18 +21,22 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Factors(nn.Module):
-    """Two plain matrices, Down and Up, and the learned seed of a format that has one.
+    """Two plain matrices, Down and Up, and the learned seed if the format has one.
 
-    Down is the layer's own kind of map (kernel, stride, padding and its mode, dilation, groups) into G M channels, Up
-    a 1x1 map to O. Both begin as torch begins such layers; an `Initializer` sets what a method begins with.
+    Down is a map of the layer's own kind (kernel, stride, padding and its mode, dilation, groups) to G M channels. Up
+    is a 1x1 map to O channels. Both start as torch starts such layers; an `Initializer` may set other values.
 
-    What requires a gradient is trained, counted and saved; persistent buffers are saved. A subclass may have more of
-    both, and may compute Down and Up: by overriding `pair` and `maps`.
+    Parameters that require a gradient are trained, counted and saved; persistent buffers are saved. A subclass may add
+    parameters and buffers, and may compute Down and Up by overriding `pair` and `maps`.
+
+    >>> factors = Factors(nn.Linear(8, 6), channels=2)
+    >>> [tuple(weight.shape) for weight in factors.pair()]
+    [(2, 8), (6, 2)]
 
     Args:
         base: The layer to adapt.
         channels: M.
-        gain: The learned seed's first value, (seed size,); None for a format without.
+        gain: The learned seed's first value, (seed size,); None for a format without a learned seed.
     """
 
     def __init__(self, base: Dense, channels: int, gain: Tensor | None = None) -> None:
@@ -47,7 +51,7 @@ class Factors(nn.Module):
         return self.down, self.up
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Return what is trained, by name: Down and Up first, as the optimizer's state of older checkpoints has it."""
+        """Return the trained parameters by name; Down and Up come first, as in older checkpoints' optimizer state."""
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         return sorted(named, key=lambda one: "." not in one[0])
 
@@ -57,12 +61,12 @@ class Factors(nn.Module):
 
 
 def groups_of(layer: Dense) -> int:
-    """Return the groups of a convolution, and 1 for a linear layer."""
+    """Return the number of groups of a convolution; 1 for a linear layer."""
     return 1 if isinstance(layer, nn.Linear) else layer.groups
 
 
 def _down(base: Dense, channels: int) -> Dense:
-    """Copy the layer with so many outputs for each of its groups, and without a bias."""
+    """Copy the layer with ``channels`` outputs for each of its groups, and without a bias."""
     outputs = groups_of(base) * channels
     weight = torch.empty(outputs, *base.weight.shape[1:], device=base.weight.device, dtype=base.weight.dtype)
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))

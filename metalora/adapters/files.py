@@ -1,7 +1,7 @@
 """Adapter files: ``adapter.safetensors`` and ``adapter.json`` in one folder. No pickle.
 
-``adapter.json`` has, beside the description, the SHA-256 of both: of the tensors' file, then the description without
-``sha256`` itself, as JSON with sorted keys and no spaces.
+Beside the description, ``adapter.json`` has one SHA-256 over both: the bytes of the tensors' file, followed by the
+description without ``sha256`` itself, as JSON with sorted keys and no spaces.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ ATTEMPTS = 10  # to read an adapter that is being replaced
 
 
 def write_adapter(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write an adapter's tensors and description; an existing adapter is replaced atomically.
+    """Write the tensors and the description of an adapter; an existing adapter is replaced atomically.
 
     Raises:
-        UserError: there is something else at ``path``.
+        UserError: ``path`` exists and is not an adapter folder.
     """
     from safetensors.torch import save_file
 
@@ -51,7 +51,7 @@ def write_adapter(path: Path, state: Mapping[str, Tensor], description: Mapping[
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_adapter` wrote, though another process may be replacing it meanwhile.
+    """Read the tensors and the description of an adapter, also while another process replaces it.
 
     Raises:
         UserError: a file is missing, unreadable or damaged, or of another file version.
@@ -67,7 +67,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read an adapter's ``adapter.json``, of which `read_adapter` checks that it belongs to the tensors.
+    """Read the ``adapter.json`` of an adapter; only `read_adapter` checks that it belongs to the tensors.
 
     Raises:
         UserError: a file is missing, unreadable, or of another file version.

@@ -1,4 +1,4 @@
-"""Choosing a network's layers, and putting adapters on them: match all, check all, then replace all."""
+"""Choose layers of a network and put adapters on them: match all, check all, then replace all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ MAX_ALPHA = 1e6  # the update is a small thing beside the weight it is added to
 
 @dataclass(frozen=True)
 class Placement:
-    """What one layer gets."""
+    """The rank and the alpha of one layer."""
 
     rank: int
     alpha: float
 
     def check(self) -> None:
-        """Check that the scale, alpha / rank, is a number to multiply with.
+        """Check that alpha gives a usable scale, alpha / rank.
 
         Raises:
-            UserError: it is none.
+            UserError: alpha is out of range.
         """
         if not 0 < self.alpha <= MAX_ALPHA:
             raise UserError(f"alpha {short(self.alpha)} is out of range: above 0, at most {MAX_ALPHA:g}")
@@ -45,17 +45,17 @@ def find_targets(
 ) -> list[str]:
     """Return the names of the layers to adapt, in module order.
 
-    ``auto`` is every dense convolution and linear layer but the stem and the classifier. A network may name
-    these in an attribute ``exempt_modules``; otherwise the stem is the first such layer, and the classifier
-    the last if it is linear. Layers whose weight is used directly, or that take no rows of images,
-    are no choice of ``auto``; layers inside ``modules_to_save`` are trained in full instead.
+    ``auto`` is every dense convolution and linear layer except the stem and the classifier. A network may name
+    these two in an attribute ``exempt_modules``. Otherwise the stem is the first such layer, and the classifier is
+    the last one if it is linear. ``auto`` leaves out layers whose weight is used directly, or whose input has no row
+    for each image. Layers inside ``modules_to_save`` are never adapted: they are trained in full.
 
     Args:
         network: The network.
-        target_modules: Patterns of what to adapt.
-        exclude_modules: Patterns of what to leave alone.
+        target_modules: Patterns of the layers to adapt.
+        exclude_modules: Patterns of the modules to leave alone.
         modules_to_save: Names of modules trained in full.
-        uses: How it uses its layers; default: it calls each with rows of images.
+        uses: How the network uses its layers; default: it calls each with rows of images.
         seeded: Whether each image has its own seed.
 
     Raises:
@@ -99,10 +99,10 @@ def place(
 
     Args:
         names: The layers.
-        rank: R, or the ranks by name, which then know no pattern.
+        rank: R, or the rank of each layer by name; then ``rank_pattern`` is not used.
         alpha: Alpha.
         rank_pattern: Rank by module pattern; the first match wins.
-        alpha_pattern: Alpha by module pattern, likewise.
+        alpha_pattern: Alpha by module pattern; the first match wins.
 
     Raises:
         UserError: a pattern matches none of the layers.
@@ -117,7 +117,7 @@ def place(
 
 
 def check_placements(network: nn.Module, placements: Mapping[str, Placement]) -> None:
-    """Refuse what `inject` could not do.
+    """Check that `inject` can put adapters on all these layers.
 
     Raises:
         UserError: no such module, or one that cannot take its rank.
@@ -168,7 +168,7 @@ def inject(
 
 
 def replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put modules in the place of others, wherever in the network these are registered."""
+    """Replace modules by others, wherever in the network they are registered."""
     for parent in list(network.modules()):
         for attribute, child in list(parent._modules.items()):  # named_children() leaves out second names
             if child is not None and child in replacements and parent is not replacements[child]:

@@ -23,23 +23,23 @@ class AdaptedLayer(nn.Module):
     ``Down`` and ``Up`` come from the layer's `Factors`. A grouped convolution's groups each get an update of their own
     with the same seed, so dW has W's shape (O, I / G, K...). No per-sample dW is materialised.
 
-    To the network it is the layer that it replaces: an instance of the same class of torch's (Linear, ConvNd), with
-    the same hooks and attributes.
+    To the network it looks like the layer that it replaces: an instance of the same torch class (Linear, ConvNd),
+    with the same hooks and attributes.
 
     Args:
         base: The layer to adapt; frozen by the caller.
         format: The decomposition format.
         rank: R.
-        alpha: Scale, divided by the rank.
-        slot: Where this model's seeds are.
+        alpha: The update is scaled by alpha / rank.
+        slot: The slot that holds this model's seeds.
         seed_slice: This layer's part of ``slot``'s seeds.
 
     Raises:
-        UserError: `refusal` names a reason, or the rank does not fit the layer.
+        UserError: the layer cannot be adapted (see `refusal`), or the rank does not fit it.
     """
 
     def __new__(cls, base: nn.Module | None = None, *_: Any, **__: Any) -> "AdaptedLayer":
-        """Make one of the class for ``base``; copies and pickles pass none, and name that class."""
+        """Make an instance of the class for ``base``; copies and pickles pass no ``base``, and name the class."""
         return super().__new__(next((own for kind, own in _CLASSES.items() if isinstance(base, kind)), cls))
 
     def __init__(
@@ -73,7 +73,7 @@ class AdaptedLayer(nn.Module):
             raise UserError(
                 f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, "
                 "so its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that "
-                "stays under no_grad belongs into exclude_modules"
+                "stays under no_grad must be listed in exclude_modules"
             )
         down, up = self.factors.maps()
         h = down(input)
@@ -104,29 +104,29 @@ class AdaptedLayer(nn.Module):
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """The scale of the update, alpha / rank."""
         return self.alpha / self.rank
 
     @property
     def merged(self) -> bool:
-        """Whether the update is part of the base weight at present."""
+        """Whether the update is part of the base weight now."""
         return self._unmerged is not None
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters this layer adds, by name: what is trained and counted."""
+        """Yield the parameters that this layer adds, by name; they are trained and counted."""
         yield from self.factors.trained()
 
     def adapter_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors this layer adds to an adapter's file, by name."""
+        """Yield the tensors that this layer adds to an adapter file, by name."""
         yield from ((name, p.detach()) for name, p in self.adapter_parameters())
         kept = self.factors.state_dict().keys()
         yield from ((name, buffer) for name, buffer in self.factors.named_buffers() if name in kept)
 
     def mixing(self, rows: int) -> Tensor | None:
-        """Return `Format.mixing` of this layer's seeds; None for a format without.
+        """Return `Format.mixing` of this layer's seeds; None for a format without seeds.
 
         Args:
-            rows: The batch that this layer sees.
+            rows: Size of the batch that this layer sees.
         """
         if self.format.seed == "none":
             return None
@@ -135,13 +135,13 @@ class AdaptedLayer(nn.Module):
         return self.format.mixing(seed if times == 1 else seed.repeat_interleave(times, dim=0))
 
     def delta_weight(self, seed: Tensor | None = None) -> Tensor:
-        """Materialise the update through TensorLy, in W's shape (O, I / G, K...), scaled.
+        """Compute the scaled dense update through TensorLy, in W's shape (O, I / G, K...).
 
         Args:
             seed: All layers' seeds (S,), for a format with generated seeds.
 
         Raises:
-            UserError: a generated format without a seed.
+            UserError: the format has generated seeds, and ``seed`` is None.
         """
         c = self._fixed_seed(seed)
         channels, groups = self.format.channels(self.shape), self.shape.groups

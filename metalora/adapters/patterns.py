@@ -1,4 +1,4 @@
-"""Naming modules: plain names, name endings, globs, regular expressions."""
+"""Patterns that name modules: plain names, name endings, globs, regular expressions."""
 
 import math
 import re
@@ -20,13 +20,13 @@ _COUNTED = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names of modules that a pattern names.
+    """Return the module names that match a pattern.
 
-    ``re:...`` is a regular expression for the whole name, a pattern with ``* ? [`` a glob for the whole name;
-    anything else is the name itself or, as in PEFT, its ending after a dot.
+    ``re:...`` is a regular expression for the whole name. A pattern with ``* ? [`` is a glob for the whole name.
+    Anything else is the name itself or, as in PEFT, its ending after a dot.
 
     Raises:
-        UserError: no regular expression, or one that takes longer than `limits` allow: some take for ever.
+        UserError: the regular expression is not valid, or takes longer than `limits` allow (some never end).
     """
     if len(pattern) > LONGEST:
         raise UserError(f"module pattern {short(pattern)} has more than {LONGEST} characters")
@@ -61,7 +61,7 @@ def select(patterns: Iterable[str], names: Iterable[str], setting: str) -> list[
     """Return the names that any pattern matches, in the names' order.
 
     Raises:
-        UserError: a pattern matches nothing; the nearest name is given.
+        UserError: a pattern matches nothing; the message gives the nearest name.
     """
     names = list(names)
     chosen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Finding out, by running a network, which of its layers an adapter would reach."""
+"""Run a network once to see which layers are called, and which take one row per image."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ class Uses(NamedTuple):
     """How a network uses its adaptable layers.
 
     Attributes:
-        called: Those that it calls.
-        batched: Those of them that take rows of images.
-        bypassed: Those whose weight it uses otherwise than by calling them.
+        called: The layers that it calls.
+        batched: The called layers whose input has rows for each image.
+        bypassed: The layers whose weight it uses in another way than by calling them.
     """
 
     called: set[str]
@@ -32,16 +32,16 @@ class Uses(NamedTuple):
 
 @torch.no_grad()
 def probe(network: nn.Module, samples: Tensor) -> Uses:
-    """Run a network in eval mode on two samples, and on the same two the other way round.
+    """Run a network in eval mode on two samples, then on the same two in the opposite order.
 
-    An adapter on a layer that is not called has no effect and gets no gradient, and one on a layer whose weight is used
-    directly is left out. A layer whose input is not one row (or several, side by side) for each sample in turn, such as
-    an MLP of a table of positions, cannot take one seed per sample: it gets the same input, or rows in the same order,
-    whichever sample comes first.
+    An adapter on a layer that is not called has no effect and gets no gradient. An adapter on a layer whose weight is
+    used directly is passed by. A layer can take one seed per sample only if its input has one row, or several side by
+    side, for each sample in turn. An MLP on a table of positions does not: its input, or the order of its rows, stays
+    the same whichever sample comes first.
 
     Args:
-        network: The network; put in eval mode.
-        samples: Two different samples, (2, ...), as the network takes them: images, (2, 3, H, W), say.
+        network: The network; it is put in eval mode.
+        samples: Two different samples, (2, ...), as the network takes them: for example images, (2, 3, H, W).
 
     Raises:
         UserError: the network cannot take the samples, or changes its own tensors in eval mode.
@@ -73,7 +73,7 @@ def probe(network: nn.Module, samples: Tensor) -> Uses:
 
 
 def noise(network: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """Return two images of noise, (2, 3, H, W), of a network's type and on its device."""
+    """Return two images of noise, (2, 3, H, W), of a network's dtype and on its device."""
     reference = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
     return torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(reference)
 
@@ -83,7 +83,7 @@ def attempt(network: nn.Module, samples: Tensor, name: str) -> Any:
     """Run a network in eval mode.
 
     Raises:
-        UserError: it fails.
+        UserError: the network raises an error.
     """
     try:
         return network.eval()(samples)
@@ -130,7 +130,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _watch(network: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor) -> _Watch:
-    """Run a batch, and return what was seen."""
+    """Run a batch, and return the watch with what it has seen."""
     watch = _Watch(layers)
     with _watched(layers, watch), watch:
         attempt(network, batch, type(network).__name__)

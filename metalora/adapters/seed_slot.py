@@ -1,4 +1,4 @@
-"""How a model's seeds reach its adapted layers."""
+"""The slot through which a model's seeds reach its adapted layers."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Call(NamedTuple):
-    """What the adapted layers read while one call of their model runs.
+    """The values that the adapted layers read while one call of their model runs.
 
     Attributes:
         enabled: False while the adapters are switched off.
-        seeds: (B, S), the seeds of all layers side by side; None without.
-        parts: The same, split: by where a layer's slice starts and stops.
-        learns: Whether every adapter is to get its gradient from this call.
+        seeds: (B, S), the seeds of all layers side by side; None without seeds.
+        parts: The same seeds, split by layer; the key is where the layer's slice starts and stops.
+        learns: Whether every adapter must get a gradient from this call.
     """
 
     enabled: bool = True
@@ -52,14 +52,14 @@ class _Thread(threading.local):
 
 
 class SeedSlot:
-    """One a model, shared by its adapted layers: an arbitrary backbone's forward takes no second argument.
+    """Holds the seeds of one model for its adapted layers, since a backbone's forward takes no second argument.
 
-    Every thread has its own, so that calls of one model at the same time never see each other's seeds. Activation
-    checkpointing runs layers again within a backward pass, on GPUs in a thread of autograd's: there they read what
-    they read in the forward pass, by `remember` or `within`. Copies and pickles start empty: seeds belong to a call.
+    Every thread has its own seeds, so that calls of one model at the same time never see each other's. Activation
+    checkpointing runs layers again within a backward pass, on GPUs in a thread of autograd's. There `remember` and
+    `within` give them the seeds of the forward pass. Copies and pickles start empty: seeds belong to a call.
 
     Args:
-        slices: The parts that layers ask for: together they cover the seeds, and none overlaps another.
+        slices: The part of the seeds of each layer; together they cover the seeds, and no two overlap.
     """
 
     def __init__(self, slices: Iterable[slice] = ()) -> None:
@@ -68,7 +68,7 @@ class SeedSlot:
 
     @property
     def call(self) -> Call:
-        """What layers that this thread runs now read."""
+        """The call whose values the layers in this thread read now."""
         backward = _backward()
         if backward == -1:
             return self._thread.call
@@ -78,7 +78,7 @@ class SeedSlot:
 
     @property
     def seeds(self) -> Tensor | None:
-        """The seeds of all layers, (B, S), if there are any now."""
+        """The seeds of all layers, (B, S); None if there are none now."""
         return self.call.seeds
 
     @property
@@ -87,7 +87,7 @@ class SeedSlot:
         return self.call.enabled
 
     def fill(self, seeds: Tensor | None, learns: bool = False) -> None:
-        """Set the seeds of all layers, (B, S), or none, for what this thread runs from now on."""
+        """Set the seeds of all layers, (B, S) or None, for this thread from now on."""
         parts = None
         if seeds is not None:
             # split once: the gradients of as many slices would be as many zeroed tensors of all seeds, and their sums
@@ -97,14 +97,14 @@ class SeedSlot:
 
     @contextmanager
     def given(self, seeds: Tensor | None, learns: bool = False) -> Iterator[None]:
-        """Set the seeds of all layers, (B, S), or none, for what this thread runs in the block."""
+        """Set the seeds of all layers, (B, S) or None, for this thread within the block."""
         with self.within(self.call):
             self.fill(seeds, learns)
             yield
 
     @contextmanager
     def within(self, call: Call) -> Iterator[None]:
-        """Let layers that this thread runs in the block read what they read in a call."""
+        """Let layers read the values of an earlier call, in this thread and within the block."""
         before = self.call
         self._set(call)
         try:
@@ -113,10 +113,10 @@ class SeedSlot:
             self._set(before)
 
     def remember(self, outputs: Any) -> None:
-        """Let a backward pass from outputs of the present call, if it runs layers again, find this call.
+        """Let a backward pass that runs layers again find the present call, by the call's outputs.
 
-        Autograd undoes in reverse what a thread has computed. So in a backward pass through several calls the output
-        of each comes before its layers, and after all layers of the calls that followed it. Calls of several threads
+        Autograd goes backwards through what a thread has computed. So in a backward pass through several calls, the
+        output of each call comes before its layers, and after all layers of the later calls. Calls of several threads
         come mixed: then layers that need seeds find none.
         """
         if torch.compiler.is_compiling():  # a compiled backward pass has the seeds in its graph
@@ -134,7 +134,7 @@ class SeedSlot:
                 output.register_hook(recall)
 
     def part(self, where: slice) -> Tensor:
-        """Return one of the slices, (B, its size).
+        """Return the seeds of one slice, (B, its size).
 
         Raises:
             RuntimeError: there are no seeds.

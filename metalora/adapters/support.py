@@ -1,4 +1,4 @@
-"""What can be adapted: kinds of layer, their sizes, and the reasons against a layer."""
+"""The layers that can be adapted: their kinds and sizes, and the reasons why a layer cannot be adapted."""
 
 import math
 
@@ -16,20 +16,20 @@ RESERVED = (
 
 
 def shape_of(layer: nn.Module, rank: int) -> Shape:
-    """Return the sizes of a layer that is adapted at a rank."""
+    """Return the sizes of a layer that is adapted with a given rank."""
     assert isinstance(layer, ADAPTABLE)
     groups = groups_of(layer)
     return Shape(layer.weight.shape[0] // groups, math.prod(layer.weight.shape[1:]), groups, rank)
 
 
 def largest_rank(layer: nn.Module) -> int:
-    """Return the largest rank that an update of a layer can have: its fan-in or its outputs, whichever is less."""
+    """Return the largest rank that an update of a layer can have: the smaller of its fan-in and its outputs."""
     shape = shape_of(layer, 1)
     return min(shape.fan, shape.out)
 
 
 def refusal(layer: nn.Module) -> str | None:
-    """Return why a layer cannot be adapted, or None."""
+    """Return the reason why a layer cannot be adapted, or None."""
     if not isinstance(layer, ADAPTABLE):
         return f"it is a {type(layer).__name__}; Linear, Conv1d, Conv2d and Conv3d can be adapted"
     if hasattr(layer, "parametrizations"):
@@ -49,7 +49,7 @@ def refusal(layer: nn.Module) -> str | None:
 
 
 def check(layer: nn.Module, rank: int) -> None:
-    """Refuse what cannot be adapted at this rank.
+    """Check that a layer can be adapted with this rank.
 
     Raises:
         UserError: the layer cannot be adapted, or has no such rank; the message says why.

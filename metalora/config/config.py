@@ -1,9 +1,9 @@
-"""Every setting, in frozen dataclasses that are checked when made and never mutated.
+"""Every setting, in frozen dataclasses that are checked when they are made and never changed.
 
 A setting's name is unique over all sections, so that on the command line ``--rank 8`` is
 ``adapter.rank`` of the YAML file. Precedence, lowest first: defaults, ``--config`` file, command line.
 Only builders (`metalora.build`, `pipelines`) read these; the modules they build take plain arguments.
-A relative path becomes absolute when a config is made, so where the user stands: workers stand elsewhere.
+A relative path becomes absolute when a config is made, in the user's working directory: workers have another one.
 """
 
 import dataclasses
@@ -26,7 +26,11 @@ from metalora.registry import KINDS, STRICT, Choice, Method, nearest
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    """All sections. `Config()` is the embedded default."""
+    """All settings, one attribute per section. `Config()` has the defaults, with the embedded data.
+
+    >>> Config().adapter.rank
+    4
+    """
 
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
@@ -42,14 +46,14 @@ class Config:
         if self.data.batch_size % pieces:
             raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
         if self.data.val_fraction + self.data.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must leave images to train on, so be below 1")
+            raise ValueError("val_fraction + test_fraction must be below 1, to leave images to train on")
         if self.train.kernel == "fused" and self.train.activation_checkpointing:
             raise ValueError(
-                "kernel fused does not go with activation_checkpointing: what is recomputed are the network's own "
+                "kernel fused cannot be combined with activation_checkpointing: it recomputes the network's own "
                 "blocks, and a fused training does not run these"
             )
         if self.train.cuda_graph and self.graph_obstacles:
-            raise ValueError(f"cuda_graph does not go with {', '.join(self.graph_obstacles)}")
+            raise ValueError(f"cuda_graph cannot be combined with {', '.join(self.graph_obstacles)}")
         both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
         if both:
             raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")
@@ -71,14 +75,14 @@ SECTIONS: dict[str, Any] = {field.name: field.type for field in dataclasses.fiel
 
 
 def setting_sections() -> dict[str, str]:
-    """Map each setting's name to its section."""
+    """Return the section of each setting, by the setting's name."""
     return {
         field.name: section for section, section_type in SECTIONS.items() for field in dataclasses.fields(section_type)
     }
 
 
 def methods_in(section: str) -> dict[str, Any]:
-    """Return the defaults of a section's settings that name methods: a `Choice`, or a tuple of them."""
+    """Return the settings of a section that name methods, with their defaults: a `Choice`, or a tuple of them."""
     return {
         field.name: getattr(field.default, "default", None)
         for field in dataclasses.fields(SECTIONS[section])
@@ -89,11 +93,11 @@ def methods_in(section: str) -> dict[str, Any]:
 def put(section: str, settings: dict[str, Any], name: str, value: Any) -> None:
     """Set one setting of a section, in place.
 
-    ``format.branches`` sets an option of the method that ``format`` names; ``callbacks.NAME.option`` one of a method in
-    a list. A method that is named again keeps the options that it has, another one does not get them.
+    ``format.branches`` sets an option of the method that ``format`` names; ``callbacks.NAME.option`` sets one of a
+    method in a list. Naming the same method again keeps its options; naming another method drops them.
 
     Raises:
-        UserError: an option of a setting that names no method, or of a method that is not in the list.
+        UserError: the option's setting names no method, or its method is not in the list.
     """
     base, *path = name.split(".")
     methods = methods_in(section)
@@ -128,10 +132,10 @@ def _put_in_list(now: Sequence[Choice], name: str, path: Sequence[str], value: A
 
 
 def spelled_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{section: {setting: value}}`` with all options of its methods: what is recorded and compared.
+    """Return ``{section: {setting: value}}`` with all options of its methods, as it is recorded and compared.
 
     Raises:
-        UserError: a method that there is not, or an option that it does not have.
+        UserError: a method or an option is unknown.
     """
     return {
         section: {name: KINDS[name].spelled_out(v) if name in KINDS else v for name, v in settings.items()}
@@ -145,7 +149,7 @@ def searchable_settings() -> set[str]:
 
 
 def nearest_setting(name: str, names: Iterable[str]) -> str:
-    """Return ``", did you mean 'x'?"``, also for what other libraries call a setting; empty when nothing is near."""
+    """Return ``", did you mean 'x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
     words = {word: field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)
              for word in facts_of(field).words}  # fmt: skip
     meant = words.get(name)
@@ -153,7 +157,7 @@ def nearest_setting(name: str, names: Iterable[str]) -> str:
 
 
 def place_settings() -> Iterator[tuple[str, str]]:
-    """Yield section and name of every setting that may be a path."""
+    """Yield the section and the name of every setting that may be a path."""
     for section, kind in SECTIONS.items():
         for field in dataclasses.fields(kind):
             if {field.type, *get_args(field.type)} & set(PLACES):
@@ -161,7 +165,10 @@ def place_settings() -> Iterator[tuple[str, str]]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Make a checked `Config` from ``{section: {setting: value}}``; what is missing takes its default.
+    """Make a checked `Config` from ``{section: {setting: value}}``; missing settings take their defaults.
+
+    >>> from_dict({"adapter": {"format": "cp", "rank": 8}}).adapter.rank
+    8
 
     Raises:
         UserError: an unknown section or setting (the nearest valid name is given), or a value that
@@ -191,15 +198,15 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Check the settings of a file each by itself, so that an error names the file; `from_dict` checks the rest.
+    """Check each setting of a file by itself, so that an error names the file; `from_dict` checks the rest.
 
     Args:
-        values: ``{section: {setting: value}}``. Values that were recorded without their secrets are left out, since
-            they must be given anew.
-        what: What error messages call the file.
+        values: ``{section: {setting: value}}``. Values that were recorded without their secrets are not checked, since
+            they must be given again.
+        what: Name of the file in error messages.
 
     Returns:
-        All of them, under today's names.
+        All settings, under today's names.
 
     Raises:
         UserError: an unknown section or setting, or a value that is not accepted.
@@ -215,7 +222,7 @@ def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return ``{section: {setting: value}}`` of plain values; `from_dict` inverts it."""
+    """Return the config as ``{section: {setting: value}}`` of plain values; `from_dict` reads it."""
     plain: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
     return plain
 

@@ -1,4 +1,4 @@
-"""What is known of a setting beside its type, default and description; it stands on the setting's field."""
+"""Facts about a setting beside its type, default and description; they stand on the setting's field."""
 
 import dataclasses
 from functools import partial
@@ -14,10 +14,10 @@ class Facts:
     """Facts about a setting.
 
     Attributes:
-        searched: Whether the trials of a campaign may differ in it.
+        searched: Whether it may differ between the trials of a campaign.
         free: Whether it may change when a training is resumed.
-        graph_needs: The only value with which a step can be replayed as CUDA graphs.
-        words: What people also type for it: a message then names the setting.
+        graph_needs: The only value that allows steps to be replayed as CUDA graphs.
+        words: Other words that people type for it; an error message then names the setting.
     """
 
     searched: bool = True
@@ -26,7 +26,7 @@ class Facts:
     words: tuple[str, ...] = ()
 
     def forbids_graph(self, value: Any) -> bool:
-        """Tell whether a step cannot be replayed as CUDA graphs if the setting has this value."""
+        """Tell whether this value of the setting keeps steps from being replayed as CUDA graphs."""
         return self.graph_needs is not _ANY and value != self.graph_needs
 
 
@@ -43,13 +43,13 @@ def setting(
     """Declare a setting: its default, description, facts and checks, once.
 
     Args:
-        default: The default.
+        default: Its default value.
         description: One line of help.
         searched: As for `Facts`.
         free: As for `Facts`.
         graph_needs: As for `Facts`.
         words: As for `Facts`.
-        checks: Of pydantic's ``Field``: ``ge=1`` and the like.
+        checks: Arguments of pydantic's ``Field``, such as ``ge=1``.
     """
     facts = Facts(searched, free, graph_needs, words)
     return Field(default=default, description=description, json_schema_extra={"facts": facts}, **checks)  # type: ignore[dict-item]
@@ -59,6 +59,6 @@ fixed = partial(setting, searched=False)  # it is the same for all trials of a c
 
 
 def facts_of(field: "dataclasses.Field[Any]") -> Facts:
-    """Return the facts of a setting's field."""
+    """Return the facts that stand on a setting's field."""
     extra = getattr(field.default, "json_schema_extra", None) or {}
     return extra.get("facts", Facts())  # type: ignore[no-any-return]

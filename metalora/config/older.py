@@ -1,4 +1,4 @@
-"""Settings of files that older code wrote, under today's names."""
+"""Read settings of files that older versions wrote, under today's names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,12 +30,12 @@ OPTIONS: dict[str, dict[str, tuple[str, str, tuple[str, ...], str]]] = {
 
 
 def old_names() -> dict[str, str]:
-    """Map the names that older code had for settings of today's, or of today's methods, to their sections."""
+    """Return the section of each setting that older versions had under another name, by the old name."""
     return {old: section for table in (RENAMED, OPTIONS) for section in OPTIONS for old in table.get(section, ())}
 
 
 def now_options() -> dict[str, str]:
-    """Map command-line options of older code, for what is now an option of a method, to how each is written now."""
+    """Return today's spelling of older command-line options that are now options of a method, by the old spelling."""
     return {
         f"--{old.replace('_', '-')}": f"--{setting}.{option}"
         for names in OPTIONS.values()
@@ -44,12 +44,12 @@ def now_options() -> dict[str, str]:
 
 
 def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of one section under today's names: files of older code have others.
+    """Return the settings of one section under today's names; files of older versions have other names.
 
-    A setting that is now an option of a method becomes one, if its method is chosen.
+    An old setting that is now an option of a method becomes that option, if the method is chosen.
 
     Raises:
-        UserError: a setting under its old and its new name.
+        UserError: a setting is given under both its old and its new name.
     """
     renamed, options = RENAMED.get(section, {}), OPTIONS.get(section, {})
     for old in renamed.keys() & settings.keys():

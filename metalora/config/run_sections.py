@@ -1,4 +1,4 @@
-"""How it is trained, evaluated, run and tracked: the other sections."""
+"""The sections on how to train, evaluate, run and track."""
 
 from typing import Annotated, Literal
 
@@ -23,40 +23,40 @@ class TrainConfig:
     lr: float = setting(
         default=6e-3, gt=0, description="peak learning rate of adapter and head", words=("learning_rate",)
     )
-    optimizer: Method = setting(default=Choice("adamw"), description="what turns gradients into updates")
+    optimizer: Method = setting(default=Choice("adamw"), description="method that turns gradients into updates")
     warmup_steps: int = setting(
         default=20, ge=0, description="optimizer steps of linear warm-up, before the cosine", words=("warmup",)
     )
     objective: Method = setting(default=Choice("classification"), description="the loss of each image")
-    callbacks: tuple[Method, ...] = setting(default=(), description="what else acts around each step")
+    callbacks: tuple[Method, ...] = setting(default=(), description="methods that act around each optimizer step")
     clip_norm: float | None = setting(
         default=1.0,
         gt=0,
-        description="clip the gradient's norm to this (null: do not)",
+        description="largest norm of the gradient, which is clipped to it (null: no clipping)",
         words=("max_grad_norm", "gradient_clip_val"),
     )
     accumulate: int = setting(
         default=1,
         ge=1,
-        description="micro-batches an optimizer step",
+        description="micro-batches per optimizer step",
         graph_needs=1,
         words=("gradient_accumulation_steps", "accumulate_grad_batches"),
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         default="auto",
-        description="auto: bfloat16 autocast on GPUs that have it, else float32",
+        description="precision of the training; auto: bfloat16 autocast on GPUs that have it, else float32",
         words=("dtype", "fp16", "bf16"),
     )
     channels_last: bool = setting(default=True, description="channels_last memory format on GPUs", free=True)
     kernel: Literal["auto", "plain", "fused"] = setting(
         default="auto",
-        description="train adapted convolutions, and the batch norm, sum and ReLU behind them, as one operation "
+        description="train adapted convolutions, and the batch norm, sum and ReLU after them, as one operation "
         "(fused) or as several (plain); auto: fused in bfloat16 on GPUs",
         free=True,
     )
     activation_checkpointing: bool = setting(
         default=False,
-        description="recompute activations in the backward pass; nothing is fused then",
+        description="save memory by recomputing activations in the backward pass; nothing is fused then",
         free=True,
         graph_needs=False,
         words=("gradient_checkpointing",),
@@ -73,19 +73,19 @@ class TrainConfig:
         default=0,
         ge=0,
         lt=2**32,
-        description="number behind every random choice; runs that differ in it are repeats",
+        description="number that every random choice depends on; runs that differ only in it are repeats",
         searched=False,
         words=("random_state", "manual_seed"),
     )
     checkpoint_every: int | None = setting(
-        default=None, ge=1, description="optimizer steps between checkpoints (default: one an epoch)", free=True
+        default=None, ge=1, description="optimizer steps between checkpoints (default: one per epoch)", free=True
     )
-    keep_checkpoints: int = setting(default=2, ge=1, description="checkpoints kept", free=True)
+    keep_checkpoints: int = setting(default=2, ge=1, description="number of checkpoints to keep", free=True)
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
-    """k-NN accuracy: train split as gallery, val or test split as queries."""
+    """How accuracy is measured: by k-NN, with the train split as gallery and the val or test split as queries."""
 
     knn: tuple[Annotated[int, Field(ge=1)], ...] = fixed(
         default=(5, 10), min_length=1, description="numbers of neighbours K", words=("k",)
@@ -94,14 +94,14 @@ class EvaluateConfig:
     knn_temperature: float = fixed(default=0.07, gt=0, description="softmax temperature of the weighted vote")
     validate_every: int = fixed(default=1, ge=0, description="epochs between validations (0: never)")
     shuffled_seeds: bool = fixed(
-        default=False, description="test also with each image given another image's seed: a control"
+        default=False, description="as a control, test also with each image given the seed of another image"
     )
-    evaluation_batch_size: int = fixed(default=256, ge=1, description="images a worker embeds at a time")
+    evaluation_batch_size: int = fixed(default=256, ge=1, description="images that each worker embeds at a time")
 
 
 @dataclass(frozen=True, config=STRICT)
 class ClusterConfig:
-    """Where it runs."""
+    """Where the training runs."""
 
     workers: int = fixed(
         default=2,
@@ -112,34 +112,34 @@ class ClusterConfig:
     gpus_per_worker: float | None = fixed(
         default=None,
         ge=0,
-        description="GPUs a worker (default: 1 if there are enough GPUs, else 0)",
+        description="GPUs per worker (default: 1 if there are enough GPUs, else 0)",
         words=("num_gpus",),
     )
-    cpus_per_worker: float = fixed(default=1.0, gt=0, description="CPUs a worker")
+    cpus_per_worker: float = fixed(default=1.0, gt=0, description="CPUs per worker")
     retries: int = fixed(
         default=2,
         ge=0,
-        description="restarts after a lost worker, from the last checkpoint",
+        description="most restarts from the last checkpoint, after a worker was lost",
         words=("max_failures", "max_restarts"),
     )
     ray_address: str | None = fixed(
         default=None,
-        description="a cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray",
+        description="Ray cluster to join ('auto', or an address); default: the job's own cluster, else a local Ray",
     )
     output: Place = fixed(
         default="runs",
         validate_default=True,
-        description="folder below which every run gets its own (default: runs)",
+        description="folder in which every run gets a folder of its own (default: runs)",
         words=("output_dir", "output_folder", "save_dir"),
     )
     storage_path: Place | None = fixed(
-        default=None, description="where Ray keeps checkpoints: a folder or URI that all nodes reach (default: output)"
+        default=None, description="folder or URI for Ray's checkpoints, reachable by all nodes (default: output)"
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrackingConfig:
-    """What MLflow is told."""
+    """What is sent to MLflow."""
 
     tracking_uri: TrackingPlace = fixed(
         default="default",
@@ -149,7 +149,7 @@ class TrackingConfig:
     experiment: str = fixed(default="metalora", description="MLflow experiment")
     run_name: str | None = fixed(
         default=None,
-        description="name of the run and of its folder (default: made up)",
+        description="name of the run and of its folder (default: a new name)",
         words=("name", "experiment_name"),
     )
-    log_model: bool = fixed(default=True, description="log the trained model as an MLflow model too")
+    log_model: bool = fixed(default=True, description="also log the trained model as an MLflow model")

@@ -1,4 +1,4 @@
-"""What is trained on what: the sections backbone, adapter, mapping and data; frozen dataclasses, checked when made."""
+"""The sections backbone, adapter, mapping and data: frozen dataclasses that are checked when they are made."""
 
 import unicodedata
 from typing import Annotated, Literal
@@ -19,10 +19,10 @@ PLACES = (Place, DataPlace, WeightsPlace, TrackingPlace)
 
 @dataclass(frozen=True, config=STRICT)
 class AdapterConfig:
-    """Which low-rank update is put on which layers."""
+    """Which layers get which low-rank update."""
 
-    format: Method = setting(default=Choice("tr"), description="how the seed joins the factors")
-    initializer: Method = setting(default=Choice("lora"), description="the values that the factors begin with")
+    format: Method = setting(default=Choice("tr"), description="kind of low-rank update")
+    initializer: Method = setting(default=Choice("lora"), description="first values of the factors")
     rank: int = setting(
         default=4, ge=1, description="rank R of the update (tr uses R*R channels)", words=("r", "lora_r")
     )
@@ -34,27 +34,27 @@ class AdapterConfig:
     )
     target_modules: tuple[str, ...] = setting(
         default=("auto",),
-        description="auto, names, name endings, globs, or 're:' and a regular expression",
+        description="layers to adapt: auto, or names, name endings, globs, or 're:' and a regular expression",
         words=("target_layers",),
     )
-    exclude_modules: tuple[str, ...] = setting(default=(), description="modules to leave alone, written likewise")
+    exclude_modules: tuple[str, ...] = setting(default=(), description="modules to leave alone, as names or patterns")
     rank_pattern: dict[str, int] = setting(default={}, description="rank by module pattern; the first match wins")
     alpha_pattern: dict[str, float] = setting(default={}, description="alpha by module pattern; the first match wins")
     modules_to_save: tuple[str, ...] = setting(
         default=(),
-        description="modules (norms, say) trained in full and saved with the adapter",
+        description="modules (for example norms) to train in full and save with the adapter",
         words=("trainable_modules",),
     )
     parameter_budget: int | None = setting(
         default=None,
         ge=1,
-        description="pick the ranks so that adapter and mapping net have at most this many parameters",
+        description="choose the ranks so that adapter and mapping net have at most this many parameters",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class MappingConfig:
-    """How the seed is generated (cp and tr)."""
+    """How the seed is generated (formats cp and tr)."""
 
     mapping_depth: int = setting(default=2, ge=1, description="layers of the mapping net before the heads")
     mapping_width: int = setting(default=32, ge=1, description="width of the mapping net")
@@ -62,24 +62,25 @@ class MappingConfig:
         default=0.1, gt=0, description="learning rate of mapping net and heads, as a fraction of lr"
     )
     seed_scope: Literal["layer", "shared"] = setting(
-        default="layer", description="one seed a layer, or one for all layers of a size"
+        default="layer", description="one seed per layer, or one for all layers of the same rank"
     )
     seed_granularity: Literal["sample", "task"] = setting(
         default="sample",
-        description="each image its own seed, or its task's mean (over the batch; then over the train split)",
+        description="one seed per image, or per task: the mean over the task's images in the batch "
+        "(in validation and test: in the train split)",
         graph_needs="sample",
     )
     extractor: str = setting(
-        default="backbone", description="feature extractor: 'backbone' (itself, unadapted) or a backbone's name"
+        default="backbone", description="feature extractor: 'backbone' (itself, unadapted), or a backbone's name"
     )
     extractor_weights: WeightsPlace = setting(
-        default="default", description="weights of another extractor, as for --weights"
+        default="default", description="weights of the extractor if it is another network, as for --weights"
     )
     extractor_features: Literal["pooled", "stats", "both"] = setting(
         default="stats", description="pooled last features, channel statistics of early layers, or both"
     )
     cache_features: bool = setting(
-        default=True, description="compute the extractor's features once, not at every step", free=True
+        default=True, description="compute the extractor's features once, and not at every step", free=True
     )
 
 
@@ -108,7 +109,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """What is trained on, in which order."""
+    """Which images are trained on, and in which order."""
 
     data: DataPlace = fixed(
         default="embedded",
@@ -124,40 +125,40 @@ class DataConfig:
     val_fraction: float = fixed(default=0.1, ge=0, lt=1, description="share of a folder source held out for validation")
     test_fraction: float = fixed(default=0.2, gt=0, lt=1, description="share of a folder source held out for the test")
     allow_different_labels: bool = fixed(
-        default=False, description="accept domains that lack some labels of the others"
+        default=False, description="accept domains that lack some labels of other domains"
     )
     on_bad_image: Literal["error", "skip"] = fixed(
-        default="error", description="an image that cannot be decoded: stop, or leave out and count"
+        default="error", description="if an image cannot be decoded: stop (error), or leave it out and count it (skip)"
     )
     verify_images: bool = fixed(
-        default=True, description="decode every image once before training (remembered)", free=True
+        default=True, description="decode every image once before the first training (the result is kept)", free=True
     )
     max_pixels: int = fixed(
         default=2**26,
         ge=1,
-        description="most pixels of an image (default: 8192 x 8192); larger JPEGs are decoded smaller",
+        description="largest number of pixels of an image (default: 8192 x 8192); larger JPEGs are decoded smaller",
     )
     batch_size: int = fixed(
         default=64,
         ge=1,
-        description="images of one optimizer step, over all workers and accumulation steps",
+        description="images per optimizer step, over all workers and accumulation steps",
         words=("bs", "per_device_train_batch_size"),
     )
     domain_sampling: Literal["balanced", "natural"] = fixed(
-        default="balanced", description="domains in equal shares, or as often as they occur"
+        default="balanced", description="images of all domains in equal shares, or as often as they occur"
     )
     loader_workers: int | None = fixed(
         default=None,
         ge=0,
-        description="decoding processes a worker (default: one less than its CPUs, at most 8; none below 4 CPUs)",
+        description="decoding processes per worker (default: one less than its CPUs, at most 8; none below 4 CPUs)",
         free=True,
         words=("num_workers", "dataloader_num_workers"),
     )
     keep_images: float = fixed(
         default=1.0,
         ge=0,
-        description="GiB of each worker's memory for the images' pixels: if all fit, they are decoded once, not each "
-        "epoch, and lie on the GPU if they take little of it",
+        description="GiB of each worker's memory for decoded images: if all fit, they are decoded once, not in every "
+        "epoch, and stay on the GPU if they take little of its memory",
         free=True,
     )
 

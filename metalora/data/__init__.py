@@ -1,4 +1,4 @@
-"""Images with a label and a domain: where they come from, in which order they are read."""
+"""Images with a label and a domain: their sources, and the order in which they are read."""
 
 from metalora.data.dataset import SampleDataset
 from metalora.data.images import decode

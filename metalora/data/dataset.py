@@ -10,10 +10,10 @@ from metalora.data.table import IntArray, Table
 
 
 class Batch(NamedTuple):
-    """Samples side by side; of a single one, the same without the leading dimension.
+    """Samples side by side; a single sample is a `Batch` without the leading dimension.
 
     Attributes:
-        codes: (B, ...) as the backbone's `Inputs` encode them.
+        codes: (B, ...), the samples as the backbone's `Inputs` encode them.
         labels: (B,) indices into the table's ``labels``.
         domains: (B,) indices into the table's ``domains``.
         rows: (B,) rows of the table.
@@ -26,16 +26,15 @@ class Batch(NamedTuple):
 
 
 class SampleDataset(torch.utils.data.Dataset[Any]):
-    """Some rows of a table, encoded when asked for.
+    """Some rows of a table, encoded when they are read.
 
-    Item i is a `Batch` of one sample: its codes, two indices into the table's ``labels`` and ``domains``, and the
-    table's row, ``rows[i]``. Only the store and the rows asked for are pickled, so it is cheap to hand to worker
-    processes.
+    Item i is a `Batch` of one sample: its codes, its indices into the table's ``labels`` and ``domains``, and its row
+    of the table, ``rows[i]``. A pickle holds the store and these rows only, so that worker processes get it cheaply.
 
     Args:
         table: The samples.
         rows: (n,) rows of the table.
-        encode: Makes codes of a sample's bytes and name; picklable if there are worker processes.
+        encode: Makes the codes of a sample from its bytes and name; must be picklable if there are worker processes.
     """
 
     def __init__(self, table: Table, rows: IntArray, encode: Callable[[bytes, str], Tensor]) -> None:
@@ -50,10 +49,10 @@ class SampleDataset(torch.utils.data.Dataset[Any]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        """Return a sample: its codes, and three integers.
+        """Return one sample: its codes, and three integers.
 
         Raises:
-            UserError: the sample cannot be read or decoded; it is named.
+            UserError: the sample cannot be read or decoded; the message names it.
         """
         stored = int(self._store_rows[index])
         codes = self._encode(self._store.read(stored), self._store.name(stored))

@@ -1,4 +1,4 @@
-"""What a data set must hold to be trained and tested on, domain by domain."""
+"""Checks that a data set can be trained and tested on, domain by domain."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -11,10 +11,10 @@ from metalora.registry import nearest
 
 
 def check_named(named: Collection[str], domains: Collection[str], setting: str = "exclude_domains") -> None:
-    """Check that the domains that a setting keeps from training exist, and that they are not all.
+    """Check that the domains that a setting keeps from training exist, and that some domain is left.
 
     Raises:
-        UserError: an unknown domain (the choices are named), or none would be left.
+        UserError: a domain is unknown (the message lists the choices), or none would be left.
     """
     for name in named:
         if name not in domains:
@@ -26,10 +26,10 @@ def check_named(named: Collection[str], domains: Collection[str], setting: str =
 
 
 def exclude_domains(table: Table, excluded: Collection[str]) -> Table:
-    """Return the table without some domains, and without the labels that only they had.
+    """Return the table without some domains, and without the labels that only these have.
 
     Raises:
-        UserError: an unknown domain, or none would be left.
+        UserError: a domain is unknown, or none would be left.
     """
     if not excluded:
         return table
@@ -48,10 +48,10 @@ def exclude_domains(table: Table, excluded: Collection[str]) -> Table:
 
 
 def hold_out(table: Table, held_out: Collection[str]) -> Table:
-    """Return the table with some domains held out: `Table.rows` leaves them out, `holdout_rows` has them.
+    """Return the table with some domains held out: `Table.rows` leaves them out, `holdout_rows` returns them.
 
     Raises:
-        UserError: an unknown domain, none would be left to train on, or labels that only held-out domains have.
+        UserError: a domain is unknown, none would be left to train on, or only held-out domains have some label.
     """
     check_named(held_out, table.domains, "holdout_domains")
     table = replace(table, holdout=tuple(sorted(set(held_out))))
@@ -67,13 +67,12 @@ def check(table: Table, allow_different_labels: bool) -> None:
     """Check that a table can be trained and tested on.
 
     Args:
-        table: The images, after all leaving out.
-        allow_different_labels: Accept domains that lack labels of the others.
+        table: The images, after images and domains were left out.
+        allow_different_labels: Whether domains may lack labels of other domains.
 
     Raises:
-        UserError: fewer than two labels; a label with one image, or with none in the train split; a
-            domain without train or test images, or without val images where others have some;
-            domains whose labels differ.
+        UserError: there are fewer than two labels; a label has one image only, or none in the train split; a domain
+            has no train or test images, or no val images where other domains have some; the domains' labels differ.
     """
     if len(table.labels) < 2:
         raise UserError(f"the data has {len(table.labels)} label ({_list(table.labels)}); at least 2 are needed")

@@ -1,4 +1,4 @@
-"""Batches made of episodes: some classes, and the same number of images of each."""
+"""Batches of episodes: some classes, and the same number of images of each."""
 
 import numpy as np
 
@@ -13,9 +13,10 @@ _EPISODE = 3
 class EpisodeSampler(BatchSampler):
     """Yields one rank's micro-batches as whole episodes of ``classes`` x ``images`` positions, class by class.
 
-    An epoch has the steps that `BatchSampler` gives it, though it need not see every image. Classes are drawn without
-    replacement by the square root of their number of images, between balanced and natural; a class with fewer than
-    ``images`` of them shows some twice. With ``one_task`` all episodes of a step are of one task, the tasks in turn.
+    An epoch has as many steps as with `BatchSampler`, but need not see every image. Classes are drawn without
+    replacement, weighted by the square root of their number of images: between balanced and natural. A class with
+    fewer than ``images`` images shows some of them twice. With ``one_task`` all episodes of a step are of one task; the
+    tasks take turns.
 
     Args:
         label: (N,) label of each train image.
@@ -23,15 +24,15 @@ class EpisodeSampler(BatchSampler):
         batch_size: Images of one optimizer step, over all ranks and micro-batches.
         classes: Classes of an episode.
         images: Images of each class.
-        one_task: Draw an episode from one task; else from the images of all.
+        one_task: Draw each episode from one task; else from the images of all tasks.
         seed: Seed of the order.
-        accumulate: Micro-batches an optimizer step.
+        accumulate: Micro-batches per optimizer step.
         rank: This process, from 0.
         world: Number of processes.
 
     Raises:
-        UserError: a task (all together, if not ``one_task``) has too few classes with two images, or ``batch_size``
-            is not a multiple of an episode's images times workers and micro-batches.
+        UserError: a task (without ``one_task``: all together) has too few classes with two images, or ``batch_size`` is
+            not a multiple of an episode's images times workers times micro-batches.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class EpisodeSampler(BatchSampler):
             )
 
     def order(self, epoch: int) -> IntArray:
-        """Return the positions (steps x batch_size,) of an epoch: episode after episode."""
+        """Return the positions of an epoch, episode after episode, (steps x batch_size,)."""
         episodes = []
         for step in range(self.steps):
             generator = np.random.default_rng([_EPISODE, self._seed, epoch, step])

@@ -1,11 +1,11 @@
-"""Encoded images to upright 8-bit RGB: the one place where images are decoded.
+"""Decode images to upright 8-bit RGB: the only place where images are decoded.
 
-Formats: what Pillow decodes by itself (`FORMATS`), whatever a file is called. Left out are the formats for which Pillow
-starts a program (EPS: Ghostscript) or opens another file inside (IPTC), those that it only identifies (WMF, BUFR, GRIB,
-HDF5, MPEG, XVTHUMB), and those of measurements, whose numbers have no white (FITS, MCIDAS, SPIDER).
+Formats: those that Pillow decodes by itself (`FORMATS`), whatever the file's name. Left out are formats for which
+Pillow starts a program (EPS: Ghostscript) or opens another file inside (IPTC), formats that it only identifies (WMF,
+BUFR, GRIB, HDF5, MPEG, XVTHUMB), and formats of measurements, whose numbers have no white (FITS, MCIDAS, SPIDER).
 
-Pixels: of an animation or a file with several images, the first one. What is transparent becomes white paper. 16 bits
-become 8 (the high byte). Numbers of which nobody says what is white (32 bits, floats, signed ones) are refused. Colour
+Pixels: of an animation or a file with several images, the first image. Transparent pixels become white. 16 bits
+become 8 (the high byte). Numbers without a known value of white (32 bits, floats, signed numbers) are refused. Colour
 profiles are not applied, as in torchvision and timm: the published weights were trained without them.
 
 Memory: at most `limits().image_bytes` of file and ``max_pixels`` of image, checked before anything is decoded; larger
@@ -54,15 +54,15 @@ _UPRIGHT = {
 
 
 def decode(data: bytes, name: str, max_pixels: int = DataConfig().max_pixels) -> Image.Image:
-    """Decode an image to upright RGB; the module's text says what becomes of other kinds of pixels.
+    """Decode an image to upright RGB; the module's docstring says how other kinds of pixels are converted.
 
     Args:
-        data: The bytes of a file of any of `FORMATS`.
-        name: What the error message calls it.
-        max_pixels: The most pixels that are decoded.
+        data: The bytes of an image file in one of `FORMATS`.
+        name: Name of the image in error messages.
+        max_pixels: Largest number of pixels that is decoded.
 
     Raises:
-        UserError: no image, an image of a kind that is not read, a truncated or a too large one.
+        UserError: the bytes are no image, or the image is of a kind that is not read, truncated or too large.
     """
     try:
         if not data:
@@ -82,7 +82,7 @@ def decode(data: bytes, name: str, max_pixels: int = DataConfig().max_pixels) ->
 
 @functools.cache
 def extensions() -> frozenset[str]:
-    """Return the file name extensions of `FORMATS`, in lower case and with the dot."""
+    """Return the file name extensions of `FORMATS`, in lower case and with their dot."""
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
@@ -117,7 +117,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _limit(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Have a large JPEG decoded smaller; refuse what is too large even so."""
+    """Set a large JPEG to be decoded smaller; raise an error if the image is still too large."""
     if not (image.width and image.height):
         raise ValueError(f"it has no pixels: its size is {image.width} x {image.height}")
     if max(image.size) > _MAX_RATIO * min(image.size):
@@ -174,7 +174,7 @@ _pixels_now = 0
 
 @contextmanager
 def _room_for(pixels: int) -> Iterator[None]:
-    """Wait until so many pixels may be decoded beside those of other threads; an image larger than all goes alone."""
+    """Wait until other threads leave room to decode so many pixels; an image above the limit is decoded alone."""
     global _pixels_now
     with _room:
         _room.wait_for(lambda: not _pixels_now or _pixels_now + pixels <= PIXELS_AT_ONCE)

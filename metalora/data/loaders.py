@@ -1,4 +1,4 @@
-"""Loaders: a data set, its order and the processes that decode it."""
+"""Data loaders: a data set, its order, and the processes that decode it."""
 
 import multiprocessing
 from multiprocessing.context import BaseContext
@@ -12,14 +12,14 @@ from metalora.data.sampler import BatchSampler
 
 
 def train_loader(dataset: SampleDataset, sampler: BatchSampler, loader_workers: int) -> DataLoader[Any]:
-    """Return the loader of one rank's micro-batches.
+    """Build the loader of one rank's micro-batches.
 
-    It yields `Batch`es. ``sampler.set_position`` between iterations decides what the next one yields; skipping ahead
-    reads nothing.
+    It yields `Batch`es. ``sampler.set_position`` between two iterations sets where the next one begins; skipped images
+    are not read.
 
     Args:
         dataset: The train images.
-        sampler: Order and position; made for this data set's domains.
+        sampler: The order and the position; made for this data set's domains.
         loader_workers: Decoding processes; 0 decodes in this one.
     """
     return DataLoader(
@@ -30,14 +30,14 @@ def train_loader(dataset: SampleDataset, sampler: BatchSampler, loader_workers: 
 def evaluation_loader(
     dataset: SampleDataset, batch_size: int, loader_workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader[Any]:
-    """Return the loader of one rank's contiguous share of a data set, in order.
+    """Build the loader of one rank's contiguous share of a data set, in order.
 
-    Of n items, rank r gets those from ``r * ceil(n / world)`` up to ``(r + 1) * ceil(n / world)``; the
-    last ranks may get fewer, or none.
+    Of n items, rank r gets those from ``r * ceil(n / world)`` up to ``(r + 1) * ceil(n / world)``. The last ranks
+    may get fewer items, or none.
 
     Args:
         dataset: The images.
-        batch_size: Images a batch; the last one may have fewer.
+        batch_size: Images per batch; the last batch may have fewer.
         loader_workers: Decoding processes; 0 decodes in this one.
         rank: This process, from 0.
         world: Number of processes.
@@ -48,15 +48,15 @@ def evaluation_loader(
 
 
 def share_of(count: int, rank: int, world: int) -> slice:
-    """Return a rank's contiguous share of so many items; see `evaluation_loader`."""
+    """Return a rank's contiguous share of ``count`` items; see `evaluation_loader`."""
     share = -(-count // world)
     return slice(min(rank * share, count), min((rank + 1) * share, count))
 
 
 def count_loader_workers(asked: int | None, cpus: float) -> int:
-    """Return how many decoding processes a trainer with so many CPUs starts: those asked for, or one less, at most 8.
+    """Return the number of decoding processes of a worker: the number asked for, or one less than its CPUs, at most 8.
 
-    With fewer than 4 CPUs none: starting processes would take longer than they save.
+    With fewer than 4 CPUs the default is 0: starting processes would take longer than they save.
     """
     if asked is not None:
         return asked

@@ -1,4 +1,4 @@
-"""What labels, domains, splits and files are called: the same on every machine, in every terminal and file."""
+"""Names of labels, domains, splits and files, written alike on every machine, in every terminal and file."""
 
 import os
 import unicodedata
@@ -19,14 +19,14 @@ _ESCAPED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are not UT
 
 
 def composed(name: str) -> str:
-    """Return a name in Unicode's NFC: what a Mac and Linux write differently becomes one name."""
+    """Return a name in Unicode's NFC, so that a name is the same whether a Mac or Linux wrote it."""
     return unicodedata.normalize("NFC", name)
 
 
 def printable(name: str) -> str:
-    r"""Write a file's name so that it is UTF-8 and one line; different names stay different.
+    r"""Return a file's name as one line of UTF-8; different names stay different.
 
-    A byte that is not UTF-8 becomes ``\xff``, a line's end ``\x0a``, a backslash two of them.
+    A byte that is not UTF-8 becomes ``\xff``, a line break ``\x0a``, a backslash two backslashes.
     """
     return "".join(map(_escape, name)) if not name.isprintable() or "\\" in name else name
 

@@ -1,6 +1,6 @@
 """The order in which images are trained on.
 
-It follows from seed and epoch alone: however many workers there are, and wherever a run is resumed,
+It depends on seed and epoch alone: however many workers there are, and wherever a run is resumed,
 optimizer step t of epoch e sees the same images.
 """
 
@@ -20,17 +20,17 @@ _NATURAL, _STREAM, _BLOCK = range(3)
 
 
 def epoch_order(domain: IntArray, seed: int, epoch: int, sampling: Sampling) -> IntArray:
-    """Return the positions of the train images in the order of an epoch.
+    """Return the order of an epoch, as positions of the train images.
 
     "natural": a permutation. "balanced": blocks of D positions, one of each of the D domains in random
     order (the last block may be cut). A domain's images follow one another in seeded permutations
-    without end, and each epoch goes on where the last one stopped: large domains are seen in full over
-    several epochs, small ones several times in one.
+    without end, and each epoch continues where the last one stopped. So large domains are seen in full over
+    several epochs, and small ones several times in one epoch.
 
     Args:
         domain: (N,) domain of each train image.
-        seed: Seed.
-        epoch: Epoch, from 0.
+        seed: Seed of the order.
+        epoch: Number of the epoch, from 0.
         sampling: "balanced" or "natural".
 
     Returns:
@@ -63,19 +63,19 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
 
     Optimizer step t trains on ``order[t * batch_size : (t + 1) * batch_size]``; micro-batch j is the
     j-th of ``accumulate`` contiguous pieces of that, and rank r has ``piece[r::world]``. The incomplete
-    batch at the end of an epoch is dropped. It starts at epoch 0, step 0.
+    batch at the end of an epoch is dropped. A new sampler starts at epoch 0, step 0.
 
     Args:
         domain: (N,) domain of each train image.
         batch_size: Images of one optimizer step, over all ranks and micro-batches.
         seed: Seed of the order.
         sampling: "balanced" or "natural", as for `epoch_order`.
-        accumulate: Micro-batches an optimizer step.
+        accumulate: Micro-batches per optimizer step.
         rank: This process, from 0.
         world: Number of processes.
 
     Raises:
-        UserError: fewer images than ``batch_size``, or a ``batch_size`` that does not divide evenly.
+        UserError: there are fewer images than ``batch_size``, or ``batch_size`` does not divide evenly.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of a whole epoch."""
+        """The number of optimizer steps in a whole epoch."""
         return len(self._domain) // self._batch_size
 
     def set_position(self, epoch: int, step: int) -> None:
-        """Let the next iteration be the rest of ``epoch`` from optimizer step ``step`` on."""
+        """Set the position: the next iteration yields the rest of ``epoch`` from optimizer step ``step`` on."""
         if not 0 <= step <= self.steps:
             raise ValueError(f"step {step} is not within an epoch of {self.steps} steps")
         self._epoch = epoch

@@ -1,4 +1,4 @@
-"""The one table every source is read into: encoded images, label, domain, split."""
+"""The table that every source is read into: encoded images, label, domain, split."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -18,34 +18,34 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Store(Protocol):
-    """Encoded images by row. It travels to worker processes, so its pickle holds no image."""
+    """Reads encoded images by row. It is sent to worker processes, so its pickle holds no image."""
 
     def read(self, row: int) -> bytes:
         """Return the encoded image of a row."""
         ...
 
     def name(self, row: int) -> str:
-        """Return what an error message calls the row: a file, or a file and a row of it."""
+        """Return the name of a row in error messages: a file, or a file and a row of it."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """N images of a data set, without their bytes.
+    """The N images of a data set, without their bytes.
 
     Attributes:
         store: Reads the encoded images.
-        store_rows: (N,) the store's row of each image; rows that were left out are not in it.
+        store_rows: (N,) row of each image in the store; rows that were left out are missing.
         label: (N,) index into ``labels``.
         domain: (N,) index into ``domains``.
         split: (N,) index into `SPLITS`.
         id: (N,) strings.
         labels: Sorted label names.
         domains: Sorted domain names.
-        fingerprint: Hash of all that the table says: images, labels, domains, splits, ids.
-        skipped: Names of the images left out because they cannot be decoded.
-        ignored: Names of the files left out because they are no images, or do not lie where images are looked for.
-        max_pixels: The most pixels of an image that are decoded.
+        fingerprint: Hash of the table's content: images, labels, domains, splits, ids.
+        skipped: Names of the images that were left out because they cannot be decoded.
+        ignored: Names of the files that were left out because they are no images, or lie in the wrong folder.
+        max_pixels: Largest number of pixels of an image that is decoded.
         holdout: Names of the domains that are never trained on, only evaluated.
     """
 
@@ -82,7 +82,7 @@ class Table:
         return self.store.read(int(self.store_rows[row]))
 
     def name(self, row: int) -> str:
-        """Return what an error message calls the row."""
+        """Return the name of a row in error messages."""
         return self.store.name(int(self.store_rows[row]))
 
     def select(self, keep: BoolArray) -> "Table":
@@ -102,14 +102,14 @@ class Table:
 
 
 def encode(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
-    """Return the index of each name into the sorted distinct names, and those."""
+    """Return the index of each name among the sorted distinct names, and these names."""
     distinct = tuple(sorted(set(names)))
     index = {name: i for i, name in enumerate(distinct)}
     return np.array([index[name] for name in names], dtype=np.int64), distinct
 
 
 def hash_of(parts: Iterable[str | bytes]) -> str:
-    """Return a hash (32 hex digits) of a sequence; where one part ends is part of it."""
+    """Return a hash (32 hex digits) of a sequence; it depends on where each part ends."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

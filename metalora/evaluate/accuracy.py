@@ -1,4 +1,4 @@
-"""Accuracies of queries against galleries, and their names in reports and metrics."""
+"""Accuracy of queries against a gallery, and its names in reports and metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from metalora.evaluate.knn import KnnResult
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of some queries against some gallery.
+    """Accuracy of queries against a gallery.
 
     Attributes:
         knn: k-NN accuracies.
@@ -19,12 +19,12 @@ class Accuracy:
     linear: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same, ready for JSON."""
+        """Return the accuracies as plain values for JSON."""
         return {**self.knn.as_dict(), "linear": self.linear}
 
 
 def as_report(accuracies: dict[str, Accuracy]) -> dict[str, Any]:
-    """Return the accuracies as ``knn.json`` has them: those of held-out domains, if any, under ``holdout``."""
+    """Return the accuracies in the form of ``knn.json``; those of held-out domains, if any, are under ``holdout``."""
     report = accuracies["test"].as_dict()
     if "holdout" in accuracies:
         report["holdout"] = {
@@ -35,7 +35,7 @@ def as_report(accuracies: dict[str, Accuracy]) -> dict[str, Any]:
 
 
 def metrics(split: str, result: KnnResult) -> dict[str, float]:
-    """Name k-NN accuracies as MLflow is told them: ``val/knn5``, ``val/knn5/<domain>``, ``val/knn5_weighted``."""
+    """Return k-NN accuracies by their MLflow names: ``val/knn5``, ``val/knn5/<domain>``, ``val/knn5_weighted``."""
     named = {}
     for vote, suffix in (("uniform", ""), ("weighted", "_weighted")):
         for k, accuracy in result.overall[vote].items():

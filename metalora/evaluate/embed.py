@@ -1,4 +1,4 @@
-"""Embedding images: each rank its share, every rank the whole result."""
+"""Embed images: each rank computes its share, and every rank gets the whole result."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,11 +18,11 @@ def embed(
 
     Args:
         function: Maps codes (B, ...) and their table rows (B,) to tensors (B, ...).
-        batches: This rank's share.
+        batches: The batches of this rank's share.
         group: The ranks.
 
     Returns:
-        The table rows (N,), and the function's results (N, ...), on the CPU, in rank order.
+        The table rows (N,) and the function's results (N, ...), on the CPU, in rank order.
     """
     rows: list[Tensor] = []
     outputs: list[tuple[Tensor, ...]] = []

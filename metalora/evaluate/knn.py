@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy, exact, on whatever device the features are."""
+"""Exact k-nearest-neighbour accuracy, computed on the features' device."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ GROUP = 64  # neighbouring gallery rows of which only the nearest is looked at f
 
 @dataclass(frozen=True)
 class KnnResult:
-    """Accuracies in [0, 1].
+    """k-NN accuracies, in [0, 1].
 
     Attributes:
         overall: Vote -> K -> accuracy over all queries.
-        by_domain: Domain -> vote -> K -> accuracy over its queries; domains without queries are absent.
+        by_domain: Domain -> vote -> K -> accuracy over the domain's queries; domains without queries are absent.
         queries: Domain -> number of its queries.
     """
 
@@ -36,7 +36,7 @@ class KnnResult:
     queries: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same, ready for JSON: the numbers K become strings."""
+        """Return the accuracies as plain values for JSON: the numbers K become strings."""
         return {
             "overall": _with_text_keys(self.overall),
             "by_domain": {domain: _with_text_keys(votes) for domain, votes in self.by_domain.items()},
@@ -56,7 +56,7 @@ def knn_predict(
     temperature: float = 0.07,
     chunk: int | None = None,
 ) -> dict[tuple[Vote, int], Tensor]:
-    """Predict the queries' labels by their nearest neighbours; one search serves all votes and K.
+    """Predict the queries' labels by their nearest neighbours, with one search for all votes and K.
 
     With s the cosine similarity, or -|q - g|^2 / 2 for ``l2`` (on unit vectors the same up to a constant),
     the K largest s are the neighbours; of equal ones (as computed) the lower gallery index comes first.
@@ -65,21 +65,21 @@ def knn_predict(
     arXiv 1805.01978; DINO, Caron et al. 2021, arXiv 2104.14294).
 
     Args:
-        gallery: (n, d), floating; computed with in float64 if it is that, else in full float32.
+        gallery: (n, d), floating; float64 features are computed in float64, all others in full float32.
         gallery_labels: (n,), integers in [0, classes).
         queries: (m, d), of the gallery's dtype and device.
         k: The numbers of neighbours K, each at least 1.
         classes: Number of classes.
         metric: ``cosine`` or ``l2``.
-        temperature: Of the weighted vote.
-        chunk: Gallery rows and query rows compared at a time (default: what suits the device): beside the features
-            (and a copy, prepared for the search), memory is that of chunk x chunk similarities.
+        temperature: Temperature of the weighted vote.
+        chunk: Gallery rows and query rows compared at a time (default: fits the device). Beside the features and a
+            copy of them prepared for the search, chunk x chunk similarities are in memory.
 
     Returns:
         (vote, K) -> predicted labels, (m,) long, on the features' device.
 
     Raises:
-        UserError: K below 1 or above n, no queries, features that are not finite, an unknown metric.
+        UserError: K is below 1 or above n, there are no queries, features are not finite, or the metric is unknown.
     """
     _check(gallery, queries, k, metric)
     gallery, queries = _prepared(gallery, metric), _prepared(queries, metric)
@@ -110,7 +110,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int | None = None,
 ) -> KnnResult:
-    """Return the accuracy of `knn_predict`, overall and by domain.
+    """Compute the accuracy of `knn_predict`, overall and by domain.
 
     Args:
         gallery: (n, d).
@@ -119,14 +119,14 @@ def knn_accuracy(
         query_labels: (m,).
         query_domains: (m,), indices into ``domains``.
         domains: Names of the domains.
-        k: As in `knn_predict`, like what follows.
+        k: The numbers of neighbours K, each at least 1.
         classes: Number of classes.
         metric: ``cosine`` or ``l2``.
-        temperature: Of the weighted vote.
-        chunk: Rows compared at a time.
+        temperature: Temperature of the weighted vote.
+        chunk: Rows compared at a time, as in `knn_predict`.
 
     Raises:
-        UserError: as `knn_predict`.
+        UserError: `knn_predict` refuses the arguments.
     """
     predicted = knn_predict(
         gallery,

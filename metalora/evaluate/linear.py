@@ -1,4 +1,4 @@
-"""Accuracy of a linear classifier on frozen features, on whatever device they are."""
+"""Accuracy of a linear classifier on frozen features, computed on the features' device."""
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ STEPS, TOLERANCE = 2000, 1e-6
 def linear_predict(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, c: float = C) -> Tensor:
     """Predict the queries' labels by a multinomial logistic regression fitted to the gallery.
 
-    On features standardised by the gallery's mean and spread it minimises, over W and b,
+    On features standardised by the gallery's mean and spread, the fit minimises, over W and b,
 
         |W|^2 / 2 + c * sum_i cross_entropy(W x_i + b, y_i),
 
-    scikit-learn's objective, with L-BFGS (Liu and Nocedal 1989) in float64, to a largest gradient of 1e-6 a sample.
+    This is scikit-learn's objective, minimised by L-BFGS (Liu and Nocedal 1989) in float64, to a largest gradient of
+    1e-6 per sample.
 
     Args:
         gallery: (n, d).
@@ -29,7 +30,7 @@ def linear_predict(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, c: 
         Labels (m,), long, on the features' device.
 
     Raises:
-        UserError: features that are not finite.
+        UserError: some features are not finite.
     """
     if not bool(gallery.isfinite().all() & queries.isfinite().all()):
         raise UserError("linear classifier: features hold NaN or infinity")
@@ -44,7 +45,7 @@ def linear_predict(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, c: 
 
 
 def linear_accuracy(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
-    """Return the accuracy of `linear_predict`, in [0, 1]; the arguments are those, and the true labels (m,)."""
+    """Compute the accuracy of `linear_predict`, in [0, 1], for queries with the true labels ``query_labels`` (m,)."""
     predicted = linear_predict(gallery, gallery_labels, queries)
     return float((predicted == query_labels.to(predicted.device)).double().mean())
 

@@ -1,4 +1,4 @@
-"""Generated seeds: their file, one row a sample, and what they know of tasks and classes."""
+"""Generated seeds: their file, with one row per sample, and how well they tell tasks and classes apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ COLUMNS = ("id", "domain", "label", "split")
 
 @dataclass(frozen=True)
 class Seeds:
-    """What the file holds: N names each, and the seeds (N, S)."""
+    """The content of a seeds file: N ids, domains, labels and splits, and the seeds (N, S)."""
 
     ids: list[str]
     domains: list[str]
@@ -34,17 +34,17 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Separation:
-    """How far seeds tell G groups (the tasks, or the classes) apart.
+    """Measures of how well seeds tell G groups (the tasks, or the classes) apart.
 
     Attributes:
-        groups: G.
-        silhouette: Mean silhouette of the standardised seeds, in [-1, 1]; 0 where groups overlap.
+        groups: G, the number of groups.
+        silhouette: Mean silhouette of the standardised seeds, in [-1, 1]; 0 if groups overlap.
         probe: Cross-validated accuracy of a logistic regression from the standardised seed to its group.
         chance: Accuracy of always naming the largest group.
-        between: Variance of the groups' means, weighted by size, summed over the S numbers of a seed.
-        within: Mean variance within a group, likewise; between + within = the seeds' variance.
+        between: Variance of the groups' means, weighted by size and summed over the S numbers of a seed.
+        within: Mean variance within a group, computed likewise; between + within = the seeds' variance.
 
-    Silhouette and probe are None where they are not defined: one group only, or a group with fewer than 2 seeds.
+    Silhouette and probe are None if there is only one group, or if a group has fewer than 2 seeds.
     """
 
     groups: int
@@ -56,22 +56,22 @@ class Separation:
 
     @property
     def eta_squared(self) -> float:
-        """Return between / (between + within), the share of the variance that the groups explain; 0 for equal seeds."""
+        """Return the share of the variance that the groups explain, between / (between + within); 0 for equal seeds."""
         total = self.between + self.within
         return self.between / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class SeedAnalysis:
-    """What `analyse` found.
+    """The result of `analyse`.
 
     Attributes:
-        samples: N.
-        size: S, the numbers of one seed.
+        samples: N, the number of seeds.
+        size: S, the number of elements of one seed.
         components: (N, 2), the first two principal components of the standardised seeds.
-        explained: Their shares of the variance.
-        task: How far the seeds tell the tasks apart.
-        label: How far they tell the classes apart.
+        explained: Shares of the variance that the two components explain.
+        task: How well the seeds tell the tasks apart.
+        label: How well the seeds tell the classes apart.
     """
 
     samples: int
@@ -90,15 +90,15 @@ def write_seeds(
     splits: Sequence[str],
     seeds: np.ndarray,
 ) -> None:
-    """Write Parquet with columns id, domain, label, split (strings) and seed (a list of S float32).
+    """Write seeds to Parquet with columns id, domain, label, split (strings) and seed (a list of S float32).
 
     Args:
-        path: The file; replaced as a whole, or not at all.
-        ids: N, like what follows.
-        domains: Names of the samples' domains.
-        labels: Names of their labels.
-        splits: ``train``, ``val`` or ``test``.
-        seeds: (N, S).
+        path: The file; it is replaced as a whole, or not at all.
+        ids: N ids of samples.
+        domains: Name of each sample's domain, N.
+        labels: Name of each sample's label, N.
+        splits: ``train``, ``val`` or ``test`` for each sample, N.
+        seeds: The seeds, (N, S).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -112,11 +112,11 @@ def write_seeds(
 
 
 def read_seeds(path: Path) -> Seeds:
-    """Read what `write_seeds` wrote.
+    """Read a file of seeds that `write_seeds` wrote.
 
     Raises:
-        UserError: no such file, another kind of file, columns of other types, a null, seeds of several sizes, no rows,
-            or far more of them than the file has bytes.
+        UserError: the file does not exist, is of another kind, has columns of other types, a null, seeds of several
+            sizes or no rows, or has far more rows than its bytes can hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -168,10 +168,10 @@ def _vectors(table: Any) -> Array:
 
 
 def analyse(seeds: Seeds) -> SeedAnalysis:
-    """Measure what the seeds know of tasks and classes.
+    """Measure how well the seeds tell tasks and classes apart.
 
     Raises:
-        UserError: fewer than 2 seeds, or seeds that are not finite.
+        UserError: there are fewer than 2 seeds, or some are not finite.
     """
     count, size = seeds.vectors.shape
     if count < 2:
@@ -186,10 +186,10 @@ def analyse(seeds: Seeds) -> SeedAnalysis:
 
 
 def seed_sentence(analysis: SeedAnalysis) -> str:
-    """Say in plain English whether the mapping net tells the tasks apart.
+    """Return a sentence on whether the mapping net tells the tasks apart.
 
-    It does if a linear probe makes at most half the errors of always naming the largest task, in part if it is above
-    that by more than luck explains (three binomial standard errors).
+    It does if a linear probe makes at most half the errors of always naming the largest task. It does in part if the
+    probe's accuracy is above that of always naming the largest task by more than three binomial standard errors.
     """
     task, label = analysis.task, analysis.label
     if task.groups < 2:

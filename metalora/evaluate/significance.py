@@ -1,7 +1,7 @@
-"""Which differences between methods are more than the luck of the random seeds.
+"""Tests of which differences between methods are more than the luck of the random seeds.
 
-Every method is trained with the same random seeds, so the scores of two methods are paired: a random seed that is kind
-to one tends to be kind to the other, and only the differences count.
+Every method is trained with the same random seeds, so the scores of two methods are paired: a random seed that is good
+for one tends to be good for the other, and only the differences count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods, the one with the higher mean first.
+    """The comparison of two methods, the one with the higher mean first.
 
     Attributes:
-        better: Name of the first.
-        worse: Name of the second.
-        difference: Of the paired scores, better - worse; its interval is not corrected for other comparisons.
-        p: Of the paired t-test, two-sided.
-        p_holm: The same after Holm's correction for all comparisons.
+        better: Name of the first method.
+        worse: Name of the second method.
+        difference: Mean of better - worse, paired; its interval is not corrected for other comparisons.
+        p: p-value of the two-sided paired t-test.
+        p_holm: The p-value after Holm's correction for all comparisons.
     """
 
     better: str
@@ -49,12 +49,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Significance:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         repeats: The number of repeats n.
         scores: Method -> its mean score, best first.
-        comparisons: Every two methods, in the order of `scores`.
+        comparisons: The comparisons of every two methods, in the order of `scores`.
     """
 
     repeats: int
@@ -65,15 +65,15 @@ class Significance:
 def compare(scores: Mapping[str, Sequence[float]]) -> Significance:
     """Compare methods by their scores, paired by repeat.
 
-    With d the n differences of two methods: t = mean(d) / (std(d) / sqrt(n)), which has n - 1 degrees of freedom
-    (Student's paired t-test), and mean(d) +- t_{0.975, n-1} std(d) / sqrt(n). A method without random choices
-    is given as one value n times. Where all differences are equal t is not defined; then p is 1 if they are 0, else 0.
+    With d the n differences of two methods: t = mean(d) / (std(d) / sqrt(n)) with n - 1 degrees of freedom (Student's
+    paired t-test), and the interval is mean(d) +- t_{0.975, n-1} std(d) / sqrt(n). A method without random choices is
+    given as one value n times. If all differences are equal, t is not defined; then p is 1 if they are 0, else 0.
 
     Args:
         scores: Method -> n scores; the i-th scores of all methods belong to the same random seed.
 
     Raises:
-        UserError: fewer than 2 repeats, different numbers of them, or scores that are not finite.
+        UserError: there are fewer than 2 repeats, the methods' numbers of them differ, or some scores are not finite.
     """
     values = {method: np.asarray(given, dtype=np.float64) for method, given in scores.items()}
     _check(values)
@@ -103,16 +103,16 @@ def estimate(scores: Sequence[float] | Array) -> Estimate:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Correct p-values so that the chance of any false discovery among the m of them is kept.
+    """Correct m p-values so that the chance of any false discovery among them is kept.
 
     The k-th smallest (from 0) becomes max over j <= k of min(1, (m - j) p_(j)) (Holm 1979, Scandinavian Journal of
-    Statistics 6, 65-70). Valid however the tests depend on one another.
+    Statistics 6, 65-70). This is valid however the tests depend on each other.
 
     Args:
         p: m p-values.
 
     Returns:
-        The m corrected ones, in the same order.
+        The m corrected p-values, in the same order.
     """
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1)
@@ -122,11 +122,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def sentence(result: Significance, alpha: float = 0.05) -> str:
-    """Say in plain English which differences are real.
+    """Return a sentence on which differences are real.
 
     Args:
-        result: What `compare` returned, of accuracies in [0, 1]; the sentence has them in points of a hundred.
-        alpha: A difference is shown if its corrected p is below this.
+        result: The result of `compare` for accuracies in [0, 1]; the sentence gives them in percentage points.
+        alpha: A difference counts as shown if its corrected p is below this.
     """
     if not result.comparisons:
         return f"Only {next(iter(result.scores))} was scored, so there is nothing to compare."

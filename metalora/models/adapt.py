@@ -1,4 +1,4 @@
-"""Putting a backbone, its adapters, the mapping net and the extractor together."""
+"""Put adapters, a mapping net and an extractor on a backbone."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def adapt(
     input_size: tuple[int, int, int] | None = None,
     **settings: Any,
 ) -> MetaLoRAModel:
-    """Put adapters on a copy of a backbone; the backbone given stays as it is.
+    """Put adapters on a copy of a backbone; the given backbone is not changed.
 
     >>> import metalora, torch
     >>> backbone = metalora.build_backbone("resnet20", "none")
@@ -51,24 +51,23 @@ def adapt(
     torch.Size([1, 2])
 
     Args:
-        backbone: Any network of images whose output is (B, features); what it is wrapped in is left off (see `plain`).
+        backbone: Any network that maps images to (B, features); wrappers around it are left off (see `plain`).
         format: A format's name, or a mapping with its name and options: ``{"name": "multi_lora", "branches": 2}``.
-        rank: R (``tr`` uses R R channels).
+        rank: R (``tr`` uses R^2 channels).
         alpha: The update is scaled by alpha / rank; default alpha = rank.
         extractor: The network whose features make the seeds; default: the backbone, unadapted.
-        labels: Class names, to add a linear head for.
+        labels: Names of the classes, if a linear head is to be added.
         input_size: (3, H, W) of an image, for a backbone that has neither ``input_size`` nor ``inputs``; default
             (3, 224, 224).
-        settings: Other settings of `AdapterConfig` (``target_modules``, ``rank_pattern``, ...) and, of `MappingConfig`,
-            those of `STRUCTURE`; a pattern may also be given alone, without a list around it.
+        settings: Other settings of `AdapterConfig` (``target_modules``, ``rank_pattern``, ...), and the settings of
+            `MappingConfig` in `STRUCTURE`. A single pattern needs no list around it.
 
     Returns:
-        The model, with only adapters, mapping net, head and saved modules requiring gradients.
+        The model. Only adapters, mapping net, head and saved modules require gradients.
 
     Raises:
-        UserError: an unknown setting or format, a target that matches nothing or cannot be adapted, a rank that does
-            not fit; a backbone or extractor that `plain` refuses, that cannot take the images, or that returns
-            something else.
+        UserError: a setting or format is unknown, a target matches nothing or cannot be adapted, or a rank does not
+            fit; `plain` refuses the backbone or extractor, or it cannot take the images or returns something else.
     """
     sections: dict[str, dict[str, Any]] = {"adapter": {"format": format, "rank": rank, "alpha": alpha}, "mapping": {}}
     for name, value in settings.items():
@@ -90,7 +89,7 @@ def adapt_by(
     input_size: tuple[int, int, int] | None = None,
     random_seed: int = 0,
 ) -> MetaLoRAModel:
-    """Put adapters on a copy of a backbone, by settings. See `adapt`."""
+    """Put adapters on a copy of a backbone, as settings describe. See `adapt`."""
     format = FORMATS.make(adapter.format)
     backbone = plain(backbone)
     extractor = None if extractor is None else plain(extractor, "extractor")
@@ -177,10 +176,10 @@ def _check_reached(model: MetaLoRAModel, samples: Tensor) -> None:
 
 
 def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None = None) -> MetaLoRAModel:
-    """Build the model of a spec, with fresh adapters, on a copy of a plain backbone, and in its mode.
+    """Build the model that a spec describes, with fresh adapters, on a copy of a plain backbone and in its mode.
 
     Raises:
-        UserError: the backbone lacks a module of the spec, or one cannot take its rank.
+        UserError: the backbone lacks a module of the spec, or a module cannot take its rank.
     """
     spec.check(backbone, extractor)
     format = spec.make_format()
@@ -226,7 +225,7 @@ def _width(network: nn.Module, samples: Tensor, what: str) -> int:
 
 
 def _samples(input_size: Any, backbone: nn.Module) -> Tensor:
-    """Return two samples to try a backbone with: images of the size given, or its own, or what its inputs are."""
+    """Return two samples to try a backbone with: images of the given or its own size, or examples of its inputs."""
     size = input_size or getattr(backbone, "input_size", None)
     inputs = getattr(backbone, "inputs", None)
     if size is None and inputs is not None:

@@ -1,4 +1,4 @@
-"""The frozen feature extractor that looks at the image before the mapping net does."""
+"""The frozen feature extractor, from whose features the mapping net makes the seeds."""
 
 import functools
 import inspect
@@ -23,7 +23,7 @@ class _EnoughError(Exception):
 
 
 class _Running(threading.local):
-    """What a thread's call of an extractor has found so far, by layer; None while there is none. Copies start so."""
+    """The statistics that a thread's call of an extractor has found so far, by layer; None outside of calls."""
 
     found: dict[str, Tensor] | None = None
     batch = 0
@@ -33,17 +33,17 @@ class _Running(threading.local):
 
 
 class Extractor(nn.Module):
-    """Features (B, F) of images (B, 3, H, W), in eval mode, without gradients or autocast.
+    """Maps images (B, 3, H, W) to features (B, F), in eval mode, without gradients or autocast.
 
-    Standardising magnifies what distinguishes images, and with it the rounding of a lower precision.
+    There is no autocast since the features are standardised later, which magnifies the rounding of a lower precision.
 
     Args:
-        network: The network, from now on the extractor's own: it is put in eval mode, and the layers that ``stats``
-            looks at get hooks. Its ``features`` method is called if it has one, else itself.
-        features: ``pooled``: the network's output (averaged over positions, if it has any). ``stats``: mean and
-            standard deviation of each channel over the positions, at a few early layers: cues of colour and
-            texture; the rest of the network is not run. ``both``: side by side.
-        layers: The layers that ``stats`` looks at; default: `early_layers` of all.
+        network: The network, which is the extractor's own from now on: it is put in eval mode, and the layers that
+            ``stats`` reads get hooks. Its ``features`` method is called if it has one, else the network itself.
+        features: ``pooled``: the network's output, averaged over positions if it has any. ``stats``: mean and standard
+            deviation of each channel over the positions, at a few early layers, as cues of colour and texture; the
+            rest of the network is not run. ``both``: pooled and stats side by side.
+        layers: The layers that ``stats`` reads; default: `early_layers` of the network.
     """
 
     def __init__(self, network: nn.Module, features: str = "pooled", layers: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Extract features. See the class."""
+        """Extract the features of images. See the class."""
         dtype = next(self.network.parameters(), x).dtype if x.is_floating_point() else x.dtype
         x = x.to(dtype, copy=True)  # the network may write to it
         statistics: dict[str, Tensor] = {}
@@ -105,11 +105,11 @@ def _pool(output: Any) -> Tensor:
 
 
 def early_layers(network: nn.Module, usable: Collection[str] | None = None) -> tuple[str, ...]:
-    """Return up to four layers, spread over the first quarter of the convolutions and linear layers.
+    """Return the names of up to four layers, spread over the first quarter of the convolutions and linear layers.
 
     Args:
         network: The network.
-        usable: Layers to choose from (those with rows for each image, as `probe` finds them); default: all.
+        usable: Layers to choose from (those that `probe` finds to have rows for each image); default: all.
     """
     layers = [name for name, module in network.named_modules() if isinstance(module, ADAPTABLE)]
     layers = [name for name in layers if usable is None or name in usable]

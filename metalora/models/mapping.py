@@ -16,14 +16,14 @@ class MappingNet(nn.Module):
     """seeds = identity + W_h MLP((e - mean) / spread), MetaLoRA (arXiv 2504.00460) section III.
 
     The MLP has ``depth`` layers of ``width`` with GELU; one linear map holds the heads of all layers. It starts
-    at W_h = 0, so that a fresh net gives every sample the identity seed. The features are standardised by
-    training-set statistics (`standardize`): without it the generator is unstable.
+    at W_h = 0, so that a fresh net gives every sample the identity seed. The features are standardised by the
+    statistics of the training set (`standardize`): otherwise the generator is unstable.
 
     Args:
-        in_features: F, the extractor's features.
+        in_features: F, the number of extractor features.
         identity: (S,), the seed that changes nothing, all layers side by side.
-        depth: Layers before the heads.
-        width: Their width.
+        depth: Number of layers before the heads.
+        width: Width of these layers.
     """
 
     mean: Tensor
@@ -52,7 +52,7 @@ class MappingNet(nn.Module):
         return seeds
 
     def standardize(self, features: Tensor) -> None:
-        """Take mean and spread from training features (N, F); a constant feature keeps a spread of 1."""
+        """Set mean and spread from training features (N, F); a constant feature keeps a spread of 1."""
         wide = features.double()
         mean, spread = wide.mean(0), wide.std(0, correction=0)
         constant = spread <= 1e-6 * mean.abs().clamp(min=1.0)
@@ -61,14 +61,14 @@ class MappingNet(nn.Module):
 
 
 def mean_by_task(seeds: Tensor, task: Tensor) -> Tensor:
-    """Give every image the mean seed of its task's images.
+    """Replace every image's seed by the mean seed of its task's images.
 
     Args:
-        seeds: (B, S).
+        seeds: (B, S), the seed of each image.
         task: (B,), the task of each image.
 
     Returns:
-        (B, S).
+        The mean seeds, (B, S).
     """
     with torch.autocast(seeds.device.type, enabled=False):
         wide = seeds if seeds.dtype == torch.float64 else seeds.float()
@@ -77,17 +77,17 @@ def mean_by_task(seeds: Tensor, task: Tensor) -> Tensor:
 
 
 def mapping_size(in_features: int, seeds: int, depth: int, width: int) -> int:
-    """Return the parameters of a `MappingNet` with S = ``seeds``, without making it."""
+    """Return the number of parameters of a `MappingNet` with S = ``seeds``, without making it."""
     return width * (in_features + 1) + (depth - 1) * width * (width + 1) + seeds * (width + 1)
 
 
 def seed_layout(format: Format, shapes: Mapping[str, Shape], scope: str) -> tuple[dict[str, slice], Tensor]:
-    """Lay the layers' seeds side by side.
+    """Lay out the seeds of all layers side by side.
 
     Args:
         format: The decomposition format.
         shapes: The layers' sizes, by name.
-        scope: ``layer``: a seed for each layer; ``shared``: one for all layers of a rank.
+        scope: ``layer``: one seed per layer; ``shared``: one for all layers of the same rank.
 
     Returns:
         Each layer's slice, and the identity seed (S,). S = 0 for a format without generated seeds.

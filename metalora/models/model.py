@@ -19,7 +19,7 @@ from metalora.tensor_files import check_like
 
 
 class Trainable(NamedTuple):
-    """A parameter that is trained.
+    """A trained parameter.
 
     Attributes:
         name: Its name in an adapter's file.
@@ -33,16 +33,22 @@ class Trainable(NamedTuple):
 
 
 class MetaLoRAModel(nn.Module):
-    """A frozen backbone whose adapters are seeded by the image. Made by `adapt` or `metalora.load`.
+    """A frozen backbone whose adapters are seeded by the image; `metalora.adapt` and `metalora.load` make it.
+
+    >>> import metalora
+    >>> model = metalora.adapt(metalora.build_backbone("resnet20", "none"), "cp", rank=2, target_modules="conv1")
+    >>> images = torch.zeros(4, 3, 28, 28)
+    >>> model(images).shape, model.seed(images).shape
+    (torch.Size([4, 64]), torch.Size([4, 20]))
 
     Attributes:
-        network: Adapted backbone and mapping net.
+        network: The adapted backbone and the mapping net.
         extractor: The frozen feature extractor; None for formats without generated seeds.
-        head: A linear classifier of the features, if labels were given.
+        head: A linear classifier of the features; None without labels.
         layers: The adapted layers by their name in the backbone.
-        spec: The structure.
+        spec: The structure of the model.
         backbone_identity: Name, weights and hash of the backbone.
-        extractor_identity: Likewise; None if the extractor is the backbone.
+        extractor_identity: Name, weights and hash of the extractor; None if it is the backbone.
     """
 
     def __init__(
@@ -65,18 +71,18 @@ class MetaLoRAModel(nn.Module):
         self.spec = spec
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
-        """Return what the backbone returns for images, adapted.
+        """Compute the adapted backbone's output for images.
 
         Args:
             x: Images, (B, 3, H, W).
-            condition: Extractor features (B, F), if they are known already.
+            condition: Extractor features (B, F), if they are already known.
         """
         if self.extractor is not None and condition is None and self._seeded():
             condition = self.extractor(x)
         return self.network(x, condition)
 
     def logits(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the head's scores, (B, labels).
+        """Compute the head's scores, (B, labels).
 
         Raises:
             UserError: the model was made without labels.
@@ -87,10 +93,10 @@ class MetaLoRAModel(nn.Module):
         return scores
 
     def seed(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the generated seeds, (B, S), of images.
+        """Generate the seeds of images, (B, S).
 
         Raises:
-            UserError: the format generates none.
+            UserError: the format has no generated seeds.
         """
         if self.network.mapping is None or self.extractor is None:
             raise UserError(f"format {self.spec.format.name!r} generates no seeds")
@@ -98,11 +104,11 @@ class MetaLoRAModel(nn.Module):
         return seeds
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name: the one declaration behind freezing, counting, saving, optimizing."""
+        """Return the trained parameters by name; freezing, counting, saving and optimizing all go by this list."""
         return {one.name: one.parameter for one in self.trained()}
 
     def trained(self) -> Iterator[Trainable]:
-        """Yield what is trained, with the part that it belongs to."""
+        """Yield the trained parameters, each with the part of the model that it belongs to."""
         for name, layer in self.layers.items():
             for own, parameter in layer.adapter_parameters():
                 yield Trainable(f"layers.{name}.{own}", parameter, "adapter")
@@ -111,7 +117,7 @@ class MetaLoRAModel(nn.Module):
                 yield Trainable(f"{prefix}.{own}", parameter, part)
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return the tensors of an adapter file, by name: `trainable`, and the buffers of what is trained."""
+        """Return the tensors of an adapter file by name: `trainable`, and the buffers of all that is trained."""
         state = {
             f"layers.{name}.{part}": tensor
             for name, layer in self.layers.items()
@@ -123,11 +129,11 @@ class MetaLoRAModel(nn.Module):
         return state
 
     def check_adapter_state(self, state: Mapping[str, Tensor], exact: bool = False) -> None:
-        """Check that `load_adapter_state` can take tensors.
+        """Check that tensors fit this model, so that `load_adapter_state` can load them.
 
         Args:
             state: The tensors.
-            exact: Whether floats of another precision are refused too.
+            exact: Whether floats of another precision are refused.
 
         Raises:
             UserError: a tensor is missing, extra, or of another shape or type.
@@ -141,25 +147,25 @@ class MetaLoRAModel(nn.Module):
             check_like(state[name], own[name], name, exact)
 
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the tensors of `adapter_state`; see `check_adapter_state` for what is refused."""
+        """Load the tensors of `adapter_state`; `check_adapter_state` says which are refused."""
         self.check_adapter_state(state)
         with torch.no_grad():
             for name, tensor in self.adapter_state().items():
                 tensor.copy_(state[name])
 
     def count_parameters(self) -> tuple[int, int]:
-        """Return (trained, all) parameters; the extractor counts only where it is not the backbone itself."""
+        """Return the numbers of (trained, all) parameters; an extractor counts if it is not the backbone itself."""
         trained = sum(parameter.numel() for parameter in self.trainable().values())
         return trained, sum(parameter.numel() for parameter in self.parameters())
 
     def print_trainable_parameters(self) -> None:
-        """Print trained and all parameters, as PEFT does."""
+        """Print the numbers of trained and all parameters, as PEFT does."""
         trained, total = self.count_parameters()
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Switch the adapters off within the block and in this thread: the model is its backbone.
+        """Switch the adapters off, within the block and in this thread: the model then acts as its backbone.
 
         Raises:
             UserError: the adapters are merged.
@@ -173,10 +179,10 @@ class MetaLoRAModel(nn.Module):
         """Add every layer's update to its frozen weight.
 
         Args:
-            seed: (S,), for formats with generated seeds: ``model.seed(images).mean(0)``, say.
+            seed: (S,), for formats with generated seeds; for example ``model.seed(images).mean(0)``.
 
         Raises:
-            UserError: merged already, or a seed is needed or has another size.
+            UserError: the adapters are merged already, or the seed is missing or has another size.
         """
         size = 0 if self.network.mapping is None else self.network.mapping.heads.out_features
         if size and (seed is None or seed.numel() != size):
@@ -195,7 +201,7 @@ class MetaLoRAModel(nn.Module):
             layer.unmerge()
 
     def merge_and_unload(self, seed: Tensor | None = None) -> nn.Module:
-        """Merge, and return the backbone as a plain network without adapters."""
+        """Merge the adapters, and return the backbone as a plain network without adapters."""
         self.merge(seed)
         backbone = self.network.backbone
         replace(backbone, {layer: layer.base for layer in self.layers.values()})

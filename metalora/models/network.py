@@ -1,4 +1,4 @@
-"""The adapted network: what DDP wraps."""
+"""The adapted network, the part of a model that DDP wraps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ class AdaptedNetwork(nn.Module):
     """A backbone with adapters, and the mapping net that feeds them.
 
     Args:
-        backbone: The network with `AdaptedLayer`s in it, and with the modules that are trained in full.
+        backbone: The network with its `AdaptedLayer`s and with the modules that are trained in full.
         mapping: The mapping net; None for formats without generated seeds.
-        slot: The seed slot the layers read.
-        saved: The modules in it that are trained in full (PEFT's ``modules_to_save``), by name.
-        original: The network that runs while the adapters are off, which has the same frozen tensors; None if nothing
-            is trained in full: then it is the backbone.
+        slot: The seed slot that the layers read.
+        saved: The modules of the backbone that are trained in full (PEFT's ``modules_to_save``), by name.
+        original: The network that runs while the adapters are off, with the same frozen tensors; None if no module is
+            trained in full: then it is the backbone.
     """
 
     def __init__(
@@ -40,31 +40,31 @@ class AdaptedNetwork(nn.Module):
         self._fused: tuple[nn.Module, ...] = ()  # not registered: its parameters are the backbone's
 
     def fuse(self, input_size: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
-        """From now on, train with fused convolutions where the backbone allows it; see `metalora.adapters.fused`.
+        """Train with fused convolutions from now on, as far as the backbone allows; see `metalora.adapters.fused`.
 
-        To be called when the network is on its device, in train mode. Each forward is to be followed by its backward
-        before the next one, and gradients have no gradients. Merging ends it.
+        Call this when the network is on its device and in train mode. Each forward must be followed by its backward
+        before the next forward, and gradients have no gradients. Merging ends it.
 
         Args:
             input_size: (3, H, W) of an image.
-            dtype: What the fused convolutions compute in; None: in the network's own.
+            dtype: The type that the fused convolutions compute in; None: the network's own.
 
         Returns:
-            How many convolutions are fused.
+            The number of fused convolutions.
         """
         graph, count = fuse(self.backbone, input_size, dtype)
         self._fused = () if graph is None else (graph,)
         return count
 
     def unfuse(self) -> None:
-        """From now on, train as the layers are; the opposite of `fuse`."""
+        """Train without fused convolutions from now on; the opposite of `fuse`."""
         self._fused = ()
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Set the mode of what is trained: the mapping net, and modules trained in full.
+        """Set the mode of the trained parts: the mapping net, and the modules trained in full.
 
-        All that is frozen stays in eval mode, whatever its class: batch norms and other modules with statistics keep
-        them, and dropout and stochastic depth of the backbone are off.
+        All frozen modules stay in eval mode, whatever their class. Batch norms and other modules with statistics keep
+        these, and dropout and stochastic depth of the backbone are off.
         """
         super().train(False)
         self.training = mode
@@ -74,10 +74,10 @@ class AdaptedNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor, condition: Tensor | None = None, task: Tensor | None = None) -> Any:
-        """Return the backbone's output for images (B, 3, H, W) and extractor features (B, F).
+        """Compute the backbone's output for images (B, 3, H, W) and extractor features (B, F).
 
-        Without extractor features the seeds given to the slot hold (`SeedSlot.given`). With ``task`` (B,) the images
-        of a task get their mean.
+        Without extractor features the seeds in the slot are used (`SeedSlot.given`). With ``task`` (B,) all images of a
+        task get the mean of their seeds.
         """
         enabled, seeds = self.slot.enabled, self.slot.seeds
         if self.mapping is not None and enabled and condition is not None:

@@ -1,4 +1,4 @@
-"""Saving adapters without their backbone, and putting them back on it."""
+"""Save adapters without their backbone, and load them onto it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SLACK = 2**20  # numbers that an adapter may describe beyond those of its file: 
 
 @dataclass(frozen=True)
 class Identity:
-    """A network, as `identify` describes it."""
+    """The identity of a network, as `identify` describes it."""
 
     name: str
     weights: str
@@ -34,7 +34,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Description:
-    """What ``adapter.json`` says."""
+    """The content of ``adapter.json``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -49,15 +49,22 @@ class Description:
 def save(model: nn.Module, path: str | Path) -> Path:
     """Write adapters, mapping net, head and saved modules to a folder, without the backbone.
 
+    >>> import metalora, tempfile
+    >>> model = metalora.adapt(metalora.build_backbone("resnet20", "none"), "lora", rank=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = metalora.save(model, f"{folder}/adapter")
+    ...     sorted(file.name for file in path.iterdir())
+    ['adapter.json', 'adapter.safetensors']
+
     Args:
-        model: A `MetaLoRAModel`; inside DDP or ``torch.compile`` is fine.
-        path: The folder; replaced atomically if it exists.
+        model: A `MetaLoRAModel`; it may be inside DDP or ``torch.compile``.
+        path: The folder; an existing adapter is replaced atomically.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: not a `MetaLoRAModel`.
+        UserError: the model is no `MetaLoRAModel`, or ``path`` exists and is not an adapter folder.
     """
     model = unwrap(model)
     description = {
@@ -71,16 +78,23 @@ def save(model: nn.Module, path: str | Path) -> Path:
 
 
 def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = None) -> MetaLoRAModel:
-    """Put a saved adapter on a copy of its backbone.
+    """Load a saved adapter onto a copy of its backbone.
+
+    >>> import metalora, tempfile
+    >>> backbone = metalora.build_backbone("resnet20", "none")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = metalora.save(metalora.adapt(backbone, "cp", rank=2), f"{folder}/adapter")
+    ...     metalora.load(backbone, path).spec.format.name
+    'cp'
 
     Args:
-        backbone: The backbone the adapter was trained on, without adapters.
+        backbone: The backbone that the adapter was trained on, without adapters.
         path: The folder that `save` wrote.
         extractor: The extractor network, if it was not the backbone itself.
 
     Raises:
-        UserError: no adapter there, another backbone or extractor (by a hash of its tensors), or a tensor is
-            missing, extra or misshapen.
+        UserError: the folder has no adapter, the backbone or extractor is another one (by a hash of its tensors), or
+            a tensor is missing, extra or of another shape.
     """
     state, content = read_adapter(Path(path))
     description = _described(Path(path), content)
@@ -100,10 +114,10 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
 
 
 def describe(path: Path) -> Description:
-    """Return what an adapter's ``adapter.json`` says.
+    """Read the ``adapter.json`` of an adapter folder.
 
     Raises:
-        UserError: it cannot be read, or lacks something.
+        UserError: the file cannot be read, or lacks something.
     """
     return _described(path, read_description(path))
 
@@ -139,7 +153,7 @@ def _check_extent(backbone: nn.Module, spec: AdapterSpec, state: Mapping[str, Te
 
 
 def unwrap(model: nn.Module) -> MetaLoRAModel:
-    """Take a model out of DDP and ``torch.compile``.
+    """Return the `MetaLoRAModel` inside DDP and ``torch.compile``.
 
     Raises:
         UserError: there is no `MetaLoRAModel` inside.

@@ -1,4 +1,4 @@
-"""What is taken as a backbone or an extractor: a plain network, whatever it is wrapped in."""
+"""Take a network as a backbone or an extractor: without its wrappers, checked and identified."""
 
 import copy
 from collections.abc import Mapping
@@ -18,17 +18,18 @@ WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # as torch.compile and to
 
 
 def plain(network: Any, role: str = "backbone") -> nn.Module:
-    """Copy a network's structure without wrappers; its tensors are the same objects.
+    """Copy a network's structure without wrappers, and check it; its tensors are the same objects.
 
     Wrappers around it or around parts of it are left off: ``torch.compile``, data parallelism, averaging, checkpoint
-    wrappers. So an adapter fits the network however it was wrapped; it is the adapted model that is to be wrapped.
+    wrappers. So an adapter fits the network however it was wrapped. Wrap the adapted model instead.
 
     Args:
         network: The network.
-        role: What messages call it.
+        role: Name of the network in error messages.
 
     Raises:
-        UserError: it is no network, has adapters, cannot be copied, or its tensors are not plain ones with values.
+        UserError: the network is no module, has adapters, cannot be copied, or has tensors that are not plain or have
+            no values.
     """
     if not isinstance(network, nn.Module):
         met = " ".join(repr(network).split())
@@ -50,10 +51,10 @@ def plain(network: Any, role: str = "backbone") -> nn.Module:
 
 
 def copy_shared(network: nn.Module) -> nn.Module:
-    """Copy a network's structure without wrappers; parameters and buffers are the same objects, and cost no memory.
+    """Copy a network's structure without wrappers; parameters and buffers are the same objects and take no memory.
 
     Raises:
-        UserError: it holds something that cannot be copied.
+        UserError: the network holds something that cannot be copied.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     try:
@@ -68,7 +69,7 @@ def copy_shared(network: nn.Module) -> nn.Module:
 
 
 def identify(network: nn.Module) -> dict[str, Any]:
-    """Return a network's name, its weights' name, its input size and the hash of its tensors."""
+    """Return a network's name, the name of its weights, its input size and the hash of its tensors."""
     return {
         "name": str(getattr(network, "name", type(network).__name__)),
         "weights": str(getattr(network, "weights", "unknown")),

@@ -1,4 +1,4 @@
-"""The structure of a model: everything that, with its networks, rebuilds it."""
+"""The structure of a model, from which it can be rebuilt with its networks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from metalora.registry import Method, nearest
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Everything that, with the backbone and the extractor, rebuilds a `MetaLoRAModel`'s structure.
+    """The structure of a `MetaLoRAModel`; with the backbone and the extractor it can be rebuilt.
 
-    All names are plain ones: patterns are for `adapt`.
+    All names are plain names; only `adapt` takes patterns.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -39,10 +39,10 @@ class AdapterSpec:
     feature_size: int
 
     def make_format(self) -> Format:
-        """Make the format.
+        """Make the format with its options.
 
         Raises:
-            UserError: an unknown format, or options that it does not have.
+            UserError: the format or an option is unknown.
         """
         return FORMATS.make(self.format)
 
@@ -51,10 +51,10 @@ class AdapterSpec:
         return {name: shape_of(backbone.get_submodule(name), placed.rank) for name, placed in self.layers.items()}
 
     def check(self, backbone: nn.Module, extractor: nn.Module | None) -> None:
-        """Check that it makes sense, on these networks, before anything is made by it.
+        """Check that the spec fits these networks, before a model is made.
 
         Raises:
-            UserError: an unknown choice, a number out of `limits`, a module that is not there, or is named twice.
+            UserError: a choice is unknown, a number exceeds `limits`, or a module does not exist or is named twice.
         """
         seeded = self.make_format().seed == "generated"
         _check_settings(self.extractor_features, self.seed_scope, self.mapping_depth, self.mapping_width)
@@ -101,5 +101,5 @@ def _check_size(name: str, number: int, least: int, most: int) -> None:
 
 
 def outermost(names: Sequence[str]) -> tuple[str, ...]:
-    """Leave out modules that are inside others of them."""
+    """Return the names of the modules that are not inside another of them."""
     return tuple(name for name in names if not any(name.startswith(f"{whole}.") for whole in names))

@@ -1,4 +1,4 @@
-"""What a campaign has found: its trials, gathered into points and ranked."""
+"""The results of a campaign: its trials, gathered into points and ranked."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ class Trial:
     """One training of a campaign.
 
     Attributes:
-        name: Its name.
-        status: running, finished, stopped (early), failed, or unreadable: its files are damaged.
+        name: Name of the trial.
+        status: running, finished, stopped (early), failed, or unreadable (its files are damaged).
         error: Why it failed, or what is damaged.
         format: Adapter format.
-        point: The settings that the space gives it.
+        point: The settings that the space gives the trial.
         random_seed: ``train.random_seed``.
-        value: The campaign's metric, last reported; None if there is none, or it is not finite.
+        value: Last reported value of the campaign's metric; None if there is none, or it is not finite.
         test: The same metric on the test split.
         tasks: Task -> validation accuracy.
-        parameters: Trained parameters.
-        step_ms: Milliseconds an optimizer step, the median over the training.
+        parameters: Number of trained parameters.
+        step_ms: Milliseconds per optimizer step, the median over the training.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """The trials of one choice of settings, its repeats: each has another random seed."""
+    """One choice of settings, with its trials: the repeats, each with another random seed."""
 
     trials: tuple[Trial, ...]
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings."""
+        """The settings of the point."""
         return self.trials[0].point
 
     @property
@@ -59,7 +59,7 @@ class Point:
 
     @cached_property
     def finished(self) -> tuple[Trial, ...]:
-        """The trials that count: they are through, and have a value."""
+        """The trials that count: those that have finished with a value."""
         return tuple(trial for trial in self.trials if trial.status == "finished" and trial.value is not None)
 
     @property
@@ -75,7 +75,7 @@ class Point:
 
     @property
     def reached(self) -> float | None:
-        """The score, or, without one, the mean of the trials' last values, however far they came."""
+        """The score or, without one, the mean of the trials' last values, finished or not."""
         return _mean([trial.value for trial in self.finished or self.trials])
 
     @property
@@ -91,27 +91,27 @@ class Point:
 
     @property
     def parameters(self) -> int | None:
-        """Trained parameters."""
+        """The number of trained parameters."""
         return next((trial.parameters for trial in self.trials if trial.parameters is not None), None)
 
     @property
     def step_ms(self) -> float | None:
-        """Milliseconds an optimizer step, the median over the trials."""
+        """Milliseconds per optimizer step, the median over the trials."""
         known = [trial.step_ms for trial in self.trials if trial.step_ms is not None]
         return median(known) if known else None
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign as it stands.
+    """A campaign and the present state of its trials.
 
     Attributes:
-        name: Its name.
-        search: What is said of the search: space, searcher, scheduler, ...
-        metric: What leads, such as ``val/knn10``.
-        mode: Which way it is better.
-        objectives: All that is optimized, `metric` first.
-        task_metric: What `Trial.tasks` holds, such as ``val/knn10``.
+        name: Name of the campaign.
+        search: Description of the search: space, searcher, scheduler, ...
+        metric: The metric that ranks the points, such as ``val/knn10``.
+        mode: Whether larger or smaller values of the metric are better.
+        objectives: All metrics that are optimized, `metric` first.
+        task_metric: The metric in `Trial.tasks`, such as ``val/knn10``.
         trials: The trials.
     """
 
@@ -125,7 +125,7 @@ class Campaign:
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
-        """The points, best first; those without a finished trial come last, by what they reached."""
+        """The points, best first; points without a finished trial come last, by `Point.reached`."""
         gathered: dict[str, list[Trial]] = {}
         for trial in self.trials:
             gathered.setdefault(str(sorted(trial.point.items())), []).append(trial)
@@ -146,10 +146,10 @@ class Campaign:
         return best
 
     def front(self, cost: Literal["parameters", "step_ms"]) -> list[Point]:
-        """Return the Pareto front, cheapest first: no other point is as good or better for less, or better for as much.
+        """Return the Pareto front, cheapest first: no other point is as good at less cost, or better at the same cost.
 
         Args:
-            cost: What is to be small, beside a good score.
+            cost: The cost to trade against the score.
         """
         front: list[Point] = []
         known = [point for point in self.ranked if getattr(point, cost) is not None]  # best first, and stable
@@ -165,7 +165,7 @@ class Campaign:
 
 
 def varied(points: Sequence[Point]) -> list[str]:
-    """Return the settings that tell the points apart (one that only some have is among them); all, of a lone point."""
+    """Return the settings that differ between the points, or that only some have; for a single point, all settings."""
     names = {name for point in points for name in point.settings}
     if len(points) > 1:
         names = {name for name in names if len({str(point.settings.get(name)) for point in points}) > 1}
@@ -179,17 +179,17 @@ def describe(point: Point, names: Sequence[str]) -> str:
 
 
 def text(value: Any) -> str:
-    """Return a setting's value as it is read best."""
+    """Return a setting's value as text, a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def is_accuracy(metric: str) -> bool:
-    """Tell whether a metric is an accuracy in [0, 1], to be shown in %."""
+    """Tell whether a metric is an accuracy in [0, 1], which is shown in %."""
     return any(part in metric for part in ("knn", "accuracy", "linear"))
 
 
 def metric_label(metric: str) -> str:
-    """Say what a metric is, with its unit."""
+    """Return a metric's name in words, with its unit."""
     found = re.fullmatch(r"(val|test)/knn(\d+)(_weighted)?(?:/(.+))?", metric)
     if found:
         split, k, weighted, task = found.groups()

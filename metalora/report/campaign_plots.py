@@ -1,4 +1,4 @@
-"""A campaign's pictures. Colours are Okabe and Ito's, which colour-blind people tell apart; markers differ too."""
+"""Plots of a campaign. Colours are Okabe and Ito's, which colour-blind people can tell apart; markers differ too."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,10 +27,10 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
 
     Args:
         campaign: The campaign.
-        path: The PNG.
+        path: The PNG file.
 
     Returns:
-        Whether there was anything to draw (here: two points), as do the other functions.
+        Whether there was anything to draw: at least two points.
     """
     known = [cost for cost in COSTS if any(getattr(point, cost) is not None for point in campaign.ranked)]
     if not known or len(campaign.ranked) < 2:
@@ -56,7 +56,7 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
 
 
 def plot_ranks(campaign: Campaign, path: Path) -> bool:
-    """Draw the score by rank: a line a format through the best point of each rank, the others pale."""
+    """Draw the score by rank: one line per format through the best point of each rank, all other points pale."""
     points = [point for point in campaign.ranked if isinstance(point.settings.get("rank"), int)]
     ranks = sorted({point.settings["rank"] for point in points})
     if len(ranks) < 2:
@@ -90,7 +90,7 @@ def plot_importances(shares: Mapping[str, float], path: Path) -> bool:
 
     Args:
         shares: Setting -> share in [0, 1], the largest first.
-        path: The PNG.
+        path: The PNG file.
     """
     if not shares:
         return False

@@ -1,4 +1,4 @@
-"""A campaign's report in Markdown."""
+"""The report of a campaign in Markdown."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ Row = Sequence[str]
 
 
 def heading(campaign: Campaign) -> str:
-    """Return title, what was searched and how, how it stands, and the best point."""
+    """Return the head of the report: title, search, objective, state of the trials and best point."""
     search = "; ".join(f"{name} {value}" for name, value in campaign.search.items())
     better = "larger" if campaign.mode == "max" else "smaller"
     objectives = f"`{campaign.metric}`, the {better} the better"
@@ -29,26 +29,26 @@ def heading(campaign: Campaign) -> str:
 
 
 def standing(campaign: Campaign) -> str:
-    """Say how many trials there are, by status."""
+    """Return a sentence with the number of trials by status."""
     counts = Counter(trial.status for trial in campaign.trials)
     listed = ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items() if counts[status])
     return f"{_count(len(campaign.trials), 'trial')}{f': {listed}' if listed else ''}."
 
 
 def best(campaign: Campaign) -> str:
-    """Say which point is best."""
+    """Return a sentence on the best point."""
     if not campaign.ranked:
         return "No trial has finished with a value, so there is nothing to rank."
     point = campaign.ranked[0]
     cost = [f"{point.parameters:,} trained parameters"] if point.parameters is not None else []
-    cost += [f"{point.step_ms:.1f} ms a step"] if point.step_ms is not None else []
+    cost += [f"{point.step_ms:.1f} ms per step"] if point.step_ms is not None else []
     unit = " %" if is_accuracy(campaign.metric) else ""
     value = f"{campaign.metric} {_value(point.score, campaign.metric)}{unit}"
     return f"Best: **{describe(point, varied(campaign.points))}**: {', '.join([value, *cost])}."
 
 
 def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
-    """Return the head and at most ``rows`` rows, best first; columns of which nothing is known are left out."""
+    """Return the head and at most ``rows`` rows, best first; columns without any value are left out."""
     points, metric = campaign.points[:rows], campaign.metric
     front = {id(point) for point in campaign.front("parameters")}
     names = varied(campaign.points)
@@ -59,7 +59,7 @@ def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
         SPREAD: [_value(point.spread, metric) for point in points],
         "test": [_value(point.test, metric) for point in points],
         "parameters": ["-" if point.parameters is None else f"{point.parameters:,}" for point in points],
-        "ms a step": ["-" if point.step_ms is None else f"{point.step_ms:.1f}" for point in points],
+        "ms per step": ["-" if point.step_ms is None else f"{point.step_ms:.1f}" for point in points],
         "trials": [_statuses(point) for point in points],
     }
     known = {name: cells for name, cells in columns.items() if name == "#" or set(cells) != {"-"}}
@@ -67,7 +67,7 @@ def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
 
 
 def leaderboard_section(campaign: Campaign) -> str:
-    """Return the leaderboard with what must be known to read it."""
+    """Return the leaderboard with notes on how to read it."""
     head, body = leaderboard(campaign)
     notes = []
     if SPREAD in head:
@@ -75,14 +75,14 @@ def leaderboard_section(campaign: Campaign) -> str:
     if any(row[0].endswith("*") for row in body):
         notes.append("\\* is on the Pareto front of score against trained parameters.")
     if any(row[0] == "-" for row in body):
-        notes.append("Points without a number have no finished trial; a value is what they had reached.")
+        notes.append("Points without a number have no finished trial; their values are the last ones reported.")
     if len(campaign.points) > len(body):
         notes.append(f"{len(campaign.points) - len(body)} more points are not listed.")
     return f"## Leaderboard\n\n{markdown(head, body, left=2)}\n\n{' '.join(notes)}".rstrip()
 
 
 def task_section(campaign: Campaign) -> str:
-    """Return the accuracy on each task of each format's best point."""
+    """Return the accuracy of each format's best point on each task."""
     chosen = {format: point for format, point in campaign.best_of_formats.items() if point.tasks}
     if not chosen:
         return "## Tasks\n\nNo finished trial has reported accuracies by task."
@@ -101,7 +101,7 @@ def task_section(campaign: Campaign) -> str:
 
 
 def failure_section(campaign: Campaign) -> str:
-    """Return the failed and the unreadable trials with the last line of their errors; nothing if there are none."""
+    """Return the failed and unreadable trials with the last line of their errors; empty if there are none."""
     failed = [trial for trial in campaign.trials if trial.status in ("failed", "unreadable")]
     if not failed:
         return ""

@@ -1,4 +1,4 @@
-"""The table and the picture of methods compared over repeats."""
+"""The table and the plot of methods compared over repeats."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a method's learning rate was chosen.
+    """The tuning of a method's learning rate.
 
     Attributes:
-        lr: The best.
-        at_the_end: Whether it is at an end of the range, so that a wider range might have been better.
+        lr: The best learning rate.
+        at_the_end: Whether it is at an end of the range, so that a wider range might give a better one.
         curve: Validation accuracy by learning rate.
     """
 
@@ -28,17 +28,17 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Results:
-    """What methods scored on one backbone; accuracies are in [0, 1].
+    """The results of methods on one backbone; accuracies are in [0, 1].
 
     Attributes:
-        backbone: Its name.
+        backbone: Name of the backbone.
         repeats: Number of repeats n.
-        parameters: Trained parameters by method; 0 for the original.
-        tuning: By method.
-        scores: Metric -> method -> n accuracies. A metric is named GROUP: MEASURE, the metrics of a group together.
+        parameters: Number of trained parameters by method; 0 for the original.
+        tuning: Tuning of the learning rate by method.
+        scores: Metric -> method -> n accuracies. A metric is named GROUP: MEASURE; metrics of one group are adjacent.
         estimates: Metric -> method -> mean and ends of its 95 % interval, the best method first.
-        controls: The same, of what stands beside the methods without being one, such as one with shuffled seeds.
-        sentences: Metric -> which differences are real.
+        controls: Estimates of controls, which are no methods, such as a method with shuffled seeds.
+        sentences: Metric -> a sentence on which differences are real.
     """
 
     backbone: str
@@ -51,12 +51,12 @@ class Results:
     sentences: Mapping[str, str]
 
     def groups(self) -> dict[str, list[str]]:
-        """Return the metrics by their group."""
+        """Return the metrics of each group."""
         return {group: list(metrics) for group, metrics in groupby(self.scores, lambda metric: metric.split(": ")[0])}
 
 
 def comparison_markdown(results: Sequence[Results], picture: str) -> str:
-    """Return the tables, a part for each backbone, with what the tests say and how the methods were tuned."""
+    """Return the tables, one part per backbone, with the results of the tests and the tuning of the methods."""
     parts = [_part(one) for one in results]
     return "\n\n".join([*parts, f"![Accuracy by method]({picture})"]) + "\n"
 
@@ -107,11 +107,11 @@ def _tuned(results: Results) -> str:
         f"on the validation split; the best: {', '.join(rates)}."
     )
     ends = [method for method, tuning in results.tuning.items() if tuning.at_the_end]
-    return f"{text} At an end of the range, so perhaps not tuned out: {', '.join(ends)}." if ends else text
+    return f"{text} At an end of the range, so a wider range might be better: {', '.join(ends)}." if ends else text
 
 
 def plot_comparison(results: Sequence[Results], path: Path) -> None:
-    """Draw every metric's accuracies: dots for the repeats, mean and 95 % interval; a row per backbone and group."""
+    """Draw every metric's accuracies: dots for repeats, mean and 95 % interval; one row per backbone and group."""
     rows = [(one, group, metrics) for one in results for group, metrics in one.groups().items()]
     columns = max(len(metrics) for _, _, metrics in rows)
     height = 1.1 + 0.3 * max(len(one.parameters) for one in results)

@@ -1,4 +1,4 @@
-"""How every picture is drawn: without a display, and with names from data as they are."""
+"""Draw figures without a display, with names from data shown literally."""
 
 import re
 import warnings
@@ -23,13 +23,13 @@ FALLBACK_FONTS = (
 
 @contextmanager
 def drawn(path: Path, width: float, height: float, dpi: int = 120) -> Iterator["Figure"]:
-    """Yield an empty figure that becomes a PNG when the block ends; ``$`` is a dollar sign in it, no formula.
+    """Yield an empty figure that is written as a PNG when the block ends; ``$`` in it is a dollar sign, no formula.
 
     Args:
-        path: The PNG; replaced as a whole, or not at all.
-        width: In inches.
-        height: In inches.
-        dpi: Pixels an inch.
+        path: The PNG file; it is replaced as a whole, or not at all.
+        width: Width in inches.
+        height: Height in inches.
+        dpi: Pixels per inch.
     """
     import matplotlib
     from matplotlib import font_manager
@@ -49,11 +49,11 @@ def drawn(path: Path, width: float, height: float, dpi: int = 120) -> Iterator["
 
 
 def shown(name: str) -> str:
-    """Return a name as a picture shows it: on one line, shortened, without signs that cannot be printed."""
+    """Return a name for a figure: on one line, shortened, without characters that cannot be printed."""
     line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(name.split()))
     return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
 
 
 def verbatim(name: str) -> str:
-    """Return a name as Markdown that shows it as it is."""
+    """Return a name as Markdown that shows it literally."""
     return re.sub(r"([\\`*_<>\[\]|~$#])", r"\\\1", " ".join(name.split()))

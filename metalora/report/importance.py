@@ -1,4 +1,4 @@
-"""Which settings a campaign's score depends on."""
+"""The importance of settings for a campaign's score."""
 
 from collections.abc import Sequence
 from statistics import median_low, mode
@@ -12,16 +12,16 @@ MIN_POINTS = 10  # a forest grown on fewer tells its own noise
 def importances(points: Sequence[Point]) -> dict[str, float]:
     """Return the share of the score's variance that each setting explains by itself, the largest first.
 
-    fANOVA (Hutter, Hoos, Leyton-Brown 2014, ICML), as Optuna has it: a random forest is fitted to the scores, and the
-    variance of its marginals over one setting taken; the shares are normalised to 1. Where a conditional setting does
-    not apply it is given its middle or most frequent value: a value of its own would stand for the format, and take
-    the format's share.
+    This is Optuna's fANOVA (Hutter, Hoos, Leyton-Brown 2014, ICML): a random forest is fitted to the scores, and the
+    variance of its marginals over each setting is computed; the shares are normalised to 1. A conditional setting that
+    does not apply gets its middle or most frequent value: an extra value would stand for the format, and take the
+    format's share.
 
     Args:
-        points: With a score.
+        points: Points with a score.
 
     Returns:
-        Empty if there are fewer than `MIN_POINTS`, or if the settings or the scores are all the same.
+        The shares; empty with fewer than `MIN_POINTS` points, or if the settings or the scores are all the same.
     """
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances

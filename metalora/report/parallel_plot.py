@@ -1,4 +1,4 @@
-"""Parallel coordinates: a campaign's points as lines over their settings, which end at their scores."""
+"""Parallel coordinates: each point of a campaign is a line over its settings that ends at its score."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MAX_TICKS = 8
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis: where each point's line crosses it, in [0, 1], and its ticks."""
+    """An axis: the place in [0, 1] where each point's line crosses it, and its ticks."""
 
     name: str
     heights: Sequence[float]
@@ -25,14 +25,14 @@ class Scale:
 
 
 def plot_parallel(campaign: Campaign, path: Path) -> bool:
-    """Draw the points as lines over the settings that vary; the brighter, the better the score.
+    """Draw the points as lines over the settings that vary; darker lines have better scores.
 
     Args:
         campaign: The campaign.
-        path: The PNG.
+        path: The PNG file.
 
     Returns:
-        Whether there was anything to draw: two points, and a setting that varies.
+        Whether there was anything to draw: at least two points, and a setting that varies.
     """
     import matplotlib
 
@@ -60,7 +60,7 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         axes.set_xlim(-0.1, len(scales) - 0.6)
         axes.set_ylim(-0.06, 1.06)
         axes.spines[:].set_visible(False)
-        axes.set_title("every line is a point; the darker, the better, the best is thick", fontsize=10.5)
+        axes.set_title("each line is a point; darker lines are better, the best is thick", fontsize=10.5)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Pictures, drawn without a display and without pyplot's global state."""
+"""Plots of seeds, drawn without a display and without pyplot's global state."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,18 @@ LEGEND_ENTRIES = 20
 def plot_tsne(
     seeds: Array, domains: list[str], labels: list[str], path: Path, seed: int = 0, limit: int = 1500
 ) -> None:
-    """Draw a t-SNE map of generated seeds twice, coloured by task and by label, into one PNG.
+    """Draw a t-SNE map of generated seeds twice into one PNG, coloured by task and by label.
 
     Args:
-        seeds: (N, S).
-        domains: N names of tasks.
-        labels: N names of labels.
-        path: The PNG.
-        seed: Of the choice of points and of t-SNE.
-        limit: At most so many points, taken evenly from the domains.
+        seeds: The generated seeds, (N, S).
+        domains: Name of each seed's task, N.
+        labels: Name of each seed's label, N.
+        path: The PNG file.
+        seed: Random seed of t-SNE and of the choice of points.
+        limit: Largest number of points, taken evenly from the domains.
 
     Raises:
-        UserError: fewer than two seeds, or seeds that are not finite.
+        UserError: there are fewer than two seeds, or some are not finite.
     """
     if len(seeds) < 2:
         raise UserError(f"a t-SNE map needs at least 2 seeds, got {len(seeds)}")
@@ -45,7 +45,7 @@ def plot_tsne(
 
 
 def sample_evenly(domains: list[str], limit: int, seed: int) -> Array:
-    """Return at most ``limit`` row numbers; small domains are whole before large ones get more."""
+    """Return at most ``limit`` row numbers; small domains are complete before large ones get more."""
     order = np.random.default_rng(seed).permutation(len(domains))
     rank = np.empty(len(domains), dtype=int)  # of a row among its domain's, in random order
     for domain in set(domains):
@@ -73,7 +73,7 @@ def _tsne(seeds: Array, seed: int) -> Array:
 
 
 def scatter(axes: "Axes", points: Array, names: Array, kind: str) -> None:
-    """Draw points (n, 2) in the colours of their n names, with a legend if there are few."""
+    """Draw points (n, 2) in the colours of their n names, with a legend if there are few names."""
     import matplotlib
 
     distinct = sorted(set(names.tolist()))

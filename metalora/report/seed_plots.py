@@ -1,4 +1,4 @@
-"""Seeds by their principal components."""
+"""Plots of seeds by their principal components."""
 
 from pathlib import Path
 
@@ -17,16 +17,16 @@ def plot_pca(
     seed: int = 0,
     limit: int = 1500,
 ) -> None:
-    """Draw seeds by their first two principal components twice, coloured by task and by label, into one PNG.
+    """Draw seeds by their first two principal components twice into one PNG, coloured by task and by label.
 
     Args:
-        components: (N, 2).
+        components: (N, 2), the two components of each seed.
         explained: The components' shares of the variance.
-        domains: N names of tasks.
-        labels: N names of labels.
-        path: The PNG.
-        seed: Of the choice of points.
-        limit: At most so many points, taken evenly from the domains.
+        domains: Name of each seed's task, N.
+        labels: Name of each seed's label, N.
+        path: The PNG file.
+        seed: Random seed of the choice of points.
+        limit: Largest number of points, taken evenly from the domains.
     """
     rows = sample_evenly(domains, limit, seed)
     with drawn(path, 13, 7, dpi=110) as figure:

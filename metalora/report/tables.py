@@ -12,14 +12,14 @@ HOLDOUT = {"seen": "held out", "unseen": "held out, own gallery"}
 
 
 def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], format: str) -> Table:
-    """Return k-NN accuracies in %, original against adapted: a block a vote, overall first, then each task.
+    """Return k-NN accuracies in %, original against adapted: one block per vote, overall first, then each task.
 
-    Where domains were held out they follow, with the train split of the other domains as gallery, then with their own.
+    Held-out domains follow, if any: first with the train split of the other domains as gallery, then with their own.
 
     Args:
-        original: `KnnResult.as_dict()` of the unadapted backbone, and ``holdout`` as in ``knn.json``, if there is any.
-        adapted: The same of the adapted one, on the same queries.
-        format: The adapter's format, which heads its columns.
+        original: `KnnResult.as_dict()` of the unadapted backbone, and ``holdout`` as in ``knn.json``, if there is one.
+        adapted: The same for the adapted backbone, on the same queries.
+        format: The adapter's format, the heading of its columns.
     """
     numbers = sorted(original["overall"]["uniform"], key=int)
     table = Table(title="k-NN accuracy in %", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -1,1 +1,1 @@
-"""Where a run's story is told: MLflow, or nowhere."""
+"""Tracking of runs by MLflow, or not at all."""

@@ -1,4 +1,4 @@
-"""From a tracking URI to a tracker."""
+"""Build the tracker of a tracking URI."""
 
 import os
 import re
@@ -13,10 +13,11 @@ LONGEST_EXPERIMENT = 500
 
 
 def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
-    """Make the tracker of a tracking URI ("none": a null tracker).
+    """Build the tracker of a tracking URI ("none": a null tracker).
 
     Raises:
-        UserError: a ``file:`` store, which MLflow no longer has; a database in memory; a name that is none.
+        UserError: the URI is a ``file:`` store, which MLflow no longer supports, or a database in memory, or the
+            experiment's name is not valid.
     """
     if uri == "none":
         return NullTracker()
@@ -30,10 +31,10 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
 
 
 def tracking_address(uri: str) -> str:
-    """Return the tracking URI that a setting means, a file in it absolute.
+    """Return the tracking URI of a setting, with a file in it made absolute.
 
     Raises:
-        UserError: it was recorded without its password, and no variable has that.
+        UserError: the URI was recorded without its password, and no environment variable has it.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if uri == "default":

@@ -1,4 +1,4 @@
-"""One MLflow run, kept by the process that drives the training."""
+"""One MLflow run, written by the process that drives the training."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ _DOMAIN = re.compile(r"^[\w/]*/knn\d+(_weighted)?/")  # what stands before it
 
 
 class MlflowTracker:
-    """One MLflow run.
+    """Tracks one training in one MLflow run.
 
     Args:
         uri: Tracking URI.
@@ -68,10 +68,10 @@ class MlflowTracker:
     def start(
         self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
     ) -> str:
-        """Make the run, or go on with ``run_id``, and send what it has missed.
+        """Make the run or continue ``run_id``, and send the metrics that it has missed.
 
         Raises:
-            UserError: the server does not answer (told within 15 s), or does not know the run.
+            UserError: the server does not answer (after at most 15 s), or does not know the run.
         """
         _be_quick()
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -82,26 +82,26 @@ class MlflowTracker:
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
             raise UserError(
                 f"MLflow at {redact_uri(self.uri)!r} cannot be used: {_reason(error)} "
-                "(tracking_uri names another, 'none' does without)"
+                "(set tracking_uri to another address, or to none)"
             ) from None
         self._send()
         return self.run_id
 
     def metrics(self, record: Record) -> None:
-        """Send metrics, or keep them for later if the server is away."""
+        """Send metrics, or keep them for later if the server cannot be reached."""
         self.queue.append(record)
         if self.lost_at is None or time.monotonic() - self.lost_at > RETRY_SECONDS:
             self._send()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Upload a file or a folder's files below ``folder``."""
+        """Upload a file, or a folder's files, into ``folder``."""
         if path.is_dir():
             self.client.log_artifacts(self.run_id, str(path), folder or path.name)
         else:
             self.client.log_artifact(self.run_id, str(path), folder)
 
     def tag(self, name: str, value: str) -> None:
-        """Tag the run."""
+        """Set a tag of the run."""
         self.client.set_tag(self.run_id, name, value)
 
     def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
@@ -110,7 +110,7 @@ class MlflowTracker:
         Args:
             files: ``adapter``, the adapter's folder, and ``config``, the run's settings.
             networks: ``backbone`` and, if it is another network, ``extractor``.
-            name: Register it under this name, as the version with the alias `CHAMPION`.
+            name: Name to register the model under, as the version with the alias `CHAMPION`.
         """
         import mlflow
 
@@ -139,10 +139,10 @@ class MlflowTracker:
             self.client.set_registered_model_alias(name, CHAMPION, str(logged.registered_model_version))
 
     def finish(self, status: str) -> None:
-        """Send what waits and end the run.
+        """Send all waiting metrics, and end the run.
 
         Raises:
-            ConnectionError: the server is away, and something was not sent.
+            ConnectionError: the server cannot be reached, and something was not sent.
             UserError: the run has ended, but the server refused metrics; they are in the run's ``metrics.jsonl``.
         """
         self._send()
@@ -151,7 +151,7 @@ class MlflowTracker:
                 raise ConnectionError(f"{len(self.queue)} records were not sent")
             self.client.set_terminated(self.run_id, status)
         except Exception as error:  # as in `start`
-            raise ConnectionError(f"MLflow at {redact_uri(self.uri)!r} is away: {_reason(error)}") from None
+            raise ConnectionError(f"MLflow at {redact_uri(self.uri)!r} cannot be reached: {_reason(error)}") from None
         if self.refused:
             name, reason = next(iter(self.refused.items()))
             raise UserError(
@@ -160,7 +160,7 @@ class MlflowTracker:
             )
 
     def where(self) -> str:
-        """Say how to open the run."""
+        """Return how to open the run: its web address, or a command."""
         uri = redact_uri(self.uri)
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
@@ -193,7 +193,7 @@ class MlflowTracker:
         return unsent
 
     def _send(self) -> None:
-        """Send what waits, as far as the server takes it; what it will never take is set aside."""
+        """Send the waiting records as far as the server accepts them; set aside those that it never will."""
         while self.queue:
             try:
                 self._send_record(self.queue[0])
@@ -228,10 +228,11 @@ class MlflowTracker:
 
 
 def metric_name(name: str) -> str:
-    """Return a metric's name as MLflow takes it: a domain may be called ``https://a.b``, or by 300 letters.
+    """Return a metric's name as MLflow accepts it: a domain may be called ``https://a.b``, or have 300 letters.
 
-    A name that MLflow takes stays. In any other the characters that it does not take become ``_``, what is too much is
-    cut off, and a hash of the domain follows (the same one in all its metrics), so that two names stay two.
+    A name that MLflow accepts stays. In any other name, characters that MLflow does not accept become ``_``, the end is
+    cut off if it is too long, and a hash of the domain follows (the same one in all its metrics). So different names
+    stay different.
     """
     plain = re.sub(r"[^\w\-. /]", "_", name)
     plain = "/".join(part if part.strip(". ") else "_" for part in plain.split("/"))
@@ -272,7 +273,7 @@ def _experiment(client: Any, name: str) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Tell whether a server has refused what was asked, whatever may be asked again."""
+    """Tell whether a server has refused a request for good, so that repeating it is useless."""
     from mlflow.exceptions import MlflowException
 
     return isinstance(error, MlflowException) and int(error.get_http_status_code()) in REFUSALS  # type: ignore[no-untyped-call]

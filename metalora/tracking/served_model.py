@@ -1,4 +1,4 @@
-"""The trained model as MLflow serves it: images in, labels and features out.
+"""The trained model that MLflow serves: it maps images to labels and features.
 
 MLflow runs this file ("models from code"), so nothing is pickled.
 """
@@ -42,7 +42,7 @@ PACKAGES = (
 
 
 class AdapterModel(PythonModel):
-    """Predicts from a column ``image`` of encoded images (PNG, JPEG, ...; base64 in JSON)."""
+    """The model that MLflow loads; it predicts from a column ``image`` of encoded images (in JSON: base64)."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Rebuild backbone, extractor and adapter from the model's artifacts."""
@@ -59,10 +59,10 @@ class AdapterModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return ``label``, its ``probability``, and ``features`` for each image; no rows for none.
+        """Predict ``label``, its ``probability`` and ``features`` of each image; no rows without images.
 
         Raises:
-            MlflowException: the request holds something else than images, too many or too large ones (HTTP status 400).
+            MlflowException: the request holds no images, or too many or too large ones (HTTP status 400).
         """
         try:
             images = _images(model_input)
@@ -105,13 +105,13 @@ def _images(request: Any) -> list[tuple[bytes, str]]:
 
 
 def write_network(network: Backbone, file: str) -> None:
-    """Write a backbone's tensors, for `AdapterModel` to read; those that it has under several names, several times."""
+    """Write a backbone's tensors for `AdapterModel`; a tensor with several names is written several times."""
     tensors = network.net.state_dict().items()  # clones, since a file takes no two tensors that share memory
     save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors}, file)
 
 
 def signature() -> ModelSignature:
-    """Return what goes in and what comes out."""
+    """Return the signature of the model: the columns of its input and output."""
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema(
@@ -125,7 +125,7 @@ def signature() -> ModelSignature:
 
 
 def requirements() -> list[str]:
-    """Return the packages a server needs, in the versions at hand."""
+    """Return the packages that a server needs, in the installed versions."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
 
 

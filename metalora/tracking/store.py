@@ -1,4 +1,4 @@
-"""What is added to, and fetched from, runs that have ended."""
+"""Add files to runs that have ended, and download models from them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +10,13 @@ from metalora.tracking.mlflow_tracker import _be_quick, _client, _reason
 
 
 def add_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> None:
-    """Add files to a run as it is: its status and the time it ended stay.
+    """Add files to a run; its status and its end time stay as they are.
 
     Args:
         uri: Tracking URI.
         run_id: The run.
         paths: The files.
-        folder: Where among the run's artifacts.
+        folder: Folder of the files among the run's artifacts.
 
     Raises:
         UserError: the server does not answer, or does not know the run.
@@ -31,15 +31,15 @@ def add_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> 
 
 
 def download_model(model: str, uri: str, folder: Path) -> Path:
-    """Fetch the files of a logged model: ``adapter``, ``config.yaml``, ``backbone.safetensors``, ...
+    """Download the files of a logged model: ``adapter``, ``config.yaml``, ``backbone.safetensors``, ...
 
     Args:
         model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/ID/model``.
         uri: Tracking URI.
-        folder: Where to put them.
+        folder: Folder to put them into.
 
     Raises:
-        UserError: there is no such model, or it is not one of ours.
+        UserError: the model does not exist, or metalora has not logged it.
     """
     import mlflow
 
@@ -50,8 +50,8 @@ def download_model(model: str, uri: str, folder: Path) -> Path:
         _client(uri)
         mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder))
     except Exception as error:  # as in `MlflowTracker.start`
-        raise UserError(f"model {model!r} cannot be had from MLflow at {redact_uri(uri)!r}: {_reason(error)}") from None
+        raise UserError(f"model {model!r} could not be fetched from {redact_uri(uri)!r}: {_reason(error)}") from None
     found = next(folder.rglob("config.yaml"), None)
     if found is None:
-        raise UserError(f"model {model!r} is none that metalora has logged: it has no config.yaml")
+        raise UserError(f"model {model!r} was not logged by metalora: it has no config.yaml")
     return found.parent

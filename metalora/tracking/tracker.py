@@ -1,7 +1,7 @@
-"""MLflow, and a tracker that tracks nothing. Names as DESIGN section 5 has them.
+"""The interface of trackers, and a tracker that tracks nothing.
 
-One process writes to a run: the one that drives the training. A server that goes away in the middle does not stop the
-training: what it missed waits in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
+Only the process that drives the training writes to a run. A server that cannot be reached does not stop the
+training: missed metrics wait in memory, and in the run's ``metrics.jsonl`` for a later ``--resume``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,21 +16,21 @@ Record = tuple[int, float, Mapping[str, float]]  # step, Unix time in seconds, v
 
 
 class Tracker(Protocol):
-    """Where a run's story is told."""
+    """Records the metrics, files and model of a run."""
 
     def start(
         self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
     ) -> str | None:
-        """Begin or continue a run; return its id."""
+        """Begin or continue a run, and return its id."""
 
     def metrics(self, record: Record) -> None:
-        """Record metrics."""
+        """Record metrics of the run."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, or all files of a folder."""
 
     def tag(self, name: str, value: str) -> None:
-        """Tag the run."""
+        """Set a tag of the run."""
 
     def model(self, files: Mapping[str, Path], networks: Mapping[str, Any], name: str = "") -> None:
         """Keep an adapter, with the networks it needs, as a model that can be loaded and served."""
@@ -39,11 +39,11 @@ class Tracker(Protocol):
         """End the run: FINISHED, FAILED or KILLED."""
 
     def where(self) -> str:
-        """Say how to look at the run."""
+        """Return how to open the run."""
 
 
 class NullTracker:
-    """Tracks nothing."""
+    """A tracker that tracks nothing."""
 
     def start(
         self, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None, missed: Iterable[Record]
@@ -66,12 +66,12 @@ class NullTracker:
         """Do nothing."""
 
     def where(self) -> str:
-        """Say that nothing was tracked."""
+        """Return that nothing was tracked."""
         return "not tracked (tracking_uri = none)"
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return ``{"section.setting": value}``, without the secrets of URIs; methods by name, with all their options."""
+    """Return ``{"section.setting": value}`` without secrets in URIs; methods by name, with all their options."""
     flat: dict[str, Any] = {}
     for section, settings in redact_settings(spelled_out(to_dict(config))).items():
         for name, value in settings.items():

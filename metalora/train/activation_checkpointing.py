@@ -11,10 +11,10 @@ from metalora.adapters.seed_slot import SeedSlot
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Let the network's repeated blocks recompute their activations in the backward pass, in place.
+    """Make a network's repeated blocks recompute their activations in the backward pass, in place.
 
-    A block is a member of a ``Sequential`` or ``ModuleList`` with two or more adapted layers, and none of its
-    own members is one: a residual block, a transformer block.
+    A block is a member of a ``Sequential`` or ``ModuleList`` that has two or more adapted layers and contains no
+    smaller such block: a residual block or a transformer block.
     """
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,

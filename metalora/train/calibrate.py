@@ -1,4 +1,4 @@
-"""What is measured before the first step, for initializers that ask for it."""
+"""Measurements before the first step, for initializers that need them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,18 +14,18 @@ from metalora.models.model import MetaLoRAModel
 def weight_gradients(
     model: MetaLoRAModel, batches: Iterable[Any], loss: Callable[[Any], Tensor], group: Group
 ) -> dict[str, Facts]:
-    """Measure the gradients of the adapted layers' frozen weights, which stay frozen and as they are.
+    """Measure the gradients of the adapted layers' frozen weights; the weights do not change.
 
-    The model is in eval mode: batch norms keep their statistics, and nothing is drawn.
+    The model is in eval mode: batch norms keep their statistics, and no random numbers are drawn.
 
     Args:
         model: The model, whose adapters are fresh.
         batches: This rank's batches; the gradient is the mean over all of them, and over the ranks.
-        loss: Maps a batch to its mean loss, by the model.
+        loss: Maps a batch to its mean loss under the model.
         group: The ranks.
 
     Returns:
-        By layer name.
+        The gradients by layer name.
     """
     weights = {name: layer.base.weight for name, layer in model.layers.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}

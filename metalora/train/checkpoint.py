@@ -1,4 +1,4 @@
-"""Checkpoints: one folder each, complete or not there at all."""
+"""Checkpoints: each is a folder, which is complete or does not exist."""
 
 import random
 import shutil
@@ -20,15 +20,15 @@ PREFIX = "checkpoint_"
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state (tensors and plain values) into a folder."""
+    """Write the state of a training (tensors and plain values) into a folder."""
     torch.save(dict(state), folder / STATE)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote; nothing in it is executed.
+    """Read the state that `write_state` wrote; nothing in it is executed.
 
     Raises:
-        UserError: there is no readable state in the folder, or its files are not those that were written.
+        UserError: the folder has no readable state, or its files have changed since they were written.
     """
     reason = damage(folder)
     if reason:
@@ -42,11 +42,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def whole(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return a checkpoint, or the newest one before it, beside it, that is not damaged; None if there is none.
+    """Return a checkpoint, or the newest undamaged one before it in the same folder; None if there is none.
 
     Args:
         folder: The checkpoint.
-        say: Told of each that is damaged.
+        say: Called with a message for each damaged checkpoint.
     """
     older = [path for path in folder.parent.glob(f"{PREFIX}*") if path.name < folder.name]
     for path in (folder, *sorted(older, reverse=True)):
@@ -56,12 +56,12 @@ def whole(folder: Path, say: Callable[[str], None]) -> Path | None:
             say(f"{error}; it is left out")
         else:
             return path
-    say(f"no checkpoint of {folder.parent.name} is whole: the training begins anew")
+    say(f"no checkpoint of {folder.parent.name} is undamaged: the training starts from the beginning")
     return None
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators."""
+    """Return the states of Python's, NumPy's and torch's random number generators."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
@@ -79,7 +79,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set the generators as `generator_states` found them."""
+    """Set the random number generators to the result of `generator_states`."""
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, gauss = states["numpy"]
@@ -90,7 +90,7 @@ def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators."""
+    """Seed Python's, NumPy's and torch's random number generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -98,14 +98,14 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def checkpoint_failure(step: int, place: "CheckpointFolder | None" = None) -> Iterator[None]:
-    """Say in one line, where the block writes a checkpoint, why it could not be written.
+    """Turn an error in the block, which writes a checkpoint, into an error of one line with its reason.
 
     Args:
-        step: The checkpoint's.
-        place: Where it is written, if that is known: what is there still is named.
+        step: Step of the checkpoint.
+        place: Folder of the checkpoints, if known: the message then names the last good one in it.
 
     Raises:
-        UserError: the block met an error of files (disk full, say).
+        UserError: the checkpoint could not be written (disk full, say).
     """
     try:
         yield
@@ -116,11 +116,11 @@ def checkpoint_failure(step: int, place: "CheckpointFolder | None" = None) -> It
 
 
 class CheckpointFolder:
-    """A run's checkpoints below a local folder, as ``checkpoint_00000120``.
+    """The checkpoints of a run in a local folder, named as ``checkpoint_00000120``.
 
     Args:
         folder: The run's folder.
-        keep: How many to keep.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -128,10 +128,10 @@ class CheckpointFolder:
         self.keep = keep
 
     def write(self, step: int, write: Write) -> Path:
-        """Write a checkpoint atomically, then drop the oldest ones.
+        """Write a checkpoint atomically, then delete the oldest ones.
 
         Raises:
-            UserError: it could not be written (a full disk); the last one stays.
+            UserError: the checkpoint could not be written (disk full, say); the last one stays.
         """
         path = self.folder / f"{PREFIX}{step:08d}"
         with checkpoint_failure(step, self), atomic_folder(path) as folder:
@@ -141,9 +141,9 @@ class CheckpointFolder:
         return path
 
     def all(self) -> list[Path]:
-        """Return the checkpoints, oldest first; `whole` tells which of them can be read."""
+        """Return the checkpoints, oldest first; some may be damaged (see `whole`)."""
         return sorted(path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir())
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint."""
+        """Return the newest checkpoint; None if there is none."""
         return next(reversed(self.all()), None)

@@ -30,19 +30,19 @@ KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
 
 
 def has_results(folder: Path) -> bool:
-    """Tell whether a checkpoint is that of a finished training, with its results beside the state."""
+    """Tell whether a checkpoint holds the results of a finished training beside the state."""
     return (folder / KNN).is_file()
 
 
 class Evaluator:
-    """Validation and test of a training.
+    """Validates and tests a training.
 
     Args:
         config: All settings.
-        model: On the feed's device, with a head.
+        model: The model, on the feed's device and with a head.
         table: The data.
         feed: Feeds the model from the table.
-        shared: What has been computed for this and other trainings.
+        shared: Results that were computed once for several trainings.
 
     Raises:
         UserError: the held-out domains have too few images for k-NN.
@@ -64,7 +64,7 @@ class Evaluator:
             raise UserError(f"k-NN with K = {most} needs as many train images of the held-out domains; got {unseen}")
 
     def condition(self, images: Tensor, rows: Tensor) -> Tensor | None:
-        """Return extractor features (B, F) of images, from the cache where they are known."""
+        """Return the extractor features (B, F) of images, from the cache if they are known."""
         if self.model.extractor is None:
             return None
         known = self.cache.get(rows) if self.cache is not None else None
@@ -74,7 +74,7 @@ class Evaluator:
         return features
 
     def prepare(self) -> None:
-        """Compute the extractor's training features: the mapping net's standardisation, and the cache."""
+        """Compute the extractor's features of the train split, for the mapping net's standardisation and the cache."""
         mapping = self.model.network.mapping
         if mapping is None:
             return
@@ -97,7 +97,7 @@ class Evaluator:
             self.cache = ConditionCache.of(found, features, len(self.table))
 
     def validate(self) -> dict[str, float]:
-        """Return loss, accuracy and k-NN accuracy on the validation split, if there is one; on rank 0."""
+        """Compute loss, accuracy and k-NN accuracy on the validation split, if there is one; returned on rank 0."""
         queries = self.table.rows("val")
         if len(queries) == 0:
             return {}
@@ -115,11 +115,11 @@ class Evaluator:
         }
 
     def test(self) -> tuple[dict[str, float], Write]:
-        """Compare the adapted features with the original ones on the test split, and on that of held-out domains.
+        """Compare adapted and original features on the test split, and on the test split of held-out domains.
 
         Returns:
-            The metrics, and what writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a folder; on
-            rank 0.
+            The metrics, and a function that writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a
+            folder; on rank 0.
         """
         parts = [self.table.rows("train"), self.table.rows("test")]
         if self.table.holdout:

@@ -1,4 +1,4 @@
-"""How a training is computed: precision, memory format, fused convolutions, torch.compile, CUDA graphs."""
+"""Execution of a training: precision, memory format, fused convolutions, torch.compile, CUDA graphs."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -17,16 +17,16 @@ _log = logging.getLogger(__name__)
 
 
 class Execution:
-    """How the networks of a training are run.
+    """Runs the networks of a training as the settings say.
 
     Args:
-        settings: The training's.
-        device: Where it computes.
-        obstacles: The settings and callbacks with which a step cannot be replayed as CUDA graphs.
+        settings: The settings of the training.
+        device: Device of the training.
+        obstacles: The settings and callbacks that keep steps from being replayed as CUDA graphs.
 
     Attributes:
-        dtype: What autocast computes in; None for none.
-        speedups: The accelerations that are on, as metrics; set by `prepare`.
+        dtype: The type that autocast computes in; None without autocast.
+        speedups: The enabled accelerations, reported as metrics; set by `prepare`.
     """
 
     def __init__(self, settings: TrainConfig, device: torch.device, obstacles: list[str]) -> None:
@@ -40,26 +40,26 @@ class Execution:
         self.dtype = torch.bfloat16 if bfloat16 else None
 
     def autocast(self, cache: bool = True) -> AbstractContextManager[Any]:
-        """Compute in the configured precision; weights are cast once per step, or each time without ``cache``."""
+        """Compute in the configured precision within the block; without ``cache`` weights are cast at each use."""
         enabled = self.dtype is not None
         return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled, cache_enabled=cache)
 
     def in_layout(self, images: Tensor) -> Tensor:
-        """Bring images that are on the device into its memory format; leave other inputs as they are."""
+        """Return images on the device in its memory format; other inputs stay as they are."""
         if self.settings.channels_last and images.is_cuda and images.dim() == 4:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
     def prepare(self, module: nn.Module, model: MetaLoRAModel, example: Tensor) -> nn.Module:
-        """Make of a model's training module what is run: fused, compiled, captured, as the settings have it.
+        """Fuse, compile and capture a model's training module as the settings say, and return the module to run.
 
         Args:
-            module: What is trained: ``model.network`` and its head.
+            module: The training module: ``model.network`` and the head.
             model: The model.
-            example: A batch of this rank, as the network takes it, on the device.
+            example: A batch of this rank, prepared for the network, on the device.
 
         Raises:
-            UserError: something was asked for that this network or device cannot do.
+            UserError: a setting asks for something that this network or device cannot do.
         """
         if self.settings.activation_checkpointing:
             checkpoint_blocks(model.network.backbone)
@@ -79,7 +79,7 @@ class Execution:
         if graphed and self.device.type != "cuda":
             raise UserError(f"cuda_graph needs a GPU, and this training has none (device: {self.device.type})")
         if graphed and self.obstacles:
-            raise UserError(f"cuda_graph does not go with {', '.join(self.obstacles)}")
+            raise UserError(f"cuda_graph cannot be combined with {', '.join(self.obstacles)}")
         if graphed is None:
             graphed = fused > 0 and self.device.type == "cuda" and not self.obstacles
         if graphed:
@@ -88,10 +88,10 @@ class Execution:
         return module
 
     def fuses(self) -> bool:
-        """Tell whether to train with fused convolutions; in bfloat16 on GPUs is where they are known to be faster.
+        """Tell whether to train with fused convolutions; they are known to be faster in bfloat16 on GPUs.
 
         Raises:
-            UserError: they were asked for, and do not run here.
+            UserError: the settings ask for fused convolutions, and they do not run here.
         """
         kernel = self.settings.kernel
         known = self.device.type == "cuda" and self.dtype is torch.bfloat16
@@ -105,10 +105,10 @@ class Execution:
         return reason is None
 
     def capture(self, module: nn.Module, model: MetaLoRAModel, example: Tensor) -> None:
-        """Let a module, while training, replay one CUDA graph of its forward and one of its backward.
+        """Capture a module, so that in training it replays one CUDA graph of its forward and one of its backward.
 
         Raises:
-            UserError: its forward or backward waits for the GPU, or does something else that a graph cannot hold.
+            UserError: forward or backward waits for the GPU, or does something else that a graph cannot hold.
         """
         samples = [self.in_layout(example)]
         if model.extractor is not None:

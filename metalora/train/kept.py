@@ -1,4 +1,4 @@
-"""What is computed once and kept: extractor features, and what several trainings share."""
+"""Results that are computed once and kept: extractor features, and those that several trainings share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass
 class ConditionCache:
-    """Extractor features by table row: they depend on the image alone.
+    """A cache of extractor features by table row; they depend on the image alone.
 
     Attributes:
-        features: (N, F) of the whole table, on the CPU; rows not known are undefined.
-        known: (N,) which are.
+        features: (N, F) features of all rows, on the CPU; undefined for rows that are not known.
+        known: (N,) whether the row's features are known.
     """
 
     features: Tensor
@@ -26,22 +26,22 @@ class ConditionCache:
 
     @staticmethod
     def of(rows: Tensor, features: Tensor, table_size: int) -> "ConditionCache":
-        """Make a cache of the features (n, F) of some rows (n,)."""
+        """Make a cache that knows the features (n, F) of the rows (n,)."""
         cache = ConditionCache(torch.zeros(table_size, features.shape[1]), torch.zeros(table_size, dtype=torch.bool))
         cache.features[rows] = features
         cache.known[rows] = True
         return cache
 
     def get(self, rows: Tensor) -> Tensor | None:
-        """Return the features (B, F) of rows (B,), or None if any is not known."""
+        """Return the features (B, F) of rows (B,), or None if a row is not known."""
         return self.features[rows] if bool(self.known[rows].all()) else None
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What trainings on the same images and the same frozen networks have in common, by row of the table.
+    """Results that trainings on the same images and the same frozen networks share, by row of the table.
 
-    Nothing writes to these arrays, so that processes can look at the same memory.
+    Nothing writes to these arrays, so that processes can share their memory.
 
     Attributes:
         original: (N, D) features of the backbone without adapters.

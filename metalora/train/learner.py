@@ -1,4 +1,4 @@
-"""What is trained: all that the loop knows of it, and the learner of an adapter.
+"""The learner, which is all that the loop knows of what it trains, and the learner of an adapter.
 
 Shapes: B images of a micro-batch on this rank, D features, F extractor features, C classes.
 """
@@ -33,11 +33,11 @@ class Seen(NamedTuple):
     """One micro-batch after its forward.
 
     Attributes:
-        losses: (B,), with gradients.
-        domains: (B,) the task of each sample, on the CPU.
-        labels: (B,).
-        features: (B, D), and
-        scores: (B, C), of the trained network, if it has any.
+        losses: (B,) loss of each sample, with gradients.
+        domains: (B,) task of each sample, on the CPU.
+        labels: (B,) label of each sample.
+        features: (B, D) features of the trained network, if it has any.
+        scores: (B, C) scores of the trained network, if it has any.
     """
 
     losses: Tensor
@@ -48,14 +48,14 @@ class Seen(NamedTuple):
 
 
 class Learner(Protocol):
-    """What the loop trains. It need not be a MetaLoRA model, nor see images.
+    """The interface of what the loop trains; it need not be a MetaLoRA model, nor take images.
 
     Attributes:
-        tasks: The tasks that are trained, by number.
+        tasks: The trained tasks, by number.
         task_names: Names of all tasks, for messages.
-        one_task: Whether each step is of one task alone.
-        steps_per_epoch: Optimizer steps of an epoch.
-        speedups: Accelerations that are on, as metrics, once `module` was called.
+        one_task: Whether each step has images of one task only.
+        steps_per_epoch: Optimizer steps per epoch.
+        speedups: The enabled accelerations, reported as metrics; set by `module`.
     """
 
     tasks: Sequence[int]
@@ -65,51 +65,51 @@ class Learner(Protocol):
     speedups: Mapping[str, float]
 
     def module(self) -> nn.Module:
-        """Make what DDP wraps: its parameters all take part in every forward. Called once."""
+        """Make the module that DDP wraps; all its parameters must take part in every forward. Called once."""
 
     def trainable(self) -> Iterable[Trainable]:
-        """Return what is trained, always in the same order."""
+        """Return the trained parameters, always in the same order."""
 
     def scales(self) -> Mapping[str, float]:
-        """Return factors of the learning rate, by part of what is trained; 1 for other parts."""
+        """Return factors of the learning rate by part of the model; other parts have the factor 1."""
 
     def prepare(self, begins: bool) -> None:
-        """Compute what is needed before the first step; ``begins`` is False for a training that is resumed."""
+        """Get ready for the first step; ``begins`` is False for a training that is resumed."""
 
     def batches(self, epoch: int, step: int) -> Iterator[Any]:
-        """Yield this rank's micro-batches of an epoch, from an optimizer step of it on, and set the train mode."""
+        """Set the train mode, and yield this rank's micro-batches of an epoch from optimizer step ``step`` of it on."""
 
     def losses(self, module: nn.Module, batch: Any) -> Seen:
-        """Compute the losses of a micro-batch; ``module`` is what `module` made, as it was wrapped."""
+        """Compute the losses of a micro-batch with ``module``, the wrapped result of `module`."""
 
     def agree(self) -> None:
-        """Make equal on all ranks what training has changed without gradients."""
+        """Make values that training changes without gradients, such as statistics, equal on all ranks."""
 
     def validate(self) -> Mapping[str, float]:
-        """Return the metrics of the validation; on other ranks than 0, nothing."""
+        """Validate, and return the metrics; empty on ranks other than 0."""
 
     def test(self) -> tuple[Mapping[str, float], Write]:
-        """Return the metrics of the test, and what writes its results into a folder; both empty but on rank 0."""
+        """Test, and return the metrics and a function that writes the results into a folder; on rank 0."""
 
     def read(self, folder: Path) -> State:
-        """Read a checkpoint.
+        """Read the state of a checkpoint.
 
         Raises:
-            UserError: it cannot be read, or is of another training.
+            UserError: the checkpoint cannot be read, or belongs to another training.
         """
 
     def finished(self, folder: Path) -> bool:
         """Tell whether a checkpoint holds the results of `test`."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must have of it."""
+        """Return the learner's part of a checkpoint."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` returned."""
+        """Load the result of `state`."""
 
 
 class Classifier(nn.Module):
-    """The adapted network and its head: what DDP wraps. The extractor stays outside."""
+    """The adapted network and its head, which DDP wraps; the extractor stays outside."""
 
     def __init__(self, model: MetaLoRAModel) -> None:
         super().__init__()
@@ -125,18 +125,18 @@ class Classifier(nn.Module):
 
 
 class AdapterLearner:
-    """The learner of a MetaLoRA model on a table. It decodes and computes nothing before `module` or `prepare`.
+    """Learns a MetaLoRA model on a table; it decodes and computes nothing before `module` or `prepare`.
 
     Args:
         config: All settings.
-        model: On the group's device, with a head.
+        model: The model, on the group's device and with a head.
         table: The data.
-        inputs: What the backbone takes.
-        group: The ranks.
-        reporter: Told the progress of what is computed without gradients.
+        inputs: The preprocessing of the backbone's inputs.
+        group: The group of ranks.
+        reporter: Gets the progress of computations without gradients.
         loader_workers: Decoding processes of this rank.
-        shared: What has been computed for this and other trainings.
-        graphable: Whether the callbacks let steps be replayed as CUDA graphs.
+        shared: Results that were computed once for several trainings.
+        graphable: Whether the callbacks allow steps to be replayed as CUDA graphs.
     """
 
     def __init__(
@@ -178,22 +178,22 @@ class AdapterLearner:
         self.speedups: Mapping[str, float] = {}
 
     def module(self) -> nn.Module:
-        """Make what DDP wraps: network and head, fused, compiled or captured. See `Learner.module`."""
+        """Make the module of network and head, fused, compiled or captured. See `Learner.module`."""
         count = self.config.data.batch_size // self.group.world
         module = self.execution.prepare(Classifier(self.model), self.model, self.feed.example(count))
         self.speedups = self.execution.speedups
         return module
 
     def trainable(self) -> list[Trainable]:
-        """Return adapters, saved modules, mapping net and head. See `Learner.trainable`."""
+        """Return the parameters of adapters, saved modules, mapping net and head. See `Learner.trainable`."""
         return list(self.model.trained())
 
     def scales(self) -> Mapping[str, float]:
-        """Return the factor of the mapping net: at the full rate the generator is unstable. See `Learner.scales`."""
+        """Return the mapping net's factor: at the full rate the generator is unstable. See `Learner.scales`."""
         return {"mapping": self.config.mapping.mapping_lr_scale}
 
     def prepare(self, begins: bool) -> None:
-        """Decode the images that are kept, and standardise the extractor's features. See `Learner.prepare`."""
+        """Decode the images to keep, and standardise the extractor's features. See `Learner.prepare`."""
         self.feed.keep(self.config.data.keep_images * 2**30)
         self.evaluator.prepare()
         initializer = INITIALIZERS.make(self.config.adapter.initializer)
@@ -212,7 +212,7 @@ class AdapterLearner:
                 self.group.take_first(tensor)
 
     def batches(self, epoch: int, step: int) -> Iterator[Batch]:
-        """Yield the micro-batches that the objective draws. See `Learner.batches`."""
+        """Yield the micro-batches of the objective's sampler. See `Learner.batches`."""
         self.model.train()
         self.sampler.set_position(epoch, step)
         return self.feed.train_batches(self.sampler)
@@ -229,14 +229,14 @@ class AdapterLearner:
         return Seen(self.objective.losses(features, scores, labels), batch.domains, labels, features, scores)
 
     def agree(self) -> None:
-        """Average over the ranks what trained batch norms have measured, which DDP leaves to each."""
+        """Average the statistics of trained batch norms over the ranks, which DDP does not. See `Learner.agree`."""
         trained = self.model.trainable()
         for name, buffer in self.model.adapter_state().items():
             if name not in trained and buffer.is_floating_point():
                 buffer.copy_(self.group.mean(buffer))
 
     def validate(self) -> Mapping[str, float]:
-        """Return loss and accuracies on the validation split, if there is one. See `Learner.validate`."""
+        """Compute loss and accuracies on the validation split, if there is one. See `Learner.validate`."""
         return self.evaluator.validate()
 
     def test(self) -> tuple[Mapping[str, float], Write]:
@@ -252,7 +252,7 @@ class AdapterLearner:
         return has_results(folder)
 
     def state(self) -> dict[str, Any]:
-        """Return the adapter, and what tells this training from others. See `Learner.state`."""
+        """Return the adapter, and the settings, data and networks of this training. See `Learner.state`."""
         return {
             "model": self.model.adapter_state(),
             "settings": comparable(self.config),
@@ -261,5 +261,5 @@ class AdapterLearner:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take the adapter. See `Learner.load_state`."""
+        """Load the adapter. See `Learner.load_state`."""
         self.model.load_adapter_state(state["model"])

@@ -1,4 +1,4 @@
-"""The embedded backbones, trained on plain scans, since no small pretrained ones can be had offline."""
+"""Train the weights of the embedded backbones on plain scans: there are no small pretrained networks offline."""
 
 import json
 from collections.abc import Callable
@@ -40,14 +40,14 @@ RECIPES: dict[str, dict[str, float]] = {
 
 
 def embedded_weights(name: str, say: Callable[[str], None]) -> Path:
-    """Return the file of a network's weights, training it first if the cache has none, or damaged ones.
+    """Return the file of a network's weights; it is trained first if the cache has no weights, or damaged ones.
 
-    It learns the digits of 3,000 plain scans that are in no task of the embedded data set. Its folder is called by a
-    hash of the scans and of the recipe.
+    It learns the digits of 3,000 plain scans that are in no task of the embedded data set. The name of its folder is a
+    hash of the scans and the recipe.
 
     Args:
         name: One of `RECIPES`.
-        say: Told when training takes place.
+        say: Called with a message if the network is trained.
     """
     from safetensors.torch import save_file
 

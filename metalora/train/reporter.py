@@ -1,4 +1,4 @@
-"""What the training loop tells the world, without knowing who listens."""
+"""The interface by which the training loop reports, whoever listens."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ Write = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training is.
+    """The progress of a training.
 
     Attributes:
-        phase: What is being done ("train", "validate", ...).
-        step: Optimizer steps done, or items of another phase.
-        total: Of how many.
-        epoch: From 1; 0 outside training.
-        epochs: Of how many.
+        phase: The present phase ("train", "validate", ...).
+        step: Optimizer steps done, or items done in another phase.
+        total: Number of all steps or items of the phase.
+        epoch: Number of the epoch, from 1; 0 outside training.
+        epochs: Number of all epochs.
         loss: Mean training loss since the last report; None outside training.
         rate: Images per second, over all workers.
     """
@@ -32,13 +32,13 @@ class Progress:
 
 
 class Reporter(Protocol):
-    """Listens to a training. All but `checkpoint` is called on rank 0 only."""
+    """Listens to a training. All methods except `checkpoint` are called on rank 0 only."""
 
     def progress(self, progress: Progress) -> None:
-        """Take note of the progress; called often, so it must be cheap."""
+        """Report the progress; called often, so it must be cheap."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics of an optimizer step, under DESIGN's MLflow names."""
+        """Report metrics of an optimizer step, by their MLflow names."""
 
     def checkpoint(self, step: int, write: Write | None) -> None:
         """Keep a checkpoint; called on every rank.
@@ -51,13 +51,13 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """A reporter that listens to nothing: for what is only checked or measured."""
+    """A reporter that ignores everything, for trainings that are only checked or measured."""
 
     def progress(self, progress: Progress) -> None:
-        """Let it pass."""
+        """Ignore the progress."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Let them pass."""
+        """Ignore the metrics."""
 
     def checkpoint(self, step: int, write: Write | None) -> None:
-        """Keep nothing."""
+        """Keep no checkpoint."""

@@ -1,4 +1,4 @@
-"""Going on with a training from a checkpoint: what may have changed since, and what is taken from it."""
+"""Resume a training from a checkpoint: which settings may have changed, and what is read from it."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ from metalora.train.checkpoint import PREFIX, read_state
 
 
 class State(TypedDict):
-    """A training's state, as a checkpoint has it. Rates are not taken from it: settings and step tell them."""
+    """The state of a training in a checkpoint; it has no learning rates, as settings and step determine them."""
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # type: ignore[misc]
 
@@ -35,17 +35,17 @@ class State(TypedDict):
 
 
 def read_resumable(folder: Path, config: Config, table: Table, model: MetaLoRAModel) -> State:
-    """Read a checkpoint's state, if a training with these settings and data can go on with it.
+    """Read the state of a checkpoint, for a training with these settings, data and networks to resume.
 
     Raises:
-        UserError: it cannot be read; or a training cannot go on with it: all that differs is named.
+        UserError: the checkpoint cannot be read, or the training cannot be resumed; the message names all differences.
     """
     content = read_state(folder)
     with gate(f"checkpoint {folder}"):
         state: State = check_form(content, State, f"checkpoint {folder}")
         named = re.fullmatch(rf"{PREFIX}(\d{{8}})", folder.name)
         if named and int(named[1]) != state["step"]:
-            raise UserError(f"it is called as of another step than its own, {state['step']}")
+            raise UserError(f"its folder is named for another step than its own, {state['step']}")
         changes = _changes(state, config, table, model)
         if not changes:
             model.check_adapter_state(state["model"], exact=True)
@@ -55,14 +55,14 @@ def read_resumable(folder: Path, config: Config, table: Table, model: MetaLoRAMo
 
 
 def _changes(state: State, config: Config, table: Table, model: MetaLoRAModel) -> list[str]:
-    """Say what differs between the training that a checkpoint is of and this one."""
+    """Return texts on the differences between a checkpoint's training and this one."""
     now = comparable(config)
     known = {name: value for name, value in _current(state["settings"]).items() if name in now}
     changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
     if state["data"] != table.fingerprint:
-        changes.append("the data are others")
+        changes.append("the data differ")
     if state.get("networks", networks(model)) != networks(model):
-        changes.append("the tensors of backbone or extractor are others")
+        changes.append("the tensors of backbone or extractor differ")
     return changes
 
 
@@ -80,7 +80,7 @@ def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def comparable(config: Config) -> dict[str, Any]:
-    """Return the settings that a resumed run must share with the run it goes on with, flat: not how it is computed."""
+    """Return the settings, flat, that must not change when a run is resumed: all but how it is computed."""
     plain = to_dict(config)
     held = {
         section: {
@@ -94,11 +94,11 @@ def comparable(config: Config) -> dict[str, Any]:
 
 
 def networks(model: MetaLoRAModel) -> list[str | None]:
-    """Return the hashes of backbone and extractor, None for an extractor that is the backbone itself."""
+    """Return the hashes of backbone and extractor; None for an extractor that is the backbone itself."""
     return [model.backbone_identity["hash"], model.extractor_identity and model.extractor_identity["hash"]]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say which settings differ."""
+    """Return one text for each setting that differs."""
     names = {**before, **now}
     return [f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names if before.get(n) != now.get(n)]

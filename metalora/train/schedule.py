@@ -7,9 +7,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Scale every rate linearly up over the warm-up, then by half a cosine down to 0 at the last step.
+    """Build the schedule that scales every rate linearly up, then by half a cosine down to 0 at the last step.
 
-    A run shorter than twice the warm-up warms up for its first half.
+    A run shorter than twice the warm-up warms up during its first half.
     """
     warmup = min(warmup_steps, total_steps // 2)
 

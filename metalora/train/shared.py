@@ -1,4 +1,4 @@
-"""Computing once what many trainings share."""
+"""Compute once the results that several trainings share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,16 +28,16 @@ def compute_shared(
     loader_workers: int,
     keep_images: bool,
 ) -> Shared:
-    """Look at every image of a table once.
+    """Compute original and extractor features of every image of a table, once for several trainings.
 
     Args:
         config: Settings that all the trainings have: precision, evaluation batch size.
-        models: One for each ``extractor_features`` asked for, on the group's device; any one gives the original
-            features, as its adapters are off.
+        models: One model for each value of ``extractor_features``, on the group's device. One of them also gives the
+            original features, with its adapters off.
         table: The data.
-        inputs: What the backbone takes.
+        inputs: The preprocessing of the backbone's inputs.
         group: A group of one.
-        reporter: Told the progress.
+        reporter: Gets the progress.
         loader_workers: Decoding processes.
         keep_images: Whether to keep the images' pixels.
     """

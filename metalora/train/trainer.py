@@ -1,4 +1,4 @@
-"""The training loop. It knows torch.distributed, not Ray; a `Reporter` takes what it has to tell."""
+"""The training loop. It uses torch.distributed, not Ray, and reports to a `Reporter`."""
 
 import itertools
 import math
@@ -27,11 +27,11 @@ LOG_EVERY = 10
 
 
 class Taken(NamedTuple):
-    """A step that was taken, and has yet to be looked at.
+    """A step that was taken and is not yet verified.
 
     Attributes:
-        number: From 1.
-        norm: The norm of its gradient, summed over all ranks.
+        number: Number of the step, from 1.
+        norm: Norm of its gradient, which is summed over all ranks.
         records: Losses (B,) and tasks (B,) of its micro-batches on this rank.
     """
 
@@ -41,17 +41,17 @@ class Taken(NamedTuple):
 
 
 class Trainer:
-    """Trains a learner, on one rank of a group. `metalora.build.build_trainer` makes one of settings.
+    """Trains a learner, on one rank of a group. `metalora.build.build_trainer` builds a trainer from settings.
 
     Args:
-        config: All settings; of which the loop reads the section ``train``, the batch size and ``validate_every``.
-        learner: What is trained.
-        group: The ranks.
-        reporter: Listens.
-        callbacks: What else acts around each step.
+        config: All settings; the loop reads the section ``train``, the batch size and ``validate_every``.
+        learner: The learner to train.
+        group: The group of ranks.
+        reporter: Gets progress, metrics and checkpoints.
+        callbacks: The callbacks that act around each step.
 
     Raises:
-        UserError: a callback does not go with what is trained, or it cannot be computed as the settings have it.
+        UserError: a callback does not fit the learner, or the learner cannot be computed as the settings say.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class Trainer:
         self.module = group.wrap(learner.module())
 
     def plan(self) -> Plan:
-        """Return what the training will be."""
+        """Return the facts of the training for its callbacks."""
         return Plan(self.settings.random_seed, self.total_steps, self.steps_per_epoch, self.group)
 
     def fit(self, resume: Path | None = None) -> None:
-        """Train to the end, test, and hand the results to the reporter's last checkpoint.
+        """Train to the end, test, and write the results into the last checkpoint.
 
         Args:
-            resume: A checkpoint's folder to go on from; nothing is left to do if it has the results.
+            resume: Folder of a checkpoint to resume from; if it has the results already, nothing is done.
 
         Raises:
             UserError: the loss is not finite, or the checkpoint belongs to another training.
@@ -125,7 +125,7 @@ class Trainer:
                 self._keep()
 
     def train_step(self, batches: Iterable[Any]) -> None:
-        """Take one optimizer step on some micro-batches."""
+        """Take one optimizer step on the given micro-batches."""
         records = []
         self.callbacks.begin(self.step)
         for index, batch in enumerate(batches):
@@ -199,7 +199,7 @@ class Trainer:
         return every > 0 and (epoch + 1) % every == 0
 
     def _keep(self, write_more: Write | None = None) -> None:
-        """Checkpoint, with more files beside the state if told so; on every rank."""
+        """Write a checkpoint, with the files of ``write_more`` beside the state; called on every rank."""
         self._verify()
         generators = self.group.gather_objects(generator_states(self.group.device))
 
@@ -237,7 +237,7 @@ class Trainer:
 
 
 class Clock:
-    """The rate of a training since it was made, in images per second."""
+    """Measures the rate of a training in images per second, from when the clock is made."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Ray's cluster: which one, whether it answers, and what it has."""
+"""The Ray cluster: start or join it, and check that it answers and has enough resources."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     """Start Ray on this machine, or join a cluster; stop or leave it at the end.
 
     Raises:
-        UserError: no cluster at the address, or fewer CPUs or GPUs than the workers need.
+        UserError: no cluster answers at the address, or it has fewer CPUs or GPUs than the workers need.
     """
     address = cluster_address(settings)
     if address is not None:
@@ -51,9 +51,9 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def lasting_cluster() -> Iterator[Open]:
-    """Yield what takes the place of `cluster` for several in turn: the first starts or joins it, and it stays up.
+    """Yield a replacement for `cluster` that keeps one cluster up for several runs in turn; the first run opens it.
 
-    It is stopped or left where this context ends. All must have the same settings.
+    The cluster is stopped or left when this context ends. All runs must have the same cluster settings.
     """
     with ExitStack() as stack:
 
@@ -66,16 +66,16 @@ def lasting_cluster() -> Iterator[Open]:
 
 
 def cluster_address(settings: ClusterConfig) -> str | None:
-    """Return the address of the cluster to join, or None for a Ray of one's own."""
+    """Return the address of the cluster to join, or None for a local Ray."""
     address = settings.ray_address or os.environ.get("RAY_ADDRESS") or ""
     return None if address in LOCAL else address
 
 
 def ask(address: str) -> None:
-    """Find out within seconds whether a cluster answers: Ray itself would try for minutes.
+    """Check within seconds that a cluster answers; Ray itself would try for minutes.
 
     Raises:
-        UserError: it does not, or this is no address of a cluster.
+        UserError: no cluster answers, or the address is not valid.
     """
     name = f"Ray address {address!r}"
     if address.lower().startswith(("http://", "https://")):
@@ -125,15 +125,15 @@ def _speaks(place: str) -> bool:
 
 
 def this_machine() -> dict[str, float]:
-    """Return what a local Ray would have."""
+    """Return the resources that a local Ray would have."""
     return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
 
 
 def check_resources(settings: ClusterConfig, resources: Mapping[str, float], where: str) -> None:
-    """Refuse workers that will never be placed, before anyone waits for them.
+    """Check that there are enough resources for the workers, before anyone waits for them.
 
     Raises:
-        UserError: too few CPUs or GPUs.
+        UserError: there are too few CPUs or GPUs.
     """
     for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker or 0)):
         needed, there = settings.workers * each, resources.get(kind, 0)
@@ -145,7 +145,7 @@ def check_resources(settings: ClusterConfig, resources: Mapping[str, float], whe
 
 
 def gpus_per_worker(settings: ClusterConfig) -> float:
-    """Return the GPUs each worker gets: as set, or one if the cluster has enough."""
+    """Return the GPUs per worker: as set, or one if the cluster has enough."""
     if settings.gpus_per_worker is not None:
         return settings.gpus_per_worker
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0

@@ -1,6 +1,6 @@
-"""What workers and trials report, on its way to the driver.
+"""The mailbox through which workers and trials report to the driver.
 
-It imports no torch: the process of the mailbox has only events to keep.
+It imports no torch: the process of the mailbox only keeps events.
 """
 
 import queue
@@ -38,18 +38,18 @@ class Message:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why going on is useless, also for a restart."""
+    """The reason why a training cannot continue, not even after a restart."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a run or trial reports.
+    """One report of a run or trial.
 
     Attributes:
-        sender: The run's or the trial's name.
-        content: What it says.
+        sender: Name of the run or trial.
+        content: The progress, metrics, message or failure that it reports.
     """
 
     sender: str
@@ -83,10 +83,10 @@ class _Box:
 
 
 class Mailbox:
-    """Joins those who report, in any process of the cluster, with the driver, in whose process it is made.
+    """Takes events from any process of the cluster, for the driver, whose process makes it.
 
-    It goes to the others as it is, pickled. There it stays one mailbox: a trial that trains on several workers has them
-    post to that of the campaign, under the trial's name, and reads there what they say.
+    Other processes get it pickled; it stays the same mailbox. If a trial trains on several workers, they post to the
+    campaign's mailbox under the trial's name, and the trial reads their events there.
     """
 
     def __init__(self) -> None:
@@ -95,38 +95,38 @@ class Mailbox:
         self.box: Any = _Box.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]
 
     def post(self, event: Event) -> Any:
-        """Leave an event, without waiting; return what `ray.get` takes to wait until it lies there."""
+        """Post an event without waiting; `ray.get` of the result waits until it is in the mailbox."""
         return self.box.post.remote(event)
 
     def pull(self, reader: str | None = None) -> list[Event]:
-        """Take the events that this reader has not read yet.
+        """Return the events that a reader has not read yet.
 
         Args:
-            reader: Reads what the sender of this name posts after the reader's first call; None: the driver, who reads
-                everything from the beginning on.
+            reader: Name of a sender, whose events after the first call are read; None: the driver, which reads all
+                events from the beginning.
         """
         events: list[Event] = ray.get(self.box.pull.remote(reader))
         return events
 
     def close(self, reader: str) -> None:
-        """Keep nothing for a reader any more."""
+        """Stop keeping events for a reader."""
         self.box.close.remote(reader)
 
     def failure(self, sender: str) -> str | None:
-        """Return the first failure that a run or trial has posted."""
+        """Return the first failure that a run or trial has posted; None if there is none."""
         text: str | None = ray.get(self.box.failure.remote(sender))
         return text
 
 
 class Courier:
-    """Carries a mailbox's events to who listens, in a thread of its own, for as long as the context is open.
+    """Carries the events of a mailbox to a listener, in a thread of its own, while the context is open.
 
-    What fails of an event or a job is told and costs nothing else: neither a full disk nor a server ends a run.
+    An event or a job that fails is only reported: neither a full disk nor a lost server ends a run.
 
     Args:
         mailbox: The mailbox.
-        listen: Takes each event.
-        say: Told what could not be done.
+        listen: Called with each event.
+        say: Called with a message for each failure.
         reader: As for `Mailbox.pull`.
     """
 
@@ -158,11 +158,11 @@ class Courier:
             self.mailbox.close(self.reader)
 
     def later(self, job: Callable[[], None]) -> None:
-        """Have something done in the thread, after the events that are posted by then."""
+        """Run a job in the thread, after the events that have been posted so far."""
         self.jobs.put(job)
 
     def round(self) -> None:
-        """Carry what there is and do the jobs, each after what was posted before it."""
+        """Carry all events and do all jobs, each job after the events that were posted before it."""
         self._carry()
         with suppress(queue.Empty):
             while True:
@@ -189,4 +189,4 @@ class Courier:
         try:
             act()
         except Exception as error:
-            self.say(f"what was reported could not be recorded: {type(error).__name__}: {one_line(error)}")
+            self.say(f"a report could not be recorded: {type(error).__name__}: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""Ray's checkpoints, and its note of them."""
+"""Ray's checkpoints, and Ray Train's own record of them."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ RAY_STATE = "checkpoint_manager_snapshot.json"
 
 @contextmanager
 def opened(checkpoint: Any) -> Iterator[Path]:
-    """Bring one of Ray's checkpoints to this machine, and yield its folder."""
+    """Copy one of Ray's checkpoints to this machine if needed, and yield its folder."""
     with checkpoint.as_directory() as folder:
         yield Path(folder)
 
@@ -37,9 +37,9 @@ class _RayState(TypedDict):
 
 
 def drop_unusable(state: Path) -> None:
-    """Remove Ray Train's note of its checkpoints unless this Ray can go on with it; ours are found without it.
+    """Remove Ray Train's record of its checkpoints unless this Ray can use it; our checkpoints are found without it.
 
-    A full disk may have cut it off, and a stranger's may name folders elsewhere, which Ray would remove as old ones.
+    A full disk may have cut it off. A stranger's record may name folders elsewhere, which Ray would remove as old ones.
     """
     if not os.path.lexists(state):
         return

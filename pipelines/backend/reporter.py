@@ -1,4 +1,4 @@
-"""The worker's end of a mailbox: a reporter that posts what it is told."""
+"""The worker's end of a mailbox: a reporter that posts events."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,18 +15,18 @@ Keep = Callable[[int, Path | None], None]
 
 
 def keep_nothing(step: int, folder: Path | None) -> None:
-    """Keep no checkpoint: nothing is trained."""
+    """Keep no checkpoint, since nothing is trained."""
 
 
 class MailReporter:
     """The reporter of a worker of Ray Train, or of a trial.
 
     Args:
-        mailbox: The driver's.
-        name: The run or trial that reports.
-        keep: Given each checkpoint's step and folder, which is removed afterwards; the folder is None on other ranks
-            than 0.
-        also: Told, in this process, what is posted.
+        mailbox: The driver's mailbox.
+        name: Name of the run or trial that reports.
+        keep: Called with the step and the folder of each checkpoint; the folder is removed afterwards, and is None on
+            ranks other than 0.
+        also: Called, in this process, with each posted event.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MailReporter:
         self._post(progress)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Post metrics."""
+        """Post metrics of an optimizer step."""
         self._post(Metrics(step, dict(values)))
 
     def say(self, text: str) -> None:
@@ -55,14 +55,14 @@ class MailReporter:
         self._post(Message(text))
 
     def fail(self, text: str) -> None:
-        """Post why going on is useless, and wait until it lies in the mailbox: this process may end now."""
+        """Post why the training cannot continue, and wait until it is in the mailbox: this process may end now."""
         self._post(Failure(text))
         ray.get(self.posted)
 
     def checkpoint(self, step: int, write: Write | None) -> None:
         """Keep a checkpoint.
 
-        What was posted before it lies in the mailbox by then: who goes on from here does not post that again.
+        All earlier events are in the mailbox by then: a training that is resumed from here does not post them again.
 
         Raises:
             UserError: the checkpoint could not be written (disk full, say).

@@ -21,15 +21,15 @@ from pipelines.surroundings import keep_compiled
 
 
 class WorkerArguments(TypedDict):
-    """What every worker is given.
+    """The arguments of every worker.
 
     Attributes:
-        config: In Ray's object store: the settings, as `metalora.config.to_dict` gives them.
-        networks: In Ray's object store: backbone and extractor.
-        mailbox: The driver's.
-        name: The run or trial, as whose the workers report.
-        resume: A checkpoint's folder to go on from, if Ray has none of its own.
-        shared: In Ray's object store: a `Shared`; None: nothing has been computed beforehand.
+        config: The settings in Ray's object store, as `metalora.config.to_dict` returns them.
+        networks: Backbone and extractor in Ray's object store.
+        mailbox: The driver's mailbox.
+        name: Name of the run or trial, under which the workers report.
+        resume: Folder of a checkpoint to resume from, if Ray has no checkpoint of its own.
+        shared: A `Shared` in Ray's object store; None: nothing was computed beforehand.
     """
 
     config: Any
@@ -41,7 +41,7 @@ class WorkerArguments(TypedDict):
 
 
 def train_rank(arguments: WorkerArguments) -> None:
-    """Train on one rank: what Ray Train calls in every worker process."""
+    """Train on one rank; Ray Train calls this in every worker process."""
     keep_compiled()
     from ray import train
     from ray.train.torch import get_device
@@ -57,7 +57,7 @@ def train_rank(arguments: WorkerArguments) -> None:
         group = Group.current(get_device())
         table = load_table(config.data)
         if len(set(group.gather_objects(table.fingerprint))) > 1:
-            raise UserError(f"data {config.data.data!r}: the workers' nodes do not hold the same images")
+            raise UserError(f"data {config.data.data!r}: the workers' nodes do not have the same images")
         backbone, extractor = ray.get(arguments["networks"])
         model = build_model(config, backbone, extractor, table.labels).to(group.device)
         workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)

@@ -1,4 +1,4 @@
-"""Training on Ray Train: the driver's end."""
+"""Training on Ray Train: the driver's part."""
 
 import os
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ TRAIN_POLL_SECONDS = "0.2"
 
 @contextmanager
 def train_on_ray(prepared: Prepared, log: RunLog, folder: Path, resume: Path | None) -> Iterator[Path]:
-    """Train on a cluster of this run's own settings, which is up as long as the context is open.
+    """Train on the cluster of this run's settings, which is up while the context is open.
 
     Args:
         prepared: Settings and networks.
-        log: Takes what the workers report.
+        log: Records the workers' reports.
         folder: As for `run_on_ray`.
         resume: As for `run_on_ray`.
 
@@ -40,7 +40,7 @@ def train_on_ray(prepared: Prepared, log: RunLog, folder: Path, resume: Path | N
         The folder of the last checkpoint, with the results in it.
 
     Raises:
-        UserError: see `run_on_ray`.
+        UserError: the training fails; see `run_on_ray`.
     """
     with cluster(prepared.config.cluster):
         mailbox = Mailbox()
@@ -75,18 +75,18 @@ def run_on_ray(
 
     Args:
         config: All settings.
-        backbone: Built by the driver; its weights travel to the workers through Ray's object store.
-        extractor: Likewise.
-        mailbox: Where the workers report, under the folder's name.
-        folder: The run's folder; its name is the Ray Train run's name, under which Ray finds an earlier part of it.
-        resume: A checkpoint to go on from, if Ray has none of its own.
-        shared: In Ray's object store: what has been computed for this and other trainings.
+        backbone: The backbone, built by the driver; Ray's object store brings its weights to the workers.
+        extractor: The extractor, likewise; None if it is the backbone.
+        mailbox: The mailbox to which the workers report, under the folder's name.
+        folder: The run's folder; its name is the Ray Train run's name, by which Ray finds an earlier part of it.
+        resume: A checkpoint to resume from, if Ray has no checkpoint of its own.
+        shared: Results that were computed once for several trainings, in Ray's object store.
 
     Returns:
         The folder of the last checkpoint, with the results in it, while the context is open.
 
     Raises:
-        UserError: what the workers say that a user can mend, or workers lost more often than ``retries``.
+        UserError: a worker meets an error that a user can mend, or workers are lost more often than ``retries``.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 

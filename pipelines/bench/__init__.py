@@ -1,4 +1,4 @@
-"""``metalora bench WHAT``: how fast the parts are, beside what they are compared with and what the machine allows."""
+"""``metalora bench WHAT``: the speed of each part, beside what it is compared with and what the machine allows."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from pipelines.cli import dispatch
 
 BENCHMARKS = {
     "cache": "a training epoch with cached extractor features, and the time to the first step",
-    "data": "decoding, and cutting to size, by number of loader processes",
+    "data": "decoding and resizing images, by number of loader processes",
     "knn": "the k-NN search against scikit-learn's brute force",
     "memory": "the largest batch of a training step by network and method, on a GPU",
     "overhead": "the loop on Ray Train against the same loop without Ray",
-    "scaling": "images a second of 1, 2, ... workers",
+    "scaling": "images per second with 1, 2, ... workers",
     "step": "a training step by network, method, rank and kernel",
-    "trials": "trials an hour of a campaign, and the pause between them",
+    "trials": "trials per hour of a campaign, and the pause between them",
 }
 USAGE = f"""usage: metalora bench WHAT [OPTIONS]
 
@@ -27,6 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora bench`` with command-line arguments.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the benchmark is unknown, or its options cannot be used.
     """
     dispatch(arguments or [], BENCHMARKS, USAGE, "benchmark", __name__)

@@ -1,4 +1,4 @@
-"""What caches save: of a training epoch, by features and images that are kept, and of the time to the first step."""
+"""Measure what caches save: time of a training epoch by kept features and images, and time to the first step."""
 
 import statistics
 import tempfile
@@ -33,7 +33,7 @@ from pipelines.bench.training import (
 
 SIZES = {
     "repeats": Size("rounds", 1, 3),
-    "images": Size("photographs to train on, where they are the data", 400, 4000),
+    "images": Size("photographs to train on, if they are the data", 400, 4000),
 }
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def start_seconds(config: Config, scratch: Path, repeats: int) -> dict[str, list[float]]:
-    """Return the seconds from ``metalora train --workers 0`` to its first step, with an empty cache and a full one."""
+    """Measure the seconds from ``metalora train --workers 0`` to its first step, with an empty and a full cache."""
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for number in range(repeats):
         for kind in seconds:
@@ -75,10 +75,10 @@ def start_seconds(config: Config, scratch: Path, repeats: int) -> dict[str, list
 def epoch_times(config: Config, repeats: int) -> tuple[dict[str, Timing], float]:
     """Time epochs with everything ``cached``, with features ``computed`` and with images ``decoded`` at each step.
 
-    And the ``extractor`` alone on as many images.
+    The ``extractor`` is also timed alone, on as many images.
 
     Returns:
-        The times, and the seconds that filling the cache took.
+        The times, and the seconds for filling the cache.
     """
     device = this_device()
     table = load_table(config.data)
@@ -111,7 +111,7 @@ def _trainer(config: Config, table: Table, networks: tuple[Backbone, Backbone | 
 
 
 def _epochs(trainer: Trainer) -> Callable[[], None]:
-    """Return what trains one epoch more each time."""
+    """Return a function that trains one more epoch at each call."""
     return trainer.train_epoch
 
 
@@ -121,7 +121,7 @@ def _learner(trainer: Trainer) -> AdapterLearner:
 
 
 def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
-    """Return what extracts the features of as many images as an epoch has, all of them one batch."""
+    """Return a function that extracts the features of one batch as often as an epoch has batches."""
     learner = _learner(trainer)
     extractor = learner.model.extractor
     assert extractor is not None

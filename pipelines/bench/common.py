@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, clocks, the machine's description, and the files they leave."""
+"""The common parts of the benchmarks: options, clocks, the description of the machine, and the result files."""
 
 import argparse
 import functools
@@ -29,7 +29,7 @@ SETTINGS = ("backbone", "adapter", "mapping", "data", "train")  # the sections t
 
 @dataclass(frozen=True)
 class Size:
-    """A number that says how much is measured: option ``--name``, with a value for ``--small`` and one otherwise."""
+    """An option ``--name`` for how much is measured, with a default for ``--small`` and one otherwise."""
 
     help: str
     small: int
@@ -47,23 +47,23 @@ def read_options(
     """Parse a benchmark's command line.
 
     Args:
-        what: The benchmark.
-        description: What it measures.
-        sizes: Its sizes, by option.
+        what: Name of the benchmark.
+        description: What the benchmark measures.
+        sizes: Sizes of the benchmark, by option.
         arguments: The command line.
-        more: Adds the options that are no sizes.
+        more: Function that adds the options that are no sizes.
         sections: Sections of `Config` whose settings are options too.
 
     Returns:
         All options; ``command`` is the whole command line, as text.
 
     Raises:
-        UserError: an unknown option, or a size below 1.
+        UserError: an option is unknown, or a size is below 1.
     """
     parser = make_parser(f"metalora bench {what}", description, None, {"--output": "--report"})
-    parser.add_argument("--small", action="store_true", help="sizes for a CPU and for CI")
+    parser.add_argument("--small", action="store_true", help="small sizes, for a CPU and for CI")
     parser.add_argument("--report", metavar="FILE",
-                        help="where the figures go: JSON, and Markdown beside it "
+                        help="file for the results: JSON, and Markdown beside it "
                              f"(default: runs/bench/{what}.json; --small: {what}-small.json there)")  # fmt: skip
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=positive, metavar="N",
@@ -86,14 +86,14 @@ def read_options(
 
 
 def positive(text: str) -> int:
-    """Return the number that an option gives, if it is one to count with."""
+    """Return the number that an option gives, after checking that it is a whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is wanted, got {text!r}")
     return int(text)
 
 
 def _writable(file: Path) -> Path:
-    """Refuse what the figures could not be written to, before anything is measured."""
+    """Check that the results can be written to a file, before anything is measured."""
     if file.suffix == ".md":
         raise UserError(f"--report {str(file)!r} is for the JSON: the Markdown file lies beside it")
     if file.is_dir():
@@ -106,13 +106,13 @@ def _writable(file: Path) -> Path:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a callable, one for every repeat."""
+    """The seconds of a callable, one value per repeat."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Return the median."""
+        """Return the median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
@@ -127,13 +127,13 @@ def timed(
     warmup: int = 1,
     device: torch.device | None = None,
 ) -> dict[str, Timing]:
-    """Time several callables in one process, in turn: what slows the machine for a while slows all of them.
+    """Time several callables in one process, in turn, so that a slow phase of the machine affects all of them.
 
     Args:
-        callables: By name.
-        repeats: Rounds that count.
-        warmup: Rounds before those.
-        device: Where they compute: on a GPU, CUDA events time them there; elsewhere the clock does.
+        callables: The callables by name.
+        repeats: Number of rounds that count.
+        warmup: Number of rounds before those.
+        device: Device on which they compute; CUDA events time them on a GPU, the clock elsewhere.
     """
     clock = _gpu_seconds if device is not None and device.type == "cuda" else _seconds
     gc.collect()
@@ -163,7 +163,7 @@ def _gpu_seconds(function: Callable[[], Any]) -> float:
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Describe the machine, the versions and the commit that figures were taken with."""
+    """Describe the machine, the versions and the commit of a measurement."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 1,
@@ -205,14 +205,14 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark has found.
+    """The result of a benchmark.
 
     Attributes:
-        what: The benchmark.
-        measured: What the figures are, in a sentence or two, units included.
-        floor: What the machine allows at best, and how that was found.
-        rows: A table: the same columns in every row.
-        facts: Further figures.
+        what: Name of the benchmark.
+        measured: What the figures are, in one or two sentences, with their units.
+        floor: The best that the machine allows, and how that was found.
+        rows: The rows of the table, all with the same columns.
+        facts: Further figures by name.
     """
 
     what: str
@@ -234,7 +234,7 @@ def publish(result: Result, options: argparse.Namespace) -> None:
 
 
 def write(result: Result, options: argparse.Namespace) -> Path:
-    """Write a result, with machine and command, as JSON and, beside it, as Markdown.
+    """Write a result, with machine and command, as JSON and as Markdown beside it.
 
     Returns:
         The JSON file.
@@ -267,7 +267,7 @@ def markdown(result: Result, about: Mapping[str, Any], command: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return rows as the lines of a Markdown table, numbers to the right."""
+    """Return rows as the lines of a Markdown table, with numbers aligned right."""
     if not rows:
         return []
     names = list(rows[0])
@@ -277,7 +277,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a person reads it: four digits of a fraction."""
+    """Return a value as text for people, with four digits of a fraction."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

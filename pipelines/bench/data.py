@@ -1,4 +1,4 @@
-"""Images a second that are decoded and cut to size for training, by the number of loader processes."""
+"""Measure the images per second that are decoded and resized for training, by number of loader processes."""
 
 import io
 import os
@@ -21,8 +21,8 @@ from pipelines.bench.training import training_settings, with_photos
 
 SIZES = {
     "repeats": Size("rounds", 2, 3),
-    "images": Size("photographs, where they are the data", 400, 2000),
-    "max-workers": Size("loader processes, at most", 2, os.cpu_count() or 1),
+    "images": Size("photographs, if they are the data", 400, 2000),
+    "max-workers": Size("largest number of loader processes", 2, os.cpu_count() or 1),
 }
 NETWORK = "timm/resnet50"  # whose preprocessing is measured, unless another is given
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     config: Config, table: Table, backbone: Backbone, counts: Sequence[int], repeats: int
 ) -> tuple[int, dict[str, Timing]]:
-    """Time an epoch of the train loader with so many processes, the same without loader, and the bare decoding.
+    """Time an epoch of the train loader by number of processes, the same without loader, and the bare decoding.
 
     Returns:
         The number of images, and the times by number of processes, ``no loader`` and ``bare``.
@@ -98,9 +98,9 @@ def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[in
     what = f"{images} train images of {Path(config.data.data).name}"
     network = f"{config.backbone.backbone} ({side} x {side})"
     measured = (
-        f"Images a second of {what}, decoded, cut to size for {network} and collated in batches of "
+        f"Images per second of {what}, decoded, resized for {network} and collated in batches of "
         f"{config.data.batch_size}, by number of loader processes (0: in the trainer's own); "
-        '"no loader" only decodes and cuts.'
+        '"no loader" only decodes and resizes.'
     )
     floor = (
         'Pillow decoding the same bytes to RGB in one process, and nothing else ("bare"), times the processes that '

@@ -1,4 +1,4 @@
-"""The k-NN search against scikit-learn's brute force, on the same features, K = 5 and 10 and both votes.
+"""Compare the k-NN search with scikit-learn's brute force, on the same features, with K = 5 and 10 and both votes.
 
 Shapes: n gallery rows, m queries, D features.
 """
@@ -25,7 +25,7 @@ PRODUCT = 2048  # side of the matrices whose product gives the machine's rate
 SIZES = {
     "gallery": Size("gallery features", 4000, 50_000),
     "queries": Size("query features", 500, 10_000),
-    "features": Size("numbers of a feature", 128, 512),
+    "features": Size("numbers per feature vector", 128, 512),
     "classes": Size("classes", 20, 100),
     "repeats": Size("rounds", 3, 3),
 }
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_features(kind: str, n: int, m: int, size: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gallery (n, D), its labels (n,) and queries (m, D): classes around centres, or pure noise."""
+    """Make a gallery (n, D), its labels (n,) and queries (m, D), as classes around centres or as pure noise."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -73,7 +73,7 @@ def make_features(kind: str, n: int, m: int, size: int, classes: int) -> tuple[T
 def compare(
     kind: str, metric: Metric, gallery: Tensor, labels: Tensor, queries: Tensor, classes: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Time ours and theirs in turn; return a row for every device that there is."""
+    """Time our search and scikit-learn's in turn, and return one row per available device."""
     theirs = {f"{vote} {k}": _their_call(gallery, labels, queries, metric, vote, k) for vote in VOTES for k in K}
     search = NearestNeighbors(n_neighbors=max(K), algorithm="brute", metric=THEIR_METRIC[metric], n_jobs=-1)
     search.fit(gallery.numpy())
@@ -136,7 +136,7 @@ def _row(
 def _their_call(
     gallery: Tensor, labels: Tensor, queries: Tensor, metric: Metric, vote: str, k: int
 ) -> Callable[[], Any]:
-    """Return what fits scikit-learn's classifier, which only keeps the gallery, and labels the queries."""
+    """Return a function that fits scikit-learn's classifier, which only keeps the gallery, and labels the queries."""
     weights = _their_weights(metric) if vote == "weighted" else vote
     judge = KNeighborsClassifier(k, weights=weights, algorithm="brute", metric=THEIR_METRIC[metric], n_jobs=-1)
     return lambda: judge.fit(gallery.numpy(), labels.numpy()).predict(queries.numpy())

@@ -22,18 +22,18 @@ METHODS = (
 SIZES = {
     "rank": Size("channels of an update: tr has rank sqrt(R), multi_lora R / 4", 16, 16),
     "batch": Size("images of the first step, whose memory tells where to look for the largest", 32, 64),
-    "granule": Size("images between two batches that are tried", 32, 16),
+    "granule": Size("step between the batch sizes that are tried, in images", 32, 16),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora bench memory``.
 
-    A step is that of ``bench step``, eager. The largest batch is the largest multiple of the granule with which two
-    steps ran, where one granule more ran out of memory.
+    The step is the eager step of ``bench step``. The largest batch is the largest multiple of the granule with which
+    two steps ran, while one granule more ran out of memory.
 
     Raises:
-        UserError: no GPU, or an unknown network or method.
+        UserError: there is no GPU, or a network or method is unknown.
     """
     options = read_options("memory", "Find the largest batch of a training step.", SIZES, arguments, _add_options)
     models = options.models or (["resnet18_small"] if options.small else ["resnet50"])
@@ -55,8 +55,8 @@ def _result(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> R
     return Result(
         "memory",
         f"The largest batch of one eager training step on a GPU of {total:.1f} GiB, in steps of {options.granule} "
-        "images, and what an image more takes. checkpointed: the blocks' activations are recomputed; late: the "
-        "last stage alone is adapted, and no graph is kept of what lies before it.",
+        "images, and the memory per additional image. checkpointed: the blocks' activations are recomputed; late: "
+        "only the last stage is adapted, and no graph is kept of the layers before it.",
         "gradients of all activations from the stem's output on, training nothing.",
         rows,
     )
@@ -93,16 +93,16 @@ def _row(network: Network, method: str, options: argparse.Namespace, device: tor
     guess = int(options.batch + (room - small) / each)
     largest = largest_batch(lambda batch: peak(batch) is not None, guess, options.granule)
     print(f"{network.name}, {method}: {largest} images", file=sys.stderr, flush=True)
-    return {"model": network.name, "method": method, "largest batch": largest, "MiB an image": 1024 * each}
+    return {"model": network.name, "method": method, "largest batch": largest, "MiB per image": 1024 * each}
 
 
 def largest_batch(fits: Callable[[int], bool], guess: int, granule: int) -> int:
-    """Return the largest multiple of a granule that fits, 0 if none does.
+    """Return the largest multiple of a granule that fits; 0 if none does.
 
     Args:
-        fits: Tells whether a batch does; if one does, all smaller ones do.
-        guess: Where to begin; the nearer, the fewer batches are tried.
-        granule: What lies between two batches.
+        fits: Tells whether a batch size fits; if one fits, all smaller ones do.
+        guess: Batch size to begin with; a good guess means fewer trials.
+        granule: Step between batch sizes.
     """
     good, bad, reach = 0, 0, 1  # in granules; 0: none known
     trial = max(1, guess // granule)

@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step time: networks, and the ways to train them."""
+"""The networks, and the methods to train them, that the benchmarks of a training step measure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ class Network:
     """A network to adapt, from timm.
 
     Attributes:
-        name: Its name there.
+        name: Name of the network in timm.
         entry: The module after which adapted layers begin.
-        early: Pattern of what lies before the last stage.
+        early: Pattern of the modules before the last stage.
         size: Side of its images.
     """
 
@@ -48,13 +48,13 @@ METHODS = (*BASELINES, *(f"{format}+{kernel}" for format in FORMATS for kernel i
 
 @dataclass(frozen=True)
 class Step:
-    """A way to train a network.
+    """A training step of a network by one method.
 
     Attributes:
         run: Does one step.
-        resize: Draws another batch, of so many images.
-        channels: Of an update; None if there is none.
-        trained: Number of parameters that it trains, the head's left out.
+        resize: Draws another batch with the given number of images.
+        channels: Channels of an update; None without adapters.
+        trained: Number of trained parameters, without the head's.
         fused: Number of fused convolutions.
     """
 
@@ -66,10 +66,10 @@ class Step:
 
 
 def check_names(models: Sequence[str], methods: Sequence[str], known_methods: Sequence[str]) -> None:
-    """Refuse networks and methods that there are not.
+    """Check that network and method names are known.
 
     Raises:
-        UserError: the name, and the choices.
+        UserError: a name is unknown; the message lists the choices.
     """
     for kind, asked, known in (("model", models, NETWORKS), ("method", methods, known_methods)):
         for name in asked:
@@ -78,16 +78,16 @@ def check_names(models: Sequence[str], methods: Sequence[str], known_methods: Se
 
 
 def build(network: Network, method: str, rank: int, mode: str, batch: int, device: torch.device) -> Step:
-    """Make a method's step, with a network of its own.
+    """Build the training step of a method, with a network of its own.
 
     Args:
         network: The network.
-        method: A name of `METHODS`; ``+checkpointed`` recomputes the activations of blocks, ``+late`` adapts the last
-            stage alone.
+        method: A name in `METHODS`; ``+checkpointed`` recomputes the activations of blocks, ``+late`` adapts only the
+            last stage.
         rank: Channels of an update.
         mode: ``eager`` or ``compiled``.
-        batch: Images.
-        device: Where to.
+        batch: Images per step.
+        device: Device of the step.
     """
     import timm
 
@@ -191,11 +191,11 @@ def _step(
 
 
 class Captured:
-    """A step that runs as one CUDA graph, captured at the first call, on the current stream: not the default one.
+    """A step that runs as one CUDA graph, captured at the first call on the current stream, not the default one.
 
     Args:
-        step: Leaves nothing behind that a later step reads, but parameters and the optimizer's state.
-        pool: Where graphs that are never replayed at once share their memory.
+        step: The step; later steps may read only parameters and the optimizer's state from it.
+        pool: Memory pool that graphs share which are never replayed at the same time.
     """
 
     def __init__(self, step: Callable[[], None], pool: Any) -> None:

@@ -1,4 +1,4 @@
-"""What Ray costs a training: the loop on Ray Train, with one worker, against the same loop in one process."""
+"""Measure what Ray costs a training: the loop on Ray Train with one worker, against the same loop without Ray."""
 
 import os
 import statistics
@@ -27,9 +27,9 @@ from pipelines.bench.training import (
 
 SIZES = {
     "repeats": Size("trainings of each kind, in turn", 1, 3),
-    "images": Size("photographs to train on, where they are the data", 600, 8000),
-    "steps": Size("optimizer steps of a training, at least", 24, 200),
-    "threads": Size("CPU threads of a training", 1, os.cpu_count() or 1),
+    "images": Size("photographs to train on, if they are the data", 600, 8000),
+    "steps": Size("smallest number of optimizer steps per training", 24, 200),
+    "threads": Size("CPU threads per training", 1, os.cpu_count() or 1),
 }
 FEWEST_STEPS = 12  # the loop reports at the tenth and at the last
 KINDS = {"bare": 0, "Ray Train": 1}  # workers
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train_once(
     config: Config, workers: int, steps_per_epoch: int, threads: int, folder: Path
 ) -> tuple[list[float], float]:
-    """Run ``metalora train``; return the seconds of its steps, and those from its start to its first step."""
+    """Run ``metalora train``; return the seconds of its steps, and the seconds from its start to its first step."""
     size, loaders = config.data.batch_size, count_loader_workers(config.data.loader_workers, threads)
     command = train_command(config, folder, "--workers", str(workers), "--validate-every", "0",
                             "--cpus-per-worker", str(threads), "--loader-workers", str(loaders))  # fmt: skip
@@ -100,10 +100,10 @@ def _result(
     where = "one GPU" if torch.cuda.is_available() else f"{threads} of {os.cpu_count()} CPU cores"
     what = f"{config.backbone.backbone}, {config.adapter.format}, batch {config.data.batch_size}, on {where}"
     measured = (
-        f"Milliseconds of an optimizer step of {what}: metalora train --workers 1 (Ray Train) and --workers 0 (bare), "
+        f"Milliseconds per optimizer step of {what}: metalora train --workers 1 (Ray Train) and --workers 0 (bare), "
         "in turn, without start-up, validation and checkpoints: the median, and the fastest ten steps, which other "
         "programs disturbed least. Start-up is from the command to its first step, with "
-        "warm caches; what Ray tells arrives up to 0.3 s late."
+        "warm caches; reports through Ray arrive up to 0.3 s late."
     )
     floor = "the bare loop: the same steps without Ray; a ratio of 1 means that Ray costs nothing."
     ratios = {"ratio": rows[1]["to bare"], "fastest ratio": rows[1]["fastest to bare"]}

@@ -1,4 +1,4 @@
-"""Real images that come with the packages: crops of scikit-learn's two sample photographs, as Parquet."""
+"""Real images from an installed package: crops of scikit-learn's two sample photographs, as Parquet."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ QUALITY = 90
 
 
 def write_photos(file: Path, count: int, side: int) -> Path:
-    """Write so many JPEGs: domain = photograph, label = the quarter it is cut from, and scaled to ``side``."""
+    """Write ``count`` JPEGs scaled to ``side``; domain = photograph, label = quarter that the crop is from."""
     from sklearn.datasets import load_sample_image
 
     photographs = [Image.fromarray(load_sample_image(f"{name}.jpg")) for name in PHOTOGRAPHS]

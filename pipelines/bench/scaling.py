@@ -1,7 +1,7 @@
-"""Images a second of 1, 2, ... workers: plain torch.distributed processes that train on synthetic images with DDP.
+"""Measure images per second of 1, 2, ... workers: torch.distributed processes that train with DDP on synthetic images.
 
-Weak scaling keeps the batch of a worker, strong scaling that of an optimizer step. Efficiency is the rate over N times
-the rate of one worker.
+Weak scaling keeps the batch per worker, strong scaling the batch per optimizer step. Efficiency is the rate divided by
+N times the rate of one worker.
 """
 
 import json
@@ -34,8 +34,8 @@ from pipelines.bench.training import RateReporter, step_seconds, training_settin
 CLASSES, DOMAINS = 100, 4
 SIZES = {
     "repeats": Size("rounds", 1, 3),
-    "steps": Size("optimizer steps of a measurement", 30, 60),
-    "max-workers": Size("workers, at most: GPUs if there are any, else CPU cores", 2, 64),
+    "steps": Size("optimizer steps per measurement", 30, 60),
+    "max-workers": Size("largest number of workers: on GPUs if there are any, else on CPU cores", 2, 64),
 }
 
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--steps {options.steps}: at least 20, as the first ten warm up")
     worlds = world_sizes(min(options.max_workers, places()))
     if len(worlds) == 1:
-        raise UserError("scaling needs two workers: this machine has one place, or --max-workers is 1")
+        raise UserError("scaling needs two workers: this machine has room for one, or --max-workers is 1")
     unfit = [n for n in worlds if config.data.batch_size % (n * config.train.accumulate)]
     if unfit:
         raise UserError(
@@ -59,24 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def places() -> int:
-    """Return how many workers this machine has room for: its GPUs, or its CPU cores."""
+    """Return the number of workers that this machine has room for: its GPUs, or its CPU cores."""
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 def world_sizes(most: int) -> list[int]:
-    """Return 1, 2, 4, ... up to the largest."""
+    """Return the numbers of workers to measure: 1, 2, 4, ... up to ``most``."""
     return [n for n in (2**i for i in range(most.bit_length())) if n <= most]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One start of N workers.
+    """The measurement of one start of N workers.
 
     Attributes:
-        world: N.
-        seconds: Of a step, by ``weak`` and ``strong``.
-        apart: The same of workers that exchange nothing, each with its share of the batch.
-        exchange: Seconds to sum all gradients over the workers, with nothing else to do.
+        world: N, the number of workers.
+        seconds: Seconds per step, by ``weak`` and ``strong``.
+        apart: Seconds per step of workers that exchange nothing, each with its share of the batch.
+        exchange: Seconds for summing all gradients over the workers, and nothing else.
     """
 
     world: int
@@ -95,17 +95,17 @@ class Measurement:
 
 
 def shares(batch: int, world: int) -> dict[str, int]:
-    """Return the images of one worker in a step, by the kind of scaling."""
+    """Return the images per worker and step, by the kind of scaling."""
     return {"weak": batch, "strong": batch // world}
 
 
 def efficiency(world: int, batch: int, seconds: float, alone_batch: int, alone_seconds: float) -> float:
-    """Return the rate of N workers over N times that of one; rates are batch / seconds of a step."""
+    """Return the rate of N workers divided by N times the rate of one; rates are batch / seconds per step."""
     return batch / seconds / (world * alone_batch / alone_seconds)
 
 
 def _rank(rank: int, world: int, config: Config, steps: int, threads: int, folder: str) -> None:
-    """Train as one rank of ``world``, once for each kind of scaling; rank 0 writes what it found."""
+    """Train as one rank of ``world``, once for each kind of scaling; rank 0 writes the measurement."""
     torch.set_num_threads(threads)
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -130,7 +130,7 @@ def _rank(rank: int, world: int, config: Config, steps: int, threads: int, folde
 
 
 def _time_epoch(trainer: Trainer) -> float:
-    """Train an epoch; return the median seconds of a step on rank 0, whose steps wait for all."""
+    """Train an epoch; return the median seconds per step on rank 0, whose steps wait for all ranks."""
     assert isinstance(trainer.reporter, RateReporter)
     trainer.train_epoch()
     found = step_seconds(trainer.reporter.reports, trainer.config.data.batch_size, trainer.steps_per_epoch)
@@ -138,7 +138,7 @@ def _time_epoch(trainer: Trainer) -> float:
 
 
 def synthetic_trainer(config: Config, steps: int, group: Group) -> Trainer:
-    """Return a rank's trainer for epochs of so many steps, all on one batch of noise that is on the device.
+    """Build a rank's trainer for epochs of ``steps`` steps, all on one batch of noise that is on the device.
 
     Extractor features are in the cache, as they are when images are trained on again and again.
     """
@@ -161,10 +161,10 @@ def synthetic_trainer(config: Config, steps: int, group: Group) -> Trainer:
 
 
 class OneBatch(AdapterLearner):
-    """A learner that loads nothing: it sees the same micro-batch again and again.
+    """A learner that loads nothing and gets the same micro-batch again and again.
 
     Attributes:
-        batch: The micro-batch; set after it was made.
+        batch: The micro-batch; set after the learner was made.
     """
 
     batch: Batch
@@ -176,19 +176,19 @@ class OneBatch(AdapterLearner):
 
 
 class NoImages:
-    """A store for a table of which only labels and domains are looked at."""
+    """A store for a table of which only labels and domains are read."""
 
     def read(self, row: int) -> bytes:
-        """Refuse: synthetic images are not stored."""
+        """Raise an error, since synthetic images are not stored."""
         raise RuntimeError("synthetic images are not stored")
 
     def name(self, row: int) -> str:
-        """Return the row's number."""
+        """Return the number of the row as text."""
         return str(row)
 
 
 def synthetic_table(images: int) -> Table:
-    """Return a table of train images that do not exist."""
+    """Make a table of train images that do not exist."""
     rows = np.arange(images)
     return Table(
         store=NoImages(),
@@ -213,9 +213,9 @@ def _result(config: Config, worlds: Sequence[int], measured: Sequence[Measuremen
     ]
     place = "GPU" if torch.cuda.is_available() else f"CPU process, threads: {threads}"
     text = (
-        f"Images a second of N workers (each a {place}) that train {config.backbone.backbone} with "
-        f"{config.adapter.format} on synthetic images, batch {size} a worker (weak) or in all (strong); efficiency is "
-        "the rate over N times the rate of one worker."
+        f"Images per second of N workers (each a {place}) that train {config.backbone.backbone} with "
+        f"{config.adapter.format} on synthetic images, batch {size} per worker (weak) or in all (strong); efficiency "
+        "is the rate divided by N times the rate of one worker."
     )
     floor = (
         '"apart" is the efficiency of N workers that exchange nothing, in the same processes: what is lost there is '

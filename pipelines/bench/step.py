@@ -19,9 +19,9 @@ GRAPH = "+graph"
 MODES = ("eager", f"eager{GRAPH}", "compiled", f"compiled{GRAPH}")
 BURST = 5  # steps of a measurement on a GPU, back to back as in a training, where launches run ahead of the work
 SIZES = {
-    "batch": Size("images of a step", 4, 256),
+    "batch": Size("images per step", 4, 256),
     "repeats": Size(f"measurements of each method (on GPUs of {BURST} steps in a row)", 2, 10),
-    "warmup": Size("measurements of each before those", 1, 2),
+    "warmup": Size("measurements of each method before those that count", 1, 2),
 }
 
 
@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A step is forward, cross-entropy, backward and AdamW, in bfloat16 autocast and channels_last on GPUs; the
     extractor's features are given. The floor is the frozen network's forward and the gradients of all activations
-    from the stem's output on, which every adapter of all layers has to wait for. All methods of a network, rank and
-    mode run in one process and in turn. Modes: eager; compiled, by torch.compile; either with +graph: replayed as one
+    from the stem's output on, which every method that adapts all layers needs. All methods of a network, rank and mode
+    run in one process and in turn. Modes: eager; compiled by torch.compile; either of them with +graph, replayed as one
     CUDA graph, so that launches cost nothing.
 
     Raises:
-        UserError: an unknown network or method, or a mode that the device does not have.
+        UserError: a network or method is unknown, or the device does not have a mode.
     """
     options = read_options("step", "Time a training step.", SIZES, arguments, _add_options)
     # Methods with unlike memory needs take turns: without this, torch's blocks for one do not fit the next.
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _result(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> Result:
     return Result(
         "step",
-        f"One training step of {options.batch} images: median milliseconds, and ratios of images a second.",
+        f"One training step of {options.batch} images: median milliseconds, and ratios of images per second.",
         "forward and backward of the frozen network's activations from the stem's output on, training nothing.",
         rows,
     )
@@ -76,7 +76,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=list(METHODS),
-        help=f"of {', '.join(METHODS)} (default: all); floor, to which the others are ratios, comes with them",
+        help=f"methods, of {', '.join(METHODS)} (default: all); floor, to which ratios refer, is always measured",
     )
     parser.add_argument("--ranks", nargs="+", type=positive, default=[16], metavar="R",
                         help="channels of an update: tr has the nearest square, multi_lora the multiple of 4 below "
@@ -87,7 +87,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def compare(
     network: Network, rank: int, modes: Sequence[str], options: argparse.Namespace, device: torch.device
 ) -> Iterator[list[dict[str, Any]]]:
-    """Time all methods, and yield the table's rows of a mode. What is built for a mode serves its graphs as well."""
+    """Time all methods, and yield the table's rows mode by mode; a mode and its graphs share the built steps."""
     for mode in (MODES[0], MODES[2]):
         torch.compiler.reset()
         if not {mode, mode + GRAPH} & set(modes):
@@ -138,7 +138,7 @@ def _time(
 
 
 def _ratios(times: Mapping[str, Timing], name: str) -> dict[str, float | None]:
-    """Return a method's images a second over those of the baselines."""
+    """Return the ratios of a method's images per second to those of the baselines."""
     return {
         f"x {baseline}": times[baseline].median / times[name].median if baseline in times else None
         for baseline in BASELINES[1:]
@@ -146,7 +146,7 @@ def _ratios(times: Mapping[str, Timing], name: str) -> dict[str, float | None]:
 
 
 def _best_ratios(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return a row's images a second over those of each baseline in the mode that suits it best."""
+    """Return the ratios of a row's images per second to those of each baseline in its best mode."""
     best = {
         name: min((other["ms"] for other in rows if other["method"] == name), default=None) for name in BASELINES[2:]
     }
@@ -171,7 +171,7 @@ def _first_step(run: Callable[[], None], device: torch.device) -> float:
 
 
 def _peak(run: Callable[[], None], device: torch.device) -> float | None:
-    """Return what a step allocates at most beyond what is there before it, in GiB: activations and gradients."""
+    """Return the largest memory in GiB that a step allocates in addition: activations and gradients."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""What the benchmarks of trainings share: settings, the commands they run, and the clock of the loop.
+"""The common parts of the benchmarks of trainings: settings, commands to run, and the clock of the loop.
 
-The loop reports, at least every ten steps, the mean rate since the epoch began; from two reports of one epoch follow
-the seconds of a step between them, without start-up, validation and checkpoints, on Ray as well as without.
+At least every ten steps the loop reports the mean rate since the epoch began. Two reports of one epoch give the seconds
+per step between them, without start-up, validation and checkpoints, with Ray as well as without.
 """
 
 import argparse
@@ -47,24 +47,24 @@ Report = tuple[int, float, float]
 
 
 def training_settings(options: argparse.Namespace) -> Config:
-    """Return the settings of a benchmark's trainings: those given, above what suits the device.
+    """Return the settings of a benchmark's trainings: the given ones, over defaults that suit the device.
 
-    Weights are random: they change no time.
+    Weights are random, since they do not change the time.
 
     Raises:
-        UserError: a setting that is not accepted.
+        UserError: a setting is not accepted.
     """
     base = SMALL if options.small else ON_GPU if torch.cuda.is_available() else ON_CPU
     return resolve(options, {**base, "cluster": {"workers": 0}})
 
 
 def with_photos(config: Config, options: argparse.Namespace, scratch: Path) -> Config:
-    """Return the settings with the sample photographs as data, if none are given and the embedded scans are too small.
+    """Return the settings, with the sample photographs as data if none are given and the embedded scans are too small.
 
     Args:
         config: All settings.
-        options: The command line; ``images`` says how many photographs.
-        scratch: Where they are written.
+        options: The parsed command line; ``images`` is the number of photographs.
+        scratch: Folder to write them into.
     """
     if hasattr(options, "data") or (config.backbone.backbone in EMBEDDED and not options.small):
         return config
@@ -74,7 +74,7 @@ def with_photos(config: Config, options: argparse.Namespace, scratch: Path) -> C
 
 
 class RateReporter:
-    """A reporter that keeps when which rate was reported, and nothing else."""
+    """A reporter that only keeps the reported rates and their times."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
@@ -92,14 +92,14 @@ class RateReporter:
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """Return the reports of a run's folder."""
+    """Read the reports in a run's folder."""
     return [(step, when, values[RATE]) for step, when, values in read_metrics(folder / METRICS) if RATE in values]
 
 
 def step_seconds(reports: Iterable[Report], batch_size: int, steps_per_epoch: int) -> list[float]:
-    """Return the mean seconds of a step between each two successive reports of one epoch.
+    """Return the mean seconds per step between each two successive reports of one epoch.
 
-    An epoch's first steps, up to its first report, do not count: its loaders start, and kernels are chosen.
+    The steps of an epoch before its first report do not count: the loaders start, and kernels are chosen.
     """
     found, last = [], (0, 0, 0.0)  # epoch, steps done in it, seconds since it began
     for step, _, rate in reports:
@@ -118,7 +118,7 @@ def first_step(reports: Sequence[Report], batch_size: int) -> float:
 
 
 def train_command(config: Config, folder: Path, *arguments: str) -> list[str]:
-    """Return the command that trains with these settings, as the run ``bench`` below a folder; nothing is tracked."""
+    """Return the command that trains with these settings, as the run ``bench`` in a folder, without tracking."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "bench.yaml"
     settings.write_text(to_yaml(config), encoding="utf-8")
@@ -134,19 +134,19 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     until: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Run a command to its end, or until something has happened.
+    """Run a command to its end, or until a condition is true.
 
     Args:
-        command: What to run.
-        log: Takes what it prints.
-        environment: Added to this process's own.
-        until: Asked again and again; once true, the command is interrupted, as by a user.
+        command: The command line.
+        log: File for the command's output.
+        environment: Variables to add to this process's environment.
+        until: Checked again and again; once it is true, the command is interrupted, as a user would do.
 
     Returns:
         The time of day at which it started.
 
     Raises:
-        UserError: it failed; its last line says why.
+        UserError: the command failed; the message has the last line of its output.
     """
     began = time.time()
     with log.open("w", encoding="utf-8") as output:
@@ -172,7 +172,7 @@ def run_command(
 
 @contextmanager
 def _interrupts_heeded() -> Iterator[None]:
-    """Start no command deaf to interrupts: what a script starts in the background ignores them, and so would it."""
+    """Make sure that commands started in the block receive interrupts, also if this process ignores them."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Trials an hour of a small campaign, and the pause from one trial's end to the next one's first step."""
+"""Measure trials per hour of a small campaign, and the pause from a trial's end to the next one's first step."""
 
 import argparse
 import statistics
@@ -21,8 +21,8 @@ from pipelines.run.folder import CONFIG, METRICS, TRIALS
 from pipelines.run.log import read_metrics
 
 SIZES = {
-    "trials": Size("trials of a campaign", 2, 6),
-    "epochs": Size("epochs of a trial", 1, 3),
+    "trials": Size("trials per campaign", 2, 6),
+    "epochs": Size("epochs per trial", 1, 3),
     "images": Size("photographs to train on, with --small", 240, 240),
 }
 SMALL = ["--image-size", "32", "--batch-size", "8", "--evaluation-batch-size", "32"]
@@ -50,7 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Span:
-    """When, as time of day, a trial began its first step and reported its last metrics."""
+    """The times of day when a trial began its first step and reported its last metrics."""
 
     begin: float
     end: float
@@ -58,7 +58,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign's trials, in the order of their beginning, and the seconds of the whole command."""
+    """The trials of a campaign, in the order of their beginning, and the seconds of the whole command."""
 
     spans: Sequence[Span]
     seconds: float
@@ -71,20 +71,20 @@ class Campaign:
 
     @property
     def hourly(self) -> float:
-        """Return trials an hour, from the first one's first step to the last one's end."""
+        """Return trials per hour, from the first trial's first step to the last trial's end."""
         return 3600 * len(self.spans) / (max(span.end for span in self.spans) - self.spans[0].begin)
 
     @property
     def training(self) -> float:
-        """Return the mean seconds of a trial."""
+        """Return the mean seconds per trial."""
         return statistics.mean(span.end - span.begin for span in self.spans)
 
 
 def run_campaign(options: argparse.Namespace, settings: Sequence[str], output: Path) -> Campaign:
-    """Run ``metalora tune`` and read what it wrote.
+    """Run ``metalora tune`` and read its trials.
 
     Raises:
-        UserError: the campaign, or one of its trials, failed.
+        UserError: the campaign or one of its trials failed.
     """
     output.mkdir()
     command = [
@@ -97,10 +97,10 @@ def run_campaign(options: argparse.Namespace, settings: Sequence[str], output: P
 
 
 def read_spans(folder: Path) -> list[Span]:
-    """Return when a campaign's trials ran.
+    """Read when the trials of a campaign ran.
 
     Raises:
-        UserError: one has not finished.
+        UserError: a trial has not finished.
     """
     spans = []
     for record in read_trials(folder):
@@ -120,23 +120,23 @@ def _result(options: argparse.Namespace, one: Campaign, many: Campaign) -> Resul
             {
                 "at a time": name,
                 "trials": len(campaign.spans),
-                "trials an hour": campaign.hourly,
-                "a trial s": campaign.training,
+                "trials per hour": campaign.hourly,
+                "s per trial": campaign.training,
                 "whole command s": campaign.seconds,
             }
         )
     what = f"space {options.space!r}, {options.trials} random points of {options.epochs} epochs"
     measured = (
-        f"Trials an hour of {what}, from the first trial's first step to the last one's end (its test), and the "
-        "seconds from a trial's end to the next one's first step, one at a time on a warm cluster; what trials report "
-        "is noted up to 0.3 s late."
+        f"Trials per hour of {what}, from the first trial's first step to the last one's end (its test), and the "
+        "seconds from a trial's end to the next one's first step, one at a time on a warm cluster; reports of trials "
+        "arrive up to 0.3 s late."
     )
     floor = "one at a time: trials that begin their first step the moment the one before ends."
     facts = {
         "pause s": statistics.median(one.pauses),
         "longest pause s": max(one.pauses),
-        "floor trials an hour": 3600 / one.training,
+        "floor trials per hour": 3600 / one.training,
         "to floor": one.hourly * one.training / 3600,
-        "trials an hour": max(one.hourly, many.hourly),
+        "trials per hour": max(one.hourly, many.hourly),
     }
     return Result("trials", measured, floor, rows, facts)

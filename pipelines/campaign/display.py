@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a campaign runs: one table."""
+"""The table that the terminal shows while a campaign runs."""
 
 import time
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ ROWS = 12
 
 
 class CampaignDisplay:
-    """A live table on a terminal; elsewhere (a job's log) a line for every trial that ends, and every ten seconds.
+    """A live table on a terminal; elsewhere (a job's log) one line for every trial that ends, and one every 10 s.
 
     Args:
-        console: Where to write.
-        name: The campaign.
-        objective: What the table is ordered by.
-        total: Trials that there will be; None: that is not known.
-        seconds: After which the campaign ends; None: no limit.
+        console: The console to write to.
+        name: Name of the campaign.
+        objective: The metric that orders the table.
+        total: Number of all trials; None: not known.
+        seconds: Time limit of the campaign; None: no limit.
     """
 
     def __init__(self, console: Console, name: str, objective: str, total: int | None, seconds: float | None) -> None:
@@ -54,16 +54,16 @@ class CampaignDisplay:
             self.console.print(self.summary(), soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Tell the user."""
+        """Show a message to the user."""
         self.console.print(text, style="yellow", soft_wrap=True)
 
     def begin(self, records: Mapping[str, TrialRecord]) -> None:
-        """Take the trials of an earlier part of the campaign."""
+        """Set the trials of an earlier part of the campaign."""
         self.records = dict(records)
         self.ended_before = len(self._ended())
 
     def progress(self, name: str, progress: Progress) -> None:
-        """Take note of where a trial is."""
+        """Update the progress of a trial."""
         if progress.epoch:
             self.states[name] = f"epoch {progress.epoch}/{progress.epochs}"
         else:
@@ -72,7 +72,7 @@ class CampaignDisplay:
                 self._line(f"{name}: {self.states[name]}")
 
     def update(self, records: Mapping[str, TrialRecord]) -> None:
-        """Take note of what is known of the trials."""
+        """Update the records of the trials."""
         before, self.records = self.records, dict(records)
         if self.console.is_terminal:
             return
@@ -82,7 +82,7 @@ class CampaignDisplay:
         self._line(self.summary())
 
     def summary(self) -> str:
-        """Return the line of counts, best and time left."""
+        """Return the line of counts, best trial and time left."""
         counts = {status: 0 for status in ("running", "finished", "stopped", "failed")}
         for record in self.records.values():
             counts[record.status] += 1
@@ -94,12 +94,12 @@ class CampaignDisplay:
         return line + self._left()
 
     def best(self) -> TrialRecord | None:
-        """Return the trial that is ahead."""
+        """Return the best trial so far; None if no trial has a value."""
         known = [record for record in self.records.values() if self.objective in record.result]
         return max(known, key=lambda record: self.sign * record.result[self.objective], default=None)
 
     def table(self) -> Group:
-        """Draw the table: trials that run, then the best of those that ended."""
+        """Draw the table: the running trials, then the best of the ended ones."""
         table = Table(title=f"campaign {self.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in ("trial", "state", self.objective, PARAMETERS, "settings"):
             table.add_column(heading, justify="right" if heading in (self.objective, PARAMETERS) else "left")

@@ -1,4 +1,4 @@
-"""A campaign's settings and what it keeps on disk: everything that resuming and reporting need."""
+"""The plan of a campaign: its settings, which are kept on disk for resuming and reporting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,45 +23,45 @@ BUDGET = ("trials", "hours", "total_epochs", "concurrent_trials", "share_images"
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CampaignConfig:
-    """How a space is searched."""
+    """How a campaign searches its space."""
 
     space: str = Field(default="paper", description="a space of tune_spaces/, or the path of a file like those")
     searcher: Literal["grid", "random", "optuna"] = Field(
-        default="optuna", description="all combinations, random points, or Optuna's TPE"
+        default="optuna", description="all combinations (grid), random points, or Optuna's TPE"
     )
     scheduler: Literal["none", "asha", "median"] = Field(
-        default="none", description="early stopping of trials: asha, or worse than the median of the others"
+        default="none", description="early stopping of trials: by asha, or if worse than the median of the others"
     )
     objectives: tuple[str, ...] = Field(
         default=(),
-        description="what is optimized, the first leads: val/knn10, val/accuracy, val/loss, parameters, "
+        description="metrics to optimize, the most important first: val/knn10, val/accuracy, val/loss, parameters, "
         "step_seconds, ... (default: val/knn at the largest K)",
     )
     repeats: int = Field(
-        default=1, ge=1, description="trials of each point, with random seeds from --random-seed on; their mean counts"
+        default=1, ge=1, description="trials per point, with random seeds from --random-seed on; their mean counts"
     )
     trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
     hours: float | None = Field(
-        default=None, gt=0, description="stop the trials that run after this; a resumed campaign gets as many again"
+        default=None, gt=0, description="hours until all trials are stopped; a resumed campaign gets as many again"
     )
     total_epochs: int | None = Field(
-        default=None, ge=1, description="start no trial once so many epochs were trained in all"
+        default=None, ge=1, description="start no new trial once all trials together have trained this many epochs"
     )
-    grid_points: int = Field(default=4, ge=2, description="values that a grid takes of a continuous range")
+    grid_points: int = Field(default=4, ge=2, description="values per continuous range in a grid")
     grace_epochs: int = Field(default=1, ge=1, description="epochs before a trial may be stopped early")
-    reduction_factor: float = Field(default=3, gt=1, description="asha keeps one in so many at each rung")
-    search_seed: int = Field(default=0, ge=0, description="the searcher's random seed")
+    reduction_factor: float = Field(default=3, gt=1, description="asha keeps one trial in this many at each rung")
+    search_seed: int = Field(default=0, ge=0, description="random seed of the searcher")
     concurrent_trials: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="trials at a time (default: as many as CPUs and GPUs allow)"
+        default=None, description="most trials at a time (default: as many as CPUs and GPUs allow)"
     )
     share_images: bool = Field(
-        default=True, description="decode all images once, into Ray's object store, if they fit there"
+        default=True, description="decode all images once for all trials, into Ray's object store, if they fit there"
     )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a campaign is: settings of the search, of every trial, the space and the data's fingerprint."""
+    """The plan of a campaign: settings of the search and of every trial, the space, and the data's fingerprint."""
 
     campaign: CampaignConfig
     config: Config
@@ -69,7 +69,7 @@ class Plan:
     fingerprint: str = ""
 
     def trial_config(self, trial: TrialSpec) -> Config:
-        """Return the settings of a trial; the name is that of its tracked run."""
+        """Return the settings of a trial; their run name is that of its tracked run."""
         values = to_dict(self.config)
         put_all(values, trial.point)
         values["train"]["random_seed"] = trial.random_seed
@@ -82,7 +82,7 @@ class Plan:
         return range(first, first + self.campaign.repeats)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for `CAMPAIGN`."""
+        """Return the plan as plain values, as ``campaign.yaml`` has them."""
         lead = self.campaign.objectives[0]
         return {
             "campaign": {**plain(self.campaign), "metric": lead, "mode": direction(lead)},
@@ -92,22 +92,22 @@ class Plan:
         }
 
     def check_same(self, folder: Path) -> None:
-        """Refuse to go on with a campaign that was begun with another plan.
+        """Check that a campaign to resume was begun with this plan.
 
         Raises:
-            UserError: what changed, name by name.
+            UserError: the plan has changed; the message names every change.
         """
         before, now = read_plan(folder), self.as_dict()
         with gate(f"{folder / CAMPAIGN}"):
             changes = differences(_comparable(before), _comparable(now))
         if before.get("data") != now["data"]:
-            changes.append("the data are others")
+            changes.append("the data differ")
         if changes:
             raise UserError(f"campaign {folder.name!r} cannot be resumed: {'; '.join(changes)}")
 
 
 def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must stay as it was, flat."""
+    """Return the settings that must not change when a campaign is resumed, flat."""
     flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in (*BUDGET, "space")}
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
     defaults = to_dict(Config())

@@ -1,7 +1,7 @@
-"""Writes down what a campaign's trials report: their folders, their MLflow runs, and what the terminal shows.
+"""Record the reports of a campaign's trials in their folders, their MLflow runs and the terminal.
 
-Ray Tune calls the `Recorder`, trials leave the rest in the mailbox; the mailbox's courier takes care of both, in order,
-so that the search never waits for a file or a server.
+Ray Tune calls the `Recorder`, and trials post events to the mailbox. The mailbox's courier handles both in order, so
+that the search never waits for a file or a server.
 """
 
 import time
@@ -44,14 +44,14 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "runn
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Keeps the logs of a campaign's trials.
+    """Records the trials of a campaign.
 
     Args:
-        plan: The campaign.
-        folder: Its folder.
-        parent: Id of its MLflow run; None if it is not tracked.
-        mailbox: Where the trials leave what they report.
-        display: The terminal.
+        plan: The plan of the campaign.
+        folder: The campaign's folder.
+        parent: Id of the campaign's MLflow run; None if it is not tracked.
+        mailbox: The mailbox to which the trials report.
+        display: The table in the terminal.
         records: The trials of an earlier part of the campaign.
     """
 
@@ -83,43 +83,43 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._close(name, "running", None)
 
     def __reduce__(self) -> Any:
-        """Leave nothing in the settings that Tune pickles to restore from: a campaign resumes without them."""
+        """Pickle as a bare callback in the settings that Tune keeps to restore from; a campaign resumes without it."""
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Begin or continue a trial's folder and run."""
+        """Begin or continue the folder and the run of a trial."""
         self.courier.later(lambda: self._start(trial.config["trial"]))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        """Note a trial's result."""
+        """Record a trial's result."""
         named = {name: value for name, value in result.items() if "/" in name or name in KEPT}
         numbers = {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
         self.courier.later(lambda: self._update(trial.config["trial"].name, result=numbers))
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
-        """Note where a trial's checkpoint is."""
+        """Record the place of a trial's checkpoint."""
         kind = checkpoint.filesystem.type_name
         place = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
         # After what was posted before it: a trial that goes on from here does not report that again.
         self.courier.later(lambda: self._update(trial.config["trial"].name, checkpoint=place))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Keep a trial's results: it is through, was stopped, or has said why it failed."""
+        """Keep the results of a trial that has finished, was stopped, or has reported why it failed."""
         self.courier.later(lambda: self.complete(trial.config["trial"].name))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note why a trial failed."""
+        """Record why a trial failed."""
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no reason is known"
         self.courier.later(lambda: self._failed(trial.config["trial"], text))
 
     def on_experiment_end(self, trials: Iterable[Any], **info: Any) -> None:
-        """Note the trials that Tune gave up without telling, such as one that it could not start."""
+        """Record the trials that Tune gave up without a call, such as a trial that it could not start."""
         for trial in trials:
             if trial.status == tune.experiment.Trial.ERROR:
                 self.on_trial_error(0, trials, trial)
 
     def settle(self, record: TrialRecord) -> None:
-        """End a trial of an earlier part that was through, but not recorded as that; leave others as they are."""
+        """End a trial of an earlier part that had finished but is recorded as running; leave others as they are."""
         if record.status != "running" or record.checkpoint is None:
             return
         with opened(tune.Checkpoint(record.checkpoint)) as folder:
@@ -129,7 +129,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self.complete(record.trial.name)
 
     def complete(self, name: str) -> None:
-        """End a trial according to what its last checkpoint holds."""
+        """End a trial as finished or stopped, by the content of its last checkpoint."""
         if name not in self.open:  # it has said already why it failed
             return
         record = self.records[name]
@@ -187,7 +187,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self.display.update(self.records)
 
     def listen(self, event: Event) -> None:
-        """Take what a trial reports."""
+        """Record an event of a trial."""
         name, content = event.sender, event.content
         if isinstance(content, Message):
             self.display.say(f"{name}: {content.text}")
@@ -205,14 +205,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
 
 class OpenTrial:
-    """A trial that runs: its folder, its tracked run and its log.
+    """A running trial: its folder, its tracked run and its log.
 
     Args:
-        config: Its settings.
-        folder: Its folder; made if it is not there.
-        record: What is known of it.
+        config: Settings of the trial.
+        folder: Folder of the trial; made if it does not exist.
+        record: Record of the trial.
         parent: Id of the campaign's tracked run.
-        say: Told what could not be tracked.
+        say: Called with a message if something could not be tracked.
     """
 
     def __init__(
@@ -247,11 +247,11 @@ class OpenTrial:
             return NullTracker(), record.run_id
 
     def seconds(self) -> float:
-        """Return how long it has been open."""
+        """Return the seconds since the trial was opened."""
         return time.monotonic() - self.began
 
     def close(self, status: str, error: str | None) -> None:
-        """End the tracked run; a tracker that is away must not end the campaign."""
+        """End the tracked run; a tracker that cannot be reached must not end the campaign."""
         with only_tells(lambda problem: self.say(f"{self.folder.name} is not tracked in full: {one_line(problem)}")):
             if status == "finished":
                 upload_results(self.tracker, self.folder)

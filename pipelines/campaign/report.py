@@ -1,4 +1,4 @@
-"""A campaign's report: what it has found, in tables and pictures."""
+"""The report of a campaign: its results in tables and plots."""
 
 import math
 import re
@@ -40,10 +40,10 @@ RATE = "train/images_per_second"
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report/report.md`` and its pictures into a campaign's folder; what stood there before is replaced.
+    """Write ``report/report.md`` and its plots into a campaign's folder; an earlier report is replaced.
 
     Args:
-        folder: The campaign's folder, whatever its trials have come to.
+        folder: The campaign's folder; its trials may be in any state.
 
     Returns:
         The report's folder.
@@ -55,10 +55,10 @@ def write_report(folder: Path) -> Path:
 
 
 def read_campaign(folder: Path) -> Campaign:
-    """Read a campaign and its trials; one that has left nothing yet is left out, it has not begun.
+    """Read a campaign and its trials; trials that have written nothing yet are left out.
 
     Raises:
-        UserError: ``campaign.yaml`` cannot be read, or does not say what was optimized.
+        UserError: ``campaign.yaml`` cannot be read, or lacks the objectives.
     """
     plan = read_plan(folder)
     search: Mapping[str, Any] = plan["campaign"]
@@ -77,7 +77,7 @@ def read_campaign(folder: Path) -> Campaign:
 
 
 def leaderboard_table(campaign: Campaign) -> Table:
-    """Return the first rows of the leaderboard, for the terminal: without the trials' statuses, which take room."""
+    """Return the first rows of the leaderboard for the terminal, without the trials' statuses to save space."""
     head, body = leaderboard(campaign, SHORT_ROWS)
     table = Table(title=f"campaign {campaign.name}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(head[:-1]):
@@ -99,13 +99,13 @@ def _write(campaign: Campaign, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a trial's folder says.
+    """The content of a trial's folder.
 
     Attributes:
         record: Its ``trial.json``.
         settings: Its ``config.yaml``; empty if there is none.
         last: Its finite metrics, each as last reported.
-        rates: Its images a second, as reported.
+        rates: Its reported rates, in images per second.
     """
 
     record: TrialRecord
@@ -174,7 +174,7 @@ def _verdict(campaign: Campaign) -> str:
 
 
 def _pictures(campaign: Campaign, report: Path) -> list[str]:
-    """Draw what can be drawn, and return the report's sections on it."""
+    """Draw the plots that the data allow, and return the report's sections on them."""
     sections = []
     if plot_cost(campaign, report / "cost.png"):
         sections.append(

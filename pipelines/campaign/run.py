@@ -1,4 +1,4 @@
-"""A campaign from its plan to its champion."""
+"""Run a campaign, from its plan to its champion."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,18 +33,18 @@ from pipelines.run.tracking import start_tracking, tell_untracked
 
 
 def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster) -> Path:
-    """Run a campaign to its end, or go on with one.
+    """Run a campaign to its end, or resume one.
 
     Args:
-        plan: Its settings.
-        resume: Go on with the campaign named ``tracking.run_name``.
-        open_cluster: Brings up the cluster when it is needed.
+        plan: Plan of the campaign.
+        resume: Whether to resume the campaign named ``tracking.run_name``.
+        open_cluster: Opens the cluster when it is needed.
 
     Returns:
         The campaign's folder.
 
     Raises:
-        UserError: what the user can mend; trials that were run stay.
+        UserError: settings, data or cluster do not allow the campaign; trials that were run stay.
     """
     with named_run(plan.config, resume, Path(plan.space.name).stem) as (config, folder):
         _run(replace(plan, config=config), folder, resume, open_cluster, terminal())
@@ -77,7 +77,7 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
 
 
 def _complete(plan: Plan, prepared: Prepared) -> Plan:
-    """Fill in what follows from the data, and check the objectives."""
+    """Return the plan with what depends on the data, after checking the objectives."""
     config, table = plan.config, prepared.table
     objectives = plan.campaign.objectives or (f"val/knn{max(config.evaluate.knn)}",)
     if not len(table.rows("val")):

@@ -1,4 +1,4 @@
-"""A campaign on a cluster: what its trials share, which resources they take, and Ray Tune."""
+"""Run the trials of a campaign with Ray Tune: what they share, and which resources they take."""
 
 import os
 import time
@@ -44,11 +44,11 @@ class CampaignRunner:
     """Runs a campaign's trials on a cluster that is up.
 
     Args:
-        plan: Complete.
-        folder: The campaign's.
+        plan: The complete plan.
+        folder: The campaign's folder.
         prepared: Data and networks.
-        points: The points to run; None: those that the searcher finds.
-        console: For the live table.
+        points: The points to run; None: the points that the searcher finds.
+        console: The console for the live table.
 
     Raises:
         UserError: a trial does not fit the cluster.
@@ -66,7 +66,7 @@ class CampaignRunner:
         self._check_nodes()
 
     def run(self, parent: str | None) -> None:
-        """Run the trials that are left.
+        """Run the remaining trials.
 
         Args:
             parent: Id of the campaign's tracked run.
@@ -131,7 +131,7 @@ class CampaignRunner:
         )
 
     def _materials(self, mailbox: Mailbox, before: Sequence[TrialRecord], display: CampaignDisplay) -> Materials:
-        """Compute once what the trials share."""
+        """Compute the materials that the trials share, once."""
         networks = ray.put((self.prepared.backbone, self.prepared.extractor))
         keep, size = self._keep_images()
         settings = self.plan.config.cluster
@@ -184,7 +184,7 @@ class CampaignRunner:
         return points and points * campaign.repeats
 
     def _source(self, past: int) -> Source:
-        """Return where points come from, for a campaign that has run so many trials."""
+        """Return the source of points, for a campaign that has already run ``past`` trials."""
         campaign, total = self.plan.campaign, self._total()
         limit = total and total // campaign.repeats
         if self.points is not None:
@@ -210,7 +210,7 @@ class CampaignRunner:
         return tune.schedulers.FIFOScheduler()
 
     def _resources(self) -> dict[str, float]:
-        """Return what a trial takes in Tune's book; a driver of nested workers takes nothing that they could want."""
+        """Return the resources that Tune reserves per trial; a driver of workers reserves none that they need."""
         settings = self.plan.config.cluster
         if settings.workers > 1:
             return {"CPU": 0, HEAD: 0.001}
@@ -227,7 +227,7 @@ class CampaignRunner:
         return min(asked or room, room)
 
     def _check_nodes(self) -> None:
-        """Refuse workers that no single node can take.
+        """Check that some node has room for a worker.
 
         Raises:
             UserError: a worker wants more CPUs or GPUs than the largest node has.
@@ -251,7 +251,7 @@ def _name(trial: Any) -> str:
 
 
 def replay(scheduler: Any, name: str, results: Iterable[Mapping[str, float]]) -> None:
-    """Show a scheduler what a trial of an earlier part reported, so that it judges the others by that too."""
+    """Give a scheduler the reports of a trial from an earlier part, so that it also judges other trials by them."""
     past = Past(name)
     for result in results:
         scheduler.on_trial_add(None, past)
@@ -259,13 +259,13 @@ def replay(scheduler: Any, name: str, results: Iterable[Mapping[str, float]]) ->
 
 
 def reported(folder: Path, every: int) -> list[dict[str, float]]:
-    """Return a trial's validations, one every so many epochs, as Tune was told them."""
+    """Return a trial's validations, one per ``every`` epochs, in the form that Tune gets them."""
     validations = [values for _, _, values in read_metrics(folder / METRICS) if "val/loss" in values]
     return [{**values, "epoch": every * (number + 1)} for number, values in enumerate(validations)]
 
 
 class Past:
-    """Stands for a trial of an earlier part: schedulers ask for its id only."""
+    """A stand-in for a trial of an earlier part: schedulers use only its id."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name

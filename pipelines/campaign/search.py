@@ -1,4 +1,4 @@
-"""Which point is tried next: Ray Tune's searcher over a space, with several repeats of each."""
+"""The searcher that tells Ray Tune which point to try next, with several repeats of each point."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "m
 
 
 class Source(Protocol):
-    """Where points come from."""
+    """A source of points to try."""
 
     def ask(self) -> Point | None:
-        """Return the next point; None: there are no more."""
+        """Return the next point; None if there are no more."""
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Take a point's objectives, the mean over its repeats; None: none of its trials ended well."""
+        """Learn a point's objectives, the mean over its repeats; None if none of its trials finished."""
 
     def recall(self, point: Point) -> None:
-        """Take note of a point that an earlier part of the campaign has asked for."""
+        """Learn of a point that an earlier part of the campaign has asked for."""
 
 
 class ListSource:
-    """Points that are known beforehand, or drawn without looking at results.
+    """A source of points that are known beforehand, or drawn without regard to results.
 
     Args:
         points: The points.
-        limit: At most so many; None: all.
+        limit: Largest number of points; None: all.
     """
 
     def __init__(self, points: Iterator[Point], limit: int | None) -> None:
@@ -48,10 +48,10 @@ class ListSource:
         return next(self.points, None)
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Do nothing."""
+        """Ignore the results."""
 
     def recall(self, point: Point) -> None:
-        """Skip it: it is the next one of the same sequence."""
+        """Skip the point: it is the next one of the same sequence."""
         self.ask()
 
 
@@ -61,8 +61,8 @@ class OptunaSource:
     Args:
         space: The space.
         directions: ``max`` or ``min``, for each objective.
-        limit: Points at most; None: without end.
-        random_seed: Of the sampler.
+        limit: Largest number of points; None: no limit.
+        random_seed: Random seed of the sampler.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OptunaSource:
         self.open: list[tuple[Point, Any]] = []
 
     def ask(self) -> Point | None:
-        """Return the sampler's next point."""
+        """Return the next point of the sampler."""
         if self.left == 0:
             return None
         self.left = None if self.left is None else self.left - 1
@@ -94,7 +94,7 @@ class OptunaSource:
         return point
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
-        """Tell the study."""
+        """Give a point's objectives to the study."""
         from optuna.trial import TrialState
 
         index = next(i for i, (known, _) in enumerate(self.open) if known == point)
@@ -105,7 +105,7 @@ class OptunaSource:
             self.study.tell(trial, list(values))
 
     def recall(self, point: Point) -> None:
-        """Let the study run a trial of just this point."""
+        """Add a trial of this point to the study."""
         number = next(
             i for i, one in enumerate(self.space.alternatives) if one.keys() == point.keys() and _in(one, point)
         )
@@ -120,13 +120,13 @@ class OptunaSource:
 
 
 class CampaignSearch(Searcher):  # type: ignore[misc]
-    """Hands Ray Tune one trial after another, and learns from those that end.
+    """Gives Ray Tune one trial after another, and learns from the trials that end.
 
     Args:
-        source: The points.
+        source: The source of points.
         random_seeds: The values of ``train.random_seed`` that each point is run with.
-        objectives: Names of what is reported, the first leads.
-        total_epochs: No new trial starts once so many epochs were trained, over all trials; None: no limit.
+        objectives: Names of the metrics to optimize, the most important first.
+        total_epochs: No new trial starts once all trials together have trained this many epochs; None: no limit.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         self.epochs: dict[str, int] = {}  # trained, by trial name
 
     def __reduce__(self) -> Any:
-        """Leave nothing in the settings that Tune pickles to restore from: a campaign resumes by `recall`."""
+        """Pickle as a bare searcher in the settings that Tune keeps to restore from: a campaign resumes by `recall`."""
         return Searcher, ()
 
     def recall(self, past: Sequence[tuple[TrialSpec, Mapping[str, Any] | None]]) -> None:
-        """Take the trials of an earlier part of the campaign, in the order of their numbers.
+        """Learn from the trials of an earlier part of the campaign, in the order of their numbers.
 
         Args:
-            past: Each with its last result; None where it is to go on.
+            past: The trials, each with its last result; None for a trial to continue.
         """
         for trial, result in past:
             if trial.number % len(self.random_seeds) == 0:
@@ -166,7 +166,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
             self._queue(past[-1][0].point)
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's `TrialSpec`, as Tune wants it, or that there are no more."""
+        """Return the next trial's `TrialSpec` in Tune's form, or that there are no more trials."""
         if not self.waiting:
             spent = sum(self.epochs.values())
             point = None if self.total_epochs is not None and spent >= self.total_epochs else self.source.ask()
@@ -179,7 +179,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         return {"trial": trial}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Count epochs."""
+        """Count the trained epochs."""
         self._note(self.running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -204,10 +204,10 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
             self.source.tell(trial.point, np.mean(well, axis=0).tolist() if well else None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: a campaign resumes from what its trials left, see `recall`."""
+        """Save nothing: a campaign resumes from the files of its trials, see `recall`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing; see `save`."""
+        """Restore nothing; see `save`."""
 
 
 def _suggest(trial: Any, name: str, domain: Domain) -> Any:

@@ -1,7 +1,7 @@
-"""Search spaces: files that list alternatives, and the points they hold.
+"""Search spaces: files that list alternatives, and the points in them.
 
-A point is ``{setting: value}``. A setting that stands in some alternatives only is conditional: it is in no point of
-the others.
+A point is ``{setting: value}``. A setting of only some alternatives is conditional: points of the other alternatives
+do not have it.
 """
 
 import itertools
@@ -36,13 +36,13 @@ from pipelines.run.trust import is_trusted, trust
 
 @dataclass(frozen=True)
 class Space:
-    """What a space's file says.
+    """The content of a space's file.
 
     Attributes:
-        name: Its name, or its file.
+        name: Name of the space, or path of its file.
         alternatives: Setting -> a value, or one of Ray Tune's domains (``tune.choice``, ``tune.loguniform``, ...).
-        settings: What all trials have in common.
-        campaign: How it wants to be searched.
+        settings: The settings that all trials share.
+        campaign: The settings of the search.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Space:
         return {name for alternative in self.alternatives for name in alternative}
 
     def describe(self) -> list[dict[str, str]]:
-        """Return the alternatives as text: what a resumed campaign must have in common with its beginning."""
+        """Return the alternatives as text; they must stay the same when a campaign is resumed."""
         return [{name: _text(value) for name, value in sorted(one.items())} for one in self.alternatives]
 
 
@@ -64,8 +64,8 @@ def load_space(name: str) -> Space:
     """Load a space of this project by name, or a user's by the path of its file.
 
     Raises:
-        UserError: no such space or file, a file that does not run, no or wrong ``SPACE``, ``SETTINGS`` or
-            ``CAMPAIGN`` in it, a setting that does not exist, cannot be searched or does not take a value.
+        UserError: the space or file does not exist, the file fails, its ``SPACE``, ``SETTINGS`` or ``CAMPAIGN`` is
+            missing or wrong, or a setting does not exist, cannot be searched or does not take a value.
     """
     own = space_names()
     file = Path(str(tune_spaces.__file__)).with_name(f"{name}.py") if name in own else expanded(name)
@@ -95,13 +95,13 @@ def load_space(name: str) -> Space:
 
 
 def trust_space(name: str) -> None:
-    """Remember that the user has named a space's file, and so wants it run."""
+    """Remember that the user has named a space's file, so that it may be run."""
     if _is_file(name):
         trust("space", expanded(name).read_bytes())
 
 
 def is_trusted_space(name: str) -> bool:
-    """Tell whether a space is one of this project's, or a file that the user has named before as it is now."""
+    """Tell whether a space belongs to this project, or is a file that the user has named and not changed since."""
     return not _is_file(name) or is_trusted("space", expanded(name).read_bytes())
 
 
@@ -118,7 +118,7 @@ def section_of(name: str) -> str:
     """Return the section of a setting, or of an option of the method that a setting names: ``format.branches``.
 
     Raises:
-        UserError: an unknown setting.
+        UserError: the setting is unknown.
     """
     known = setting_sections() | old_names()
     if name.partition(".")[0] not in known:
@@ -127,10 +127,10 @@ def section_of(name: str) -> str:
 
 
 def put_all(values: dict[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Set settings, options of methods after the methods, in the sections of `Config`, in place.
+    """Set settings in the sections of `Config`, in place; options of methods come after the methods.
 
     Raises:
-        UserError: an unknown setting.
+        UserError: a setting is unknown.
     """
     for name in sorted(settings, key=lambda name: name.count(".")):
         section = section_of(name)
@@ -141,7 +141,7 @@ def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort settings into the sections of `Config`.
 
     Raises:
-        UserError: an unknown setting.
+        UserError: a setting is unknown.
     """
     sections: dict[str, dict[str, Any]] = {}
     put_all(sections, settings)
@@ -184,10 +184,10 @@ def _check(space: Space) -> None:
 
 
 def _check_searched(name: str, space: Space) -> None:
-    """Refuse to search a setting that is the same for a whole campaign, or stands elsewhere in the space.
+    """Check that a setting may be searched: it may differ between trials, and is set nowhere else in the space.
 
     Raises:
-        UserError: it is, or does.
+        UserError: the setting cannot be searched; the message says why.
     """
     searchable = searchable_settings()
     base = name.partition(".")[0]

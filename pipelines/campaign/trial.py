@@ -1,7 +1,7 @@
-"""One trial of a campaign, on the cluster: an ordinary training that reports to Ray Tune and the campaign's mailbox.
+"""Run one trial of a campaign: an ordinary training that reports to Ray Tune and to the campaign's mailbox.
 
-A trial of one worker trains in Tune's own process, which the next trial takes over, libraries loaded. A trial of
-several workers is a driver of Ray Train; it takes no CPU, so that it cannot keep its own workers waiting.
+A trial with one worker trains in Tune's own process, which the next trial takes over with its libraries loaded. A
+trial with several workers drives Ray Train; it takes no CPU, so that it cannot keep its own workers waiting.
 """
 
 import gc
@@ -40,16 +40,16 @@ THREAD_SECONDS = 600
 
 @dataclass(frozen=True)
 class Materials:
-    """What every trial of a campaign is given.
+    """The objects that every trial of a campaign gets.
 
     Attributes:
-        plan: The campaign.
-        mailbox: Where trials leave what they report.
-        networks: In Ray's object store: backbone and extractor.
-        shared: In Ray's object store: a `Shared`.
-        checkpoints: Of trials that an earlier part of the campaign began, by name: to go on from.
-        storage: Folder or URI where nested trainings keep theirs.
-        folder: Where they leave what went wrong.
+        plan: The plan of the campaign.
+        mailbox: The mailbox to which trials report.
+        networks: Backbone and extractor in Ray's object store.
+        shared: A `Shared` in Ray's object store.
+        checkpoints: Checkpoints to resume from, by the name of a trial that an earlier part of the campaign began.
+        storage: Folder or URI for the checkpoints of nested trainings.
+        folder: Folder for the error reports of nested trainings.
     """
 
     plan: Plan
@@ -62,13 +62,13 @@ class Materials:
 
 
 class TrialReporter:
-    """What Ray Tune must be told of a trial.
+    """Reports a trial to Ray Tune.
 
-    Tune is told of a validation together with the checkpoint that follows it, so that a trial stopped by what it
-    reports has one.
+    A validation is reported together with the checkpoint that follows it, so that a trial that is stopped for its
+    metrics has a checkpoint.
 
     Args:
-        batch_size: Images of an optimizer step.
+        batch_size: Images per optimizer step.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -78,7 +78,7 @@ class TrialReporter:
         self.unreported = False
 
     def listen(self, event: Event) -> None:
-        """Take from what the trial reports what Tune must be told."""
+        """Take the values for Tune from an event of the trial."""
         match event.content:
             case Progress():
                 self._progress(event.content)
@@ -86,12 +86,12 @@ class TrialReporter:
                 self._metrics(event.content.values)
 
     def checkpoint(self, step: int, folder: Path | None) -> None:
-        """Give Tune a checkpoint, with what is known."""
+        """Report a checkpoint to Tune, with the present values."""
         assert folder is not None, "a trial of one process is rank 0"
         self.deliver(folder)
 
     def deliver(self, folder: Path) -> None:
-        """Report a checkpoint's folder."""
+        """Report the folder of a checkpoint to Tune."""
         self._report(tune.Checkpoint.from_directory(str(folder)))
 
     def _progress(self, progress: Progress) -> None:
@@ -115,7 +115,7 @@ class TrialReporter:
 
 
 def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
-    """Run a trial: what Ray Tune calls. What a user can mend ends it, with a message, and no restart is tried."""
+    """Run a trial; Ray Tune calls this. An error that a user can mend ends it with a message, without a restart."""
     keep_compiled()
     for name in (None, "ray"):  # Ray announces each checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -146,9 +146,9 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
     """Compute what all trials share, on the resources of one trial.
 
     Args:
-        plan: The campaign.
+        plan: The plan of the campaign.
         networks: Backbone and extractor.
-        mailbox: Told the progress.
+        mailbox: Gets the progress.
         keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
     """
@@ -204,7 +204,7 @@ def _nested(
 
 
 def _checkpoint(materials: Materials, trial: TrialSpec) -> AbstractContextManager[Path | None]:
-    """Open the checkpoint that the trial goes on from, if there is one."""
+    """Open the checkpoint that the trial resumes from, if there is one."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None and trial.name in materials.checkpoints:
         checkpoint = tune.Checkpoint(materials.checkpoints[trial.name])

@@ -1,4 +1,4 @@
-"""A trial of a campaign: what it is, and what its ``trial.json`` says of it."""
+"""The trials of a campaign: their specs, and their records in ``trial.json``."""
 
 import json
 import math
@@ -26,10 +26,10 @@ class TrialSpec:
     """One trial to run: a point with one random seed.
 
     Attributes:
-        number: The trial's number, from 0.
-        point: The settings.
+        number: Number of the trial, from 0.
+        point: Settings of the trial.
         random_seed: ``train.random_seed``.
-        name: The trial's name; that of its folder and its tracked run.
+        name: Name of the trial, of its folder and of its tracked run.
     """
 
     number: int
@@ -39,7 +39,7 @@ class TrialSpec:
 
     @staticmethod
     def of(number: int, point: Point, random_seed: int) -> "TrialSpec":
-        """Name a trial: ``007-tr-r4-d2-lr0.006-s0``."""
+        """Make a spec and its name, such as ``007-tr-r4-d2-lr0.006-s0``."""
         parts = [str(point.get("format", ""))]
         parts += [
             f"{letters}{point[name]}"
@@ -52,17 +52,17 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial, as its ``trial.json`` has it.
+    """The record of a trial, which is its ``trial.json``.
 
     Attributes:
-        trial: Which one.
+        trial: The trial.
         status: running, finished, stopped (early), or failed.
         error: Why it failed.
-        parameters: Trained parameters.
-        seconds: From its start to its end, over all parts.
-        run_id: Its tracked run.
-        result: What it last reported.
-        checkpoint: Where its last checkpoint is.
+        parameters: Number of trained parameters.
+        seconds: Seconds from its start to its end, over all parts.
+        run_id: Id of its tracked run.
+        result: The metrics that it last reported.
+        checkpoint: Place of its last checkpoint.
     """
 
     trial: TrialSpec
@@ -75,7 +75,7 @@ class TrialRecord:
     checkpoint: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write ``trial.json`` into the trial's folder; a checkpoint below the campaign's is named from there."""
+        """Write ``trial.json`` into the trial's folder; a checkpoint in the campaign's folder gets a relative path."""
         values = asdict(self)
         values = {**values.pop("trial"), **values}
         campaign = folder.parents[1].resolve()
@@ -88,7 +88,7 @@ class TrialRecord:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def but(self, **changes: Any) -> "TrialRecord":
-        """Return a changed copy."""
+        """Return a copy with changes."""
         return replace(self, **changes)
 
 
@@ -114,20 +114,20 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     """Return a campaign's trials in the order of their numbers.
 
     Raises:
-        UserError: a trial's ``trial.json`` cannot be read, or is that of another trial.
+        UserError: a ``trial.json`` cannot be read, or belongs to another trial.
     """
     files = folder.glob(f"{TRIALS}/*/{TRIAL}")
     return sorted(map(read_trial, files), key=lambda record: record.trial.number)
 
 
 def read_trial(file: Path) -> TrialRecord:
-    """Read a ``trial.json``; see `read_trials`."""
+    """Read one ``trial.json``; see `read_trials`."""
     what = f"trial {file}"
     with gate(what):
         content = current_names("trial", read_json(file, what))
     values: dict[str, Any] = dict(check_form(content, _File, what))
     if values["name"] != file.parent.name:  # it becomes part of paths
-        raise UserError(f"{what} is that of trial {short(values['name'])}: its folder must be called so")
+        raise UserError(f"{what} belongs to trial {short(values['name'])}: its folder must have that name")
     trial = TrialSpec(*(values.pop(field.name) for field in fields(TrialSpec)))
     checkpoint = values.get("checkpoint")
     if checkpoint is not None and "://" not in checkpoint:
@@ -156,13 +156,13 @@ def read_plan(folder: Path) -> PlanFile:
     """Read a campaign's ``campaign.yaml``.
 
     Raises:
-        UserError: it cannot be read, or does not say what was optimized.
+        UserError: the file cannot be read, or lacks the objectives.
     """
     return check_plan(read_yaml(folder / CAMPAIGN), folder)
 
 
 def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
-    """Check what a campaign's ``campaign.yaml`` says; see `read_plan`."""
+    """Check the content of a campaign's ``campaign.yaml``; see `read_plan`."""
     plan: PlanFile = check_form(content, PlanFile, config_name(folder / CAMPAIGN))
     plan["config"] = current_sections(plan["config"])
     search: Any = current_names("campaign", plan["campaign"])
@@ -171,18 +171,18 @@ def check_plan(content: Mapping[str, Any], folder: Path) -> PlanFile:
 
 
 def direction(objective: str) -> Literal["max", "min"]:
-    """Say which way an objective is better."""
+    """Return whether the largest or the smallest values of an objective are the best."""
     return "min" if objective.endswith("/loss") or objective in (PARAMETERS, STEP_SECONDS) else "max"
 
 
 def best_point(records: Sequence[TrialRecord], objective: str) -> Point | None:
-    """Return the point that is best on average over its finished trials."""
+    """Return the point with the best mean over its finished trials; None if there is none."""
     best = best_trial(records, objective)
     return None if best is None else best.trial.point
 
 
 def best_trial(records: Sequence[TrialRecord], objective: str) -> TrialRecord | None:
-    """Return the finished trial to use: of the point that is best on average over its repeats, the best."""
+    """Return the best finished trial of the best point (see `best_point`); None if there is none."""
     points: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.status == "finished" and objective in record.result:

@@ -1,1 +1,1 @@
-"""The commands: one file each, called by its name."""
+"""The commands: one file each, with the name of the command."""

@@ -1,4 +1,4 @@
-"""``metalora evaluate``: k-NN and linear accuracy of an adapter that was trained before, on its data or on others."""
+"""``metalora evaluate``: k-NN and linear accuracy of a trained adapter, on its data or on other data."""
 
 import argparse
 import json
@@ -31,17 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora evaluate`` with command-line arguments.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the command line, the run or its data cannot be used.
     """
     parser = make_parser(
         "metalora evaluate",
-        "Evaluate a trained adapter; settings are those of its training.",
+        "Evaluate a trained adapter, with the settings of its training unless others are given.",
         "RUN [--config FILE] [--report FILE] [--SETTING VALUE ...]",
         {"--model": "metalora evaluate RUN"},
     )
     add_run(parser, "run", ", or MLflow's models:/NAME@champion or runs:/ID/model")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, above those of the training")
-    parser.add_argument("--report", metavar="FILE", help="write the accuracies as JSON too")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, which override those of the training")
+    parser.add_argument("--report", metavar="FILE", help="also write the accuracies to this file, as JSON")
     add_settings(parser)
     options = parse(parser, arguments)
     file = options.report and writable_file(options.report, "--report")
@@ -58,15 +58,15 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
     """Evaluate the adapter of a run's folder.
 
     Args:
-        config: The training's settings, with others for data and evaluation.
-        folder: Holds the adapter and, if they are to be taken from there, the networks' tensors.
-        console: Where to print.
+        config: The training's settings, with those for data and evaluation possibly changed.
+        folder: Folder with the adapter and, if they are to be loaded from there, the networks' tensors.
+        console: The console to print to.
 
     Returns:
         The report, as in ``knn.json``.
 
     Raises:
-        UserError: data, backbone or adapter that do not fit one another.
+        UserError: data, backbone and adapter do not fit together.
     """
     table = load_table(config.data)
     brought = {part: folder / f"{part}.safetensors" for part in ("backbone", "extractor")}
@@ -95,28 +95,28 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
 
 
 class Watcher:
-    """A reporter that shows progress, and keeps nothing.
+    """A reporter that only shows progress.
 
     Args:
-        display: Shows it.
+        display: The display of the progress.
     """
 
     def __init__(self, display: ProgressDisplay) -> None:
         self.display = display
 
     def progress(self, progress: Progress) -> None:
-        """Show progress."""
+        """Show the progress."""
         self.display.show(progress)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Do nothing: the report has them."""
+        """Ignore the metrics, which the report has."""
 
     def checkpoint(self, step: int, write: Write | None) -> None:
-        """Do nothing: nothing is trained."""
+        """Keep no checkpoint, since nothing is trained."""
 
 
 def _fetch(options: argparse.Namespace, scratch: Path) -> Path:
-    """Return a folder with ``adapter`` and ``config.yaml``, fetched from MLflow if it is there."""
+    """Return a folder with ``adapter`` and ``config.yaml``, downloaded if the run is a model in MLflow."""
     run = options.run
     if run.startswith(("models:/", "runs:/")):
         return download_model(run, resolve_section(options, "tracking").tracking_uri, scratch)

@@ -12,17 +12,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora methods`` with command-line arguments.
 
     Raises:
-        UserError: there is no method, and no kind of them, of the name given.
+        UserError: no method and no setting has the given name.
     """
     parser = make_parser("metalora methods", "List the methods that settings can name.", "[NAME]")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or the setting that names those of a kind")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or a setting that names methods (format)")
     options = parse(parser, arguments)
     methods = list(described()) if options.name is None else find(options.name)
     terminal().print(as_text(methods), soft_wrap=True)
 
 
 def as_text(methods: Iterable[Described]) -> str:
-    """Return methods as text, by kind: what each does, and its options."""
+    """Return a text on methods, by kind, with what each does and its options."""
     parts = []
     for (setting, kind), members in groupby(methods, key=lambda one: (one.setting, one.kind)):
         parts.append(f"{kind} (--{setting}, or {setting}: in YAML)")

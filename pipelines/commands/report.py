@@ -1,4 +1,4 @@
-"""``metalora report``: what a campaign has found, read from its folder alone."""
+"""``metalora report``: the results of a campaign, read from its folder alone."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora report`` with command-line arguments.
 
     Raises:
-        UserError: no such campaign, or one that cannot be read.
+        UserError: the campaign does not exist or cannot be read.
     """
     parser = make_parser(
         "metalora report",
-        "Say in tables and pictures what a campaign has found.",
+        "Report a campaign's results in tables and plots.",
         "RUN [--output DIR]",
         {"--campaign": "metalora report RUN", "--output-folder": "--output"},
     )

@@ -1,4 +1,4 @@
-"""``metalora reproduce table1``: the paper's comparison, every method tuned alike and tested over fresh repeats."""
+"""``metalora reproduce table1``: the paper's comparison; every method is tuned alike and tested in new repeats."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -50,22 +50,22 @@ FRESH = 1000  # random seeds of the test begin so far beyond those that were tun
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TableConfig:
-    """What the table compares, and how."""
+    """The methods and backbones that the table compares, and how."""
 
     backbones: tuple[str, ...] = Field(
-        default=("resnet20", "mixer_tiny"), min_length=1, description="one half of the table each"
+        default=("resnet20", "mixer_tiny"), min_length=1, description="backbones, one part of the table each"
     )
     formats: tuple[str, ...] = Field(
         default=("lora", "multi_lora", "cp", "tr"), min_length=1, description="formats to compare"
     )
     tuning_trials: int = Field(default=6, ge=2, description="learning rates that each format is tuned over")
-    lr_low: float = Field(default=1e-3, gt=0, description="the lowest of them")
-    lr_high: float = Field(default=3e-2, gt=0, description="the highest; between them they are evenly spaced in log")
-    tuning_repeats: int = Field(default=1, ge=1, description="trainings of each of them, each with its own random seed")
+    lr_low: float = Field(default=1e-3, gt=0, description="the lowest of these learning rates")
+    lr_high: float = Field(default=3e-2, gt=0, description="the highest; the others are evenly spaced in log")
+    tuning_repeats: int = Field(default=1, ge=1, description="trainings per learning rate, with different random seeds")
     fresh_repeats: int = Field(
         default=5,
         ge=2,
-        description="trainings that test each format's best rate, with other random seeds than the tuning's",
+        description="trainings per format that test its best learning rate, with new random seeds",
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora reproduce`` with command-line arguments.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the command line or the earlier table cannot be used, or a training fails.
     """
     parser = make_parser(
         "metalora reproduce table1", "Compare original, static and generated adapters, as the paper does."
@@ -115,13 +115,13 @@ def reproduce(table: TableConfig, config: Config, folder: Path, console: Console
     """Tune every format on every backbone, test the winners, and write the table.
 
     Args:
-        table: What is compared.
+        table: The comparison.
         config: All other settings; ``tracking.run_name`` is the table's name.
-        folder: Where the table is written; the campaigns stand beside it.
-        console: Told what happens.
+        folder: Folder to write the table into; the campaigns lie beside it.
+        console: The console to print to.
 
     Raises:
-        UserError: what the user can mend; campaigns that were run stay, and are gone on with.
+        UserError: a campaign cannot be run; finished parts stay, and ``--resume`` continues them.
     """
     for name in table.formats:
         FORMATS.get(name)
@@ -161,7 +161,7 @@ def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
         point = best_point(mine, objective)
         if point is None:
             errors = "; ".join(record.error or record.status for record in mine)
-            raise UserError(f"no trial of {kind} ended well ({errors}): see {tuning}")
+            raise UserError(f"no trial of {kind} finished ({errors}): see {tuning}")
         winners[kind] = point
     fresh = replace(config, train=replace(config.train, random_seed=config.train.random_seed + FRESH))
     space = Space("table1", tuple(winners.values()), {}, {})
@@ -170,7 +170,7 @@ def _compare(table: TableConfig, config: Config, open_cluster: Open) -> Results:
 
 
 def _campaign(name: str, space: Space, repeats: int, config: Config, open_cluster: Open) -> Path:
-    """Run a grid to its end, or what is left of it."""
+    """Run a grid, or the rest of it, to its end."""
     config = replace(config, tracking=replace(config.tracking, run_name=name))
     campaign = CampaignConfig(space=space.name, searcher="grid", repeats=repeats)
     resume = (Path(config.cluster.output) / name / CAMPAIGN).is_file()
@@ -185,10 +185,10 @@ def read_results(
     tuning: Sequence[TrialRecord],
     objective: str,
 ) -> Results:
-    """Read what the test trials scored.
+    """Read the scores of the test trials.
 
     Raises:
-        UserError: a trial has failed, so that the methods are not paired any more.
+        UserError: a trial has failed, so that the methods are no longer paired.
     """
     scores: dict[str, dict[str, list[float]]] = {}
     shuffled: dict[str, dict[str, list[float]]] = {}
@@ -242,7 +242,7 @@ def _curve(kind: str, tuning: Sequence[TrialRecord], objective: str) -> dict[flo
 
 
 def flat_scores(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracies of a part of ``knn.json`` that the table has, by GROUP: MEASURE."""
+    """Return the accuracies in ``knn.json`` that the table shows, by GROUP: MEASURE."""
     parts = {"trained tasks": report}
     if "holdout" in report:
         parts["held-out tasks, seen gallery"] = report["holdout"]["seen"]

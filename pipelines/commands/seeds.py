@@ -1,4 +1,4 @@
-"""``metalora seeds``: what the seeds of a finished run know of tasks and classes."""
+"""``metalora seeds``: how well the seeds of a finished run tell tasks and classes apart."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora seeds`` with command-line arguments.
 
     Raises:
-        UserError: no such run, or none with seeds.
+        UserError: the run does not exist, is not finished or has no seeds.
     """
     what = "Analyse the generated seeds of a finished run (formats cp and tr)."
     parser = make_parser("metalora seeds", what, "RUN [--output DIR]")
@@ -58,7 +58,7 @@ def find_seeds(run: str, output: Path) -> Path:
         output: Folder of the runs.
 
     Raises:
-        UserError: no such run (those there are named), one that is not finished, or one whose format has no seeds.
+        UserError: the run does not exist (the message lists the runs), is not finished, or its format has no seeds.
     """
     folder = find_run(run, output)
     if not (folder / KNN).is_file():
@@ -71,13 +71,13 @@ def find_seeds(run: str, output: Path) -> Path:
 
 
 def analyse_run(folder: Path) -> tuple[SeedAnalysis, list[Path]]:
-    """Analyse a run's seeds; write ``analysis.json``, ``tsne.png`` and ``pca.png`` beside them.
+    """Analyse the seeds of a run, and write ``analysis.json``, ``tsne.png`` and ``pca.png`` beside them.
 
     Returns:
         The analysis and the files.
 
     Raises:
-        UserError: seeds that cannot be read or analysed.
+        UserError: the seeds cannot be read or analysed.
     """
     place = (folder / SEEDS).parent
     seeds = read_seeds(folder / SEEDS)
@@ -91,7 +91,7 @@ def analyse_run(folder: Path) -> tuple[SeedAnalysis, list[Path]]:
 
 
 def separation_table(analysis: SeedAnalysis) -> Table:
-    """Return how far the seeds tell tasks and classes apart, a row each."""
+    """Return the table of how well the seeds tell tasks and classes apart, one row each."""
     title = f"{analysis.samples} seeds of {analysis.size} numbers"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("grouped by")

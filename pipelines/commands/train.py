@@ -1,4 +1,4 @@
-"""``metalora train``: one fine-tuning, from the settings to a tracked, loadable adapter."""
+"""``metalora train``: one fine-tuning, from the settings to an adapter that is tracked and can be loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora train`` with command-line arguments.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the command line, the settings or the data cannot be used, or the training fails.
     """
     parser = make_parser("metalora train", "Fine-tune a frozen backbone for several visual domains at once.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
-    parser.add_argument("--print-config", action="store_true", help="print the settings that result, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the resulting settings, and stop")
     add_resume(parser, "a run, from its last checkpoint")
     add_settings(parser)
     options = parse(parser, arguments)
@@ -68,17 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:
-    """Train, evaluate, track; print what came of it.
+    """Train, evaluate and track, and print a summary.
 
     Args:
         config: All settings.
-        resume: Go on with the run named ``tracking.run_name``.
+        resume: Whether to continue the run named ``tracking.run_name``.
 
     Returns:
         The k-NN report, as in ``knn.json``.
 
     Raises:
-        UserError: what the user can mend; what was written so far stays.
+        UserError: the settings or the data cannot be used, or the training fails; files written so far stay.
     """
     console = terminal()
     with named_run(config, resume, config.adapter.format.name) as (config, folder):
@@ -147,7 +147,7 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
 
 
 def loading_code(config: Config, adapter: Path) -> list[str]:
-    """Return the lines of Python that load a run's adapter."""
+    """Return the lines of Python code that load a run's adapter."""
     settings, mapping = config.backbone, config.mapping
     lines = ["import metalora"]
     if "none" in (settings.weights, mapping.extractor_weights):

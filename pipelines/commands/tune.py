@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``metalora tune`` with command-line arguments.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the command line, the space, the settings or the data cannot be used.
     """
     parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, with a section 'campaign' too")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, which may have a section 'campaign'")
     add_resume(parser, "a campaign")
     add_section(parser, "campaign", CampaignConfig)
     add_settings(parser)
@@ -71,7 +71,7 @@ def _resumed_plan(options: argparse.Namespace) -> Plan:
     elif not is_trusted_space(settings.space):
         raise UserError(
             f"campaign {folder.name!r} searches {settings.space!r}, Python that was never run here: look at it, then "
-            f"go on with --resume {folder.name} --space {settings.space}"
+            f"continue with --resume {folder.name} --space {settings.space}"
         )
     space = load_space(settings.space)
     _refuse_searched(space, options, {})

@@ -1,1 +1,1 @@
-"""A run on disk, and who is told of it."""
+"""The folder of a run, its log and its tracked run."""

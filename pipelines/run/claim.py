@@ -1,4 +1,4 @@
-"""A run's folder belongs to one command at a time, and its name to one run."""
+"""Claim the folder and the name of a run: one command at a time has a folder, and one run has a name."""
 
 import re
 import time
@@ -23,18 +23,18 @@ FORBIDDEN = set("/\\:")  # in the names of folders or of MLflow's models
 
 @contextmanager
 def named_run(config: Config, resume: bool, kind: str) -> Iterator[tuple[Config, Path]]:
-    """Give a run its name, its tracker's address and its folder, which is this command's to the end of the block.
+    """Give a run its name, its tracking URI and its folder, which belongs to this command until the block ends.
 
     Args:
-        config: Its settings.
-        resume: Whether the run is to exist already, or must not.
-        kind: What a made-up name begins with.
+        config: Settings of the run.
+        resume: Whether the run must exist already; else it must not exist.
+        kind: Beginning of a new name, if the settings have none.
 
     Yields:
-        The settings with name and address, and the folder.
+        The settings with name and tracking URI, and the folder.
 
     Raises:
-        UserError: a name that will not do or is taken, or a folder that cannot be made.
+        UserError: the name is not valid or is taken, or the folder cannot be made.
     """
     name = config.tracking.run_name
     if name is not None and not resume:
@@ -46,10 +46,10 @@ def named_run(config: Config, resume: bool, kind: str) -> Iterator[tuple[Config,
 
 
 def check_name(name: str) -> None:
-    """Check that a name will do for all it is used for: a folder, an MLflow run and a registered model.
+    """Check that a name is valid for a folder, an MLflow run and a registered model.
 
     Raises:
-        UserError: it will not; the message says what is accepted.
+        UserError: the name is not valid; the message says what is accepted.
     """
     bad = sorted({char for char in name if char in FORBIDDEN or not char.isprintable()})
     if not name.strip() or name.startswith((".", "-")) or bad or len(name.encode(errors="replace")) > LONGEST:
@@ -62,19 +62,19 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def claimed(output: Path, name: str, resume: bool, made_up: bool = False) -> Iterator[Path]:
-    """Take the folder of a run for this command, and hold it to the end of the block.
+    """Claim the folder of a run for this command, until the block ends.
 
-    What takes it is a lock that the system frees when the process dies. A folder that the block has left empty, as it
-    does where the settings are refused, is removed.
+    The claim is a lock, which the system frees when the process dies. A folder that is still empty when the block ends,
+    for example because the settings were refused, is removed.
 
     Args:
         output: Folder of all runs.
-        name: The run's name.
-        resume: Whether the run is to exist already, or must not.
-        made_up: Whether another name will do if this one is taken.
+        name: Name of the run.
+        resume: Whether the run must exist already; else it must not exist.
+        made_up: Whether to take another name if this one is taken.
 
     Raises:
-        UserError: the name is taken, the run is in another command's hands, or the folder cannot be made.
+        UserError: the name is taken, another command uses the run, or the folder cannot be made.
     """
     new = [path for path in (output, *output.parents) if not path.exists()]
     for number in count(1):
@@ -104,7 +104,7 @@ def _take(folder: Path, lock: FileLock, resume: bool) -> None:
     except Timeout:
         raise UserError(f"run {folder.name!r} in {folder.parent} is running in another command") from None
     except OSError as error:
-        link = f" ({LOCK} is a link: take it away)" if (folder / LOCK).is_symlink() else ""
+        link = f" ({LOCK} is a link: remove it)" if (folder / LOCK).is_symlink() else ""
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}{link}") from None
     if resume:
         try:

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a training runs."""
+"""The output in the terminal while a training runs."""
 
 import io
 import math
@@ -19,13 +19,13 @@ LINE_SECONDS = 10.0
 
 
 class Output:
-    """A text stream that loses no training: what it cannot show it shows otherwise, or not at all.
+    """A text stream that never ends a training with an error.
 
-    Characters that its encoding lacks are written as escapes, secrets as ``***``. If it breaks (a pipe whose reader has
-    gone, a full disk, a terminal that was closed), it stays silent from then on.
+    Characters that its encoding lacks are written as escapes, and secrets as ``***``. If the stream breaks (a pipe
+    whose reader has ended, a full disk, a closed terminal), nothing more is written.
 
     Args:
-        stream: Where to write.
+        stream: The stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -33,7 +33,7 @@ class Output:
         self.broken = False
 
     def write(self, text: str) -> int:
-        """Write a text."""
+        """Write a text to the stream."""
         if not self.broken:
             encoding = self.stream.encoding or "utf-8"
             plain = redact(text).encode(encoding, "backslashreplace").decode(encoding)
@@ -58,17 +58,17 @@ class Output:
 
 
 def terminal() -> Console:
-    """Make the console that a command writes to: texts are shown as they are, for names from data are no markup."""
+    """Make the console that a command writes to; texts are shown literally, since names from data are no markup."""
     output: Any = Output(sys.stdout or io.StringIO())  # a command may be started with its output closed
     return Console(file=output, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def only_tells(tell: Callable[[Exception], None]) -> Iterator[None]:
-    """Let a block fail that draws, tabulates or sends a run's results: the run's folder has them.
+    """Report an error in the block and continue; for drawing or sending results that the run's folder has.
 
     Args:
-        tell: Told why it failed.
+        tell: Called with the error.
     """
     try:
         yield
@@ -77,10 +77,10 @@ def only_tells(tell: Callable[[Exception], None]) -> Iterator[None]:
 
 
 class ProgressDisplay:
-    """A live bar on a terminal; elsewhere (a job's log) a line every ten seconds and at the end of the training.
+    """A live bar on a terminal; elsewhere (a job's log) one line every ten seconds and at the end of the training.
 
     Args:
-        console: Where to write.
+        console: The console to write to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -104,11 +104,11 @@ class ProgressDisplay:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Tell the user."""
+        """Show a message to the user."""
         self.console.print(text, style="yellow", soft_wrap=True)
 
     def show(self, state: State) -> None:
-        """Show a state."""
+        """Show a state of the progress."""
         now = time.monotonic()
         again = state.phase == "train" or state.phase == self.phase  # training goes on after a validation
         if not (again and state.phase in self.began and state.step >= self.began[state.phase][1]):

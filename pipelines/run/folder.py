@@ -1,4 +1,4 @@
-"""The files of a run's folder, and what MLflow is given of them: the same for a lone training and for a trial."""
+"""The files of a run's folder, and those that MLflow gets; the same for a single training and for a trial."""
 
 import getpass
 import json
@@ -37,7 +37,7 @@ Sections = dict[str, dict[str, Any]]
 
 
 def run_params(config: Config) -> dict[str, Any]:
-    """Return the settings of a training as its run's parameters, without those that its format does not have."""
+    """Return the settings of a training as MLflow parameters, without settings that its format does not use."""
     params = flatten(config)
     if FORMATS.make(config.adapter.format).seed != "generated":
         params = {name: value for name, value in params.items() if not name.startswith("mapping.")}
@@ -45,7 +45,7 @@ def run_params(config: Config) -> dict[str, Any]:
 
 
 def run_tags(kind: str, command: str) -> dict[str, str]:
-    """Return the tags that every run of a kind (train, campaign, trial) carries."""
+    """Return the tags of every tracked run of a kind (train, campaign, trial)."""
     tags = {"metalora.kind": kind, "mlflow.source.name": f"metalora {command}", "mlflow.user": _user()}
     commit = _git_commit()
     if commit:
@@ -56,14 +56,14 @@ def run_tags(kind: str, command: str) -> dict[str, str]:
 
 
 def write_run_note(folder: Path, run_id: str | None, tracking_uri: str) -> None:
-    """Note which tracked run a folder is, and where it is, so that `read_settings` knows when it was moved."""
+    """Write ``run.json``: a folder's tracked run, and its path, by which `read_settings` notices that it was moved."""
     note = {"run_id": run_id, "tracking_uri": redact_uri(tracking_uri), "folder": str(folder)}
     with atomic_file(folder / RUN) as file:
         file.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 def read_run_note(folder: Path) -> tuple[str | None, str]:
-    """Return the id of the tracked run that a folder is, and its tracking URI, empty if it is not tracked.
+    """Read the id of a folder's tracked run, and its tracking URI, which is empty if it is not tracked.
 
     Raises:
         UserError: ``run.json`` cannot be read.
@@ -74,7 +74,7 @@ def read_run_note(folder: Path) -> tuple[str | None, str]:
 
 
 def tracked_id(folder: Path, tracking_uri: str) -> str | None:
-    """Return the id of the run of a store that a folder is, if it is one; a copy of a folder is not."""
+    """Return the id of a folder's tracked run in a store; None if it has none there, or is a copy of a folder."""
     run_id, uri = read_run_note(folder)
     original = Path(_note(folder).get("folder") or folder)
     copied = original != folder and read_run_note(original)[0] == run_id
@@ -85,13 +85,13 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
     """Return the folder of an earlier run or campaign.
 
     Args:
-        name: Its name, or the path of its folder.
+        name: Name of the run, or path of its folder.
         output: Folder of all runs.
-        file: The file that makes a folder one.
-        kind: What it is, for error messages.
+        file: File that such a folder must have.
+        kind: Kind of the run in error messages.
 
     Raises:
-        UserError: there is none; those that are in ``output`` are named.
+        UserError: there is no such run; the message lists those in ``output``.
     """
     for folder in (absolute(output / name), absolute(name)):
         if (folder / file).is_file():
@@ -101,14 +101,15 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
 
 
 def check_links(folder: Path, replaced: Collection[str] = REPLACED) -> None:
-    """Refuse links within a run's folder through which something would be written elsewhere.
+    """Check that no link within a run's folder leads writing elsewhere.
 
     Args:
         folder: The run's folder.
-        replaced: What is replaced when it is written, a link or not, by its path in the folder of a run or trial.
+        replaced: Files that are replaced when they are written, so that they may be links; paths in the folder of a run
+            or trial.
 
     Raises:
-        UserError: there is another one.
+        UserError: there is such a link.
     """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -116,7 +117,7 @@ def check_links(folder: Path, replaced: Collection[str] = REPLACED) -> None:
             if path.is_symlink() and _in_run(path, folder) not in replaced:
                 raise UserError(
                     f"{path} is a link to {short(str(path.readlink()))}, and what is written there would be written "
-                    "through it: put a plain file or folder in its place, or take it away"
+                    "through it: put a plain file or folder in its place, or remove it"
                 )
         # what is replaced as a whole may hold links
         folders[:] = [name for name in folders if _in_run(Path(place, name), folder) not in (ADAPTER, "report")]
@@ -129,10 +130,10 @@ def _in_run(path: Path, folder: Path) -> str:
 
 
 def writable_file(path: str, option: str) -> Path:
-    """Return the absolute path of a file that a command is to write in the end.
+    """Return the absolute path of a file that a command will write, after checking that it can.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: the file cannot be written.
     """
     file = absolute(path)
     try:
@@ -143,7 +144,7 @@ def writable_file(path: str, option: str) -> Path:
 
 
 def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
-    """Read the settings of an earlier run or campaign; what they name is looked for where it lies to the folder now.
+    """Read the settings of an earlier run or campaign; their paths follow the folder if it was moved.
 
     Raises:
         UserError: the file cannot be read.
@@ -161,7 +162,7 @@ def read_settings(folder: Path, file: str = CONFIG) -> dict[str, Any]:
 
 
 def continued(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's settings with the place and the name that its folder has now."""
+    """Return the settings of a run with the present place and name of its folder."""
     changed = {"cluster": {"output": str(folder.parent)}, "tracking": {"run_name": folder.name}}
     return {**settings, **{section: {**(settings.get(section) or {}), **new} for section, new in changed.items()}}
 
@@ -175,7 +176,7 @@ class _Note(TypedDict, total=False):
 
 
 def _note(folder: Path) -> _Note:
-    """Return what `write_run_note` wrote; nothing if it wrote nothing."""
+    """Return the content of ``run.json``; empty if the file does not exist."""
     if not (folder / RUN).exists():
         return {}
     note: _Note = read_json(folder / RUN, f"run {folder / RUN}", _Note)
@@ -186,7 +187,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """Read the accuracies of a finished training.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the report cannot be read.
     """
     report: dict[str, Any] = read_json(folder / KNN, f"report {folder / KNN}")
     return report
@@ -195,12 +196,12 @@ def read_report(folder: Path) -> dict[str, Any]:
 def copy_results(results: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds.
 
-    What was there is replaced; a link is not followed.
+    Earlier results are replaced; links are not followed.
 
     Args:
-        results: The checkpoint.
+        results: The folder of the checkpoint.
         folder: The run's folder.
-        say: Told if the picture cannot be drawn.
+        say: Called with a message if the plot cannot be drawn.
     """
     with atomic_folder(folder / ADAPTER) as adapter:
         shutil.copytree(results / ADAPTER, adapter, dirs_exist_ok=True)
@@ -221,18 +222,18 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def only_shows(what: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Let a block fail that draws or tabulates results: they are there, and a picture must not take them with it."""
+    """Report an error in the block, which draws or tabulates results, and continue: the results must not be lost."""
     return only_tells(lambda error: say(f"{what} could not be made: {one_line(error)}"))
 
 
 def last_line(error: str) -> str:
-    """Return the line of an error that says what happened."""
+    """Return the line of an error's text that says what happened."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "unknown"
 
 
 def upload_results(tracker: Tracker, folder: Path) -> None:
-    """Give the tracker what a finished training's folder holds."""
+    """Upload the results in a finished training's folder to the tracker."""
     for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):
         if path.exists():
             tracker.artifact(path)
@@ -241,7 +242,7 @@ def upload_results(tracker: Tracker, folder: Path) -> None:
 def upload_model(
     tracker: Tracker, folder: Path, backbone: Backbone, extractor: Backbone | None, name: str = ""
 ) -> None:
-    """Give the tracker a run's adapter as a model with all it needs; under a name, as that one's champion."""
+    """Upload a run's adapter to the tracker as a complete model; with a name, register it as that name's champion."""
     files = {"adapter": folder / ADAPTER, "config": folder / CONFIG}
     networks = {"backbone": backbone, "extractor": extractor}
     tracker.model(files, {part: network for part, network in networks.items() if network is not None}, name)

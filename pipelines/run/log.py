@@ -19,17 +19,17 @@ from metalora.train.reporter import Progress, Write
 
 
 class RunLog:
-    """Records what a run or trial reports: in ``metrics.jsonl``, with the tracker, and in the terminal.
+    """Records the reports of a run or trial in ``metrics.jsonl``, with the tracker, and in the terminal.
 
-    It is also the reporter of a training in this process. After a restart the same steps are trained, and reported,
-    again: what is known already is not recorded twice.
+    It is also the reporter of a training in this process. After a restart some steps are trained and reported again:
+    records that are known already are not written twice.
 
     Args:
-        file: ``metrics.jsonl`` of the run: a line for every record, whatever happens to the tracker.
-        tracker: Started.
-        say: Tells the user, also when the file cannot be written.
-        show: Shows the progress; None: nobody looks.
-        checkpoints: Where those of a training in this process are kept.
+        file: ``metrics.jsonl`` of the run: one line per record, whatever happens to the tracker.
+        tracker: The tracker, already started.
+        say: Shows a message to the user, also if the file cannot be written.
+        show: Shows the progress; None: the progress is not shown.
+        checkpoints: Keeps the checkpoints of a training in this process.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ def read_metrics(file: Path) -> Iterator[Record]:
     """Yield the records of a ``metrics.jsonl``; a line cut off by a crash is left out.
 
     Raises:
-        UserError: it cannot be read, or a line holds something else.
+        UserError: the file cannot be read, or a line is no record.
     """
     for number, line in enumerate(read_lines(file, f"metrics {file}"), 1):
         what = f"metrics {file}, line {number},"

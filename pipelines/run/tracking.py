@@ -1,4 +1,4 @@
-"""Starting and ending the tracked run of a folder."""
+"""Start the tracked run of a folder, and report what was not tracked."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,15 +21,15 @@ def start_tracking(
     tags: Mapping[str, str],
     settings: Mapping[str, str],
 ) -> str | None:
-    """Start the tracked run of a folder, or continue it; only then write into the folder.
+    """Start or continue the tracked run of a folder; the folder is written only after that.
 
     Args:
-        tracker: Not started yet.
-        folder: The run's or campaign's.
-        tracking_uri: Where it is tracked.
-        params: What the tracked run's parameters become.
-        tags: What its tags become.
-        settings: Files of the folder and what is written into them.
+        tracker: The tracker, not yet started.
+        folder: Folder of the run or campaign.
+        tracking_uri: Tracking URI of the run.
+        params: Parameters of the tracked run.
+        tags: Tags of the tracked run.
+        settings: Content of the files to write into the folder, by file.
 
     Returns:
         The id of the tracked run; None if it is not tracked.
@@ -51,11 +51,11 @@ def start_tracking(
 
 
 def tell_untracked(command: str, console: Console) -> Callable[[Exception], None]:
-    """Return what tells that the tracker has not everything.
+    """Return a function that tells the user that something was not tracked.
 
     Args:
-        command: Sends the rest; it is named unless the tracker refused for good.
-        console: Where it is told.
+        command: Command that sends the rest; the message names it unless the tracker has refused for good.
+        console: The console to print to.
     """
 
     def tell(error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""What this user has named here before: files of runs, which may come from strangers, name code and places too.
+"""Places and code that this user has named here before; files of runs, which may come from strangers, name them too.
 
-A file that a campaign would run, an address that a run would be tracked at, a folder that Ray would write to are used
-without a word where the user named them before; else they have to be named.
+A file that a campaign would run, an address that a run would be tracked at, and a folder that Ray would write to are
+used only if the user has named them before; otherwise the user must name them.
 """
 
 import argparse
@@ -20,25 +20,25 @@ WRITTEN = {"tracking_uri": "tracking", "storage_path": "cluster"}
 
 
 def trust(kind: str, content: str | bytes) -> None:
-    """Remember what the user has named."""
+    """Remember something that the user has named."""
     (cache_dir("trusted") / hash_of([kind, content])).touch()
 
 
 def is_trusted(kind: str, content: str | bytes) -> bool:
-    """Tell whether the user has named this before."""
+    """Tell whether the user has named something before."""
     return (cache_dir("trusted") / hash_of([kind, content])).exists()
 
 
 def check_places(config: Config, options: argparse.Namespace, folder: Path | None = None) -> None:
-    """Remember the places that are written to, or, for a run that is gone on with, refuse those never named here.
+    """Remember the places that a run writes to; for a resumed run, check that they were named here before.
 
     Args:
-        config: Its settings.
-        options: The command line.
-        folder: The run that is gone on with.
+        config: Settings of the run.
+        options: The parsed command line.
+        folder: Folder of the run that is resumed; None for a new run.
 
     Raises:
-        UserError: a place outside of the run's project that the user has never named.
+        UserError: the user has never named a place, and it lies outside of the run's project.
     """
     for name, section in WRITTEN.items():
         place = getattr(getattr(config, section), name)
@@ -51,17 +51,17 @@ def check_places(config: Config, options: argparse.Namespace, folder: Path | Non
         elif not is_known_place(name, place, folder):
             option = f"--{name.replace('_', '-')}"
             raise UserError(
-                f"run {folder.name!r} names {name} {redact_uri(place)!r}, which was never used from here: if it shall "
-                f"be written to, say so by {option} {redact_uri(place)}"
+                f"run {folder.name!r} names {name} {redact_uri(place)!r}, which was never used from here: to allow "
+                f"writing to it, give {option} {redact_uri(place)}"
             )
 
 
 def is_known_place(name: str, place: str, folder: Path) -> bool:
-    """Tell whether a place was named here before, is the default here, or in the project that a run's folder is in.
+    """Tell whether a place was named here before, is the default here, or lies in the project of a run's folder.
 
     Args:
-        name: The setting.
-        place: Its value.
+        name: Name of the setting.
+        place: Value of the setting.
         folder: The run's folder.
     """
     if is_trusted(name, redact_uri(place)) or place == tracking_address(TrackingConfig().tracking_uri):

@@ -18,7 +18,7 @@ RATIOS = {
     "overhead": ["ratio", "fastest ratio"],
     "scaling": ["weak efficiency", "strong efficiency"],
     "step": [],
-    "trials": ["trials an hour", "pause s", "to floor"],
+    "trials": ["trials per hour", "pause s", "to floor"],
 }
 ON_GPUS = ["memory"]
 

@@ -105,7 +105,9 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_made_is_one_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("METALORA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"file/weights cannot be made \(Not a directory; METALORA_CACHE says where\)"):
+    with pytest.raises(
+        UserError, match=r"file/weights cannot be made \(Not a directory; set METALORA_CACHE to another folder\)"
+    ):
         cache_dir("weights")
 
 
@@ -153,7 +155,7 @@ def test_a_shared_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"metalora-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match="is another user's; METALORA_CACHE says where"):
+    with pytest.raises(UserError, match="is another user's; set METALORA_CACHE to a folder of your own"):
         cache_dir("data")
     assert list((tmp_path / "theirs").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What a format is: channels, seed, modulation, and its dense update.
+"""The base class of formats: channels, seed, modulation, and the dense update.
 
 Shapes: B batch, R rank, M channels between the factors, I fan-in of a layer (input channels of a group x
 kernel positions), O output channels of a group.
@@ -19,7 +19,7 @@ SeedSource = Literal["none", "learned", "generated"]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of one adapted layer, of which each group of a convolution has an update of its own.
+    """The sizes of one adapted layer. Each group of a convolution has an update of its own.
 
     Attributes:
         out: O, output channels of a group.
@@ -37,14 +37,14 @@ class Shape:
 class Format(ABC):
     """How the seed c joins the factors: y = W x + s * finish(Up(modulate(Down(x), c)), c), s = alpha / R.
 
-    A format is a frozen dataclass of its options. It holds no tensors: those are the layer's `Factors`, which it makes.
+    A format is a frozen dataclass of its options. It holds no tensors: `factors` makes those, once for each layer.
 
     >>> from metalora.adapters.formats import FORMATS
     >>> FORMATS.make({"name": "multi_lora", "branches": 2}).channels(Shape(out=8, fan=8, groups=1, rank=4))
     8
 
     Attributes:
-        name: The name that it is registered by.
+        name: The name that the format is registered by.
         seed: Where c comes from. ``none``: there is none; ``learned``: it is a parameter of the layer; ``generated``:
             it comes from the mapping net. A format that offers a choice declares ``seed`` as one of its options.
     """
@@ -54,11 +54,11 @@ class Format(ABC):
 
     @abstractmethod
     def channels(self, shape: Shape) -> int:
-        """Return M, the channels between Down and Up."""
+        """Return M, the number of channels between Down and Up."""
 
     @abstractmethod
     def identity(self, shape: Shape) -> Tensor:
-        """Return the seed, flat, of a fresh adapter: `modulate` and `finish` change nothing with it."""
+        """Return the identity seed of a fresh adapter, flat: with it `modulate` and `finish` change nothing."""
 
     @abstractmethod
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
@@ -66,8 +66,8 @@ class Format(ABC):
 
         Args:
             h: Down's output, (B, M, ...) if ``channel_dim`` is 1, (B, ..., M) if it is -1.
-            c: Seeds, (B, seed size), or (1, seed size) for one seed for all; if ``channel_dim`` is -1, (N, seed size)
-                for any N that divides B: each for B / N samples that lie side by side.
+            c: Seeds, (B, seed size), or (1, seed size) for one seed for all. If ``channel_dim`` is -1, also (N, seed
+                size) for any N that divides B: each seed is for B / N samples side by side.
             channel_dim: 1 or -1.
 
         Returns:
@@ -76,7 +76,7 @@ class Format(ABC):
 
     @abstractmethod
     def mixing(self, c: Tensor) -> Tensor:
-        """Return the scales or matrices by which `modulate` multiplies h, (B, ..., M).
+        """Return the scales or matrices by which `modulate` multiplies h, (B, ..., M), one for each sample.
 
         Args:
             c: Seeds, (B, seed size).
@@ -87,7 +87,7 @@ class Format(ABC):
 
     @abstractmethod
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
-        """Materialise the update of one seed through TensorLy, without `finish`.
+        """Compute the dense update of one seed through TensorLy, without `finish`.
 
         Args:
             down: (M, I).
@@ -95,27 +95,27 @@ class Format(ABC):
             c: (seed size,).
 
         Returns:
-            The update, unscaled, (O, I).
+            The unscaled update, (O, I).
         """
 
     def factors(self, base: Dense, shape: Shape) -> Factors:
-        """Make what a layer trains and stores, with values of its own kind; an initializer may set others."""
+        """Make the factors of a layer, with default values; an initializer may set others."""
         learned = self.identity(shape) if self.seed == "learned" else None
         return Factors(base, self.channels(shape), learned)
 
     def size(self, shape: Shape) -> int:
-        """Return the number of elements that `factors` trains."""
+        """Return the number of trained elements in the result of `factors`."""
         learned = self.seed_size(shape) if self.seed == "learned" else 0
         return self.channels(shape) * shape.groups * (shape.fan + shape.out) + learned
 
     def finish(self, update: Tensor, c: Tensor | None, channel_dim: int, factors: Factors) -> Tensor:
-        """Act on the update after Up; linear in the update, each sample by itself. Default: leave it as it is.
+        """Change the update after Up, linearly and each sample by itself. Default: return it as it is.
 
         Args:
             update: Up's output, (B, O, ...) if ``channel_dim`` is 1, (B, ..., O) if it is -1.
-            c: Seeds, as for `modulate`; None for a format without.
+            c: Seeds, as for `modulate`; None for a format without seeds.
             channel_dim: 1 or -1.
-            factors: The layer's.
+            factors: The layer's factors.
 
         Returns:
             A tensor of the update's shape.
@@ -149,7 +149,7 @@ class Diagonal(Format):
         return c
 
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
-        """Sum the weighted outer products. See `Format.contract`."""
+        """Sum the outer products, weighted by the seed. See `Format.contract`."""
         import tensorly
 
         with tensorly.backend_context("pytorch", local_threadsafe=True):

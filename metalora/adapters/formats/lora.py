@@ -5,7 +5,7 @@ from metalora.adapters.formats.base import FORMATS, Diagonal
 
 @FORMATS.register("lora")
 class Lora(Diagonal):
-    """LoRA, without a seed (arXiv 2106.09685; on convolutions arXiv 2504.00460, eq. 5).
+    """LoRA, which has no seed (arXiv 2106.09685; on convolutions arXiv 2504.00460, eq. 5).
 
     dW[k, k', i, o] = sum_r A[k, k', i, r] B[r, o]
 

@@ -29,7 +29,7 @@ class Tr(Format):
         return torch.eye(shape.rank).flatten()
 
     def modulate(self, h: Tensor, c: Tensor, channel_dim: int) -> Tensor:
-        """Contract r0. See `Format.modulate`."""
+        """Contract the index r0. See `Format.modulate`."""
         if channel_dim == 1:
             rank = _side(c.shape[-1])
             core = c.unflatten(-1, (rank, rank)).expand(h.shape[0], -1, -1)
@@ -46,7 +46,7 @@ class Tr(Format):
         return products.flatten(3, 4).flatten(1, 2).contiguous()
 
     def contract(self, down: Tensor, up: Tensor, c: Tensor) -> Tensor:
-        """Close the ring. See `Format.contract`."""
+        """Contract the three cores to the dense update. See `Format.contract`."""
         import tensorly
         from tensorly.tr_tensor import tr_to_tensor
 

@@ -1,4 +1,4 @@
-"""Adapted convolutions with the frozen batch norm, residual and ReLU behind them, as one operation."""
+"""Adapted convolutions fused with the frozen batch norm, residual and ReLU that follow them."""
 
 from metalora.adapters.fused.ops import refusal
 from metalora.adapters.fused.rewrite import fuse

@@ -161,14 +161,14 @@ _epilogue_backward = triton_op("metalora::epilogue_backward", _launch_epilogue_b
 
 
 def epilogue(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Return out, (N P, O), and h, (N P, K). See `metalora.adapters.fused.ops.epilogue`; images are rows here."""
+    """Compute out, (N P, O), and h, (N P, K). See `metalora.adapters.fused.ops.epilogue`; images are rows here."""
     return (_epilogue if torch.compiler.is_compiling() else _launch_epilogue)(*arguments)
 
 
 def epilogue_backward(
     dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return the gradients of z, (N P, O + K), of h as part of it, (N P, K), of B = scale * up, and of ``mix``.
+    """Compute the gradients of z, (N P, O + K), of its part h, (N P, K), of B = scale * up, and of ``mix``.
 
     See `metalora.adapters.fused.ops.epilogue_backward`; images are rows here.
     """
@@ -181,7 +181,7 @@ def epilogue_backward(
 
 
 def _tile(most: int, size: int) -> int:
-    """Return the side of a tile: a power of two from 16 on that need not be larger than what it covers."""
+    """Return the side of a tile: the power of two, at least 16, that suits the size that it covers."""
     return max(16, min(most, 1 << (size - 1).bit_length()))
 
 
@@ -200,7 +200,7 @@ def _gapless(rows: Rows) -> Rows:
 
 
 def _stride(tensor: Tensor | None) -> int:
-    """Return how far two rows, or the seeds of two images, lie apart; what is in them lies side by side."""
+    """Return the distance of two rows, or of the seeds of two images; their elements lie side by side."""
     assert tensor is None or tensor.stride(-1) == 1
     return 0 if tensor is None else tensor.stride(0)
 

@@ -25,7 +25,7 @@ def epilogue(
     z: Tensor, mix: Tensor | None, up: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None,
     ceiling: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return out = act(y + (scale * up) mix^T h + shift + residual), (N, O, H, W), and h apart, as rows, (N P, K).
+    """Compute out = act(y + (scale * up) mix^T h + shift + residual), (N, O, H, W), and h as rows, (N P, K).
 
     Args:
         z: y and h side by side, (N, O + K, H, W).
@@ -54,20 +54,20 @@ def epilogue_backward(
     dout: Tensor, second: Tensor | None, out: Tensor | None, h: Tensor, mix: Tensor | None, up: Tensor,
     scale: Tensor, ceiling: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return the gradients of z, of h as part of it, of ``up`` and of ``mix``.
+    """Compute the gradients of z, of its part h, of ``up`` and of ``mix``.
 
     Args:
         dout: The gradient of out, (N, O, H, W).
-        second: What is to be added to it, (N, O, H, W), or None.
-        out: What `epilogue` returned, (N, O, H, W); it may be None if ceiling is.
-        h: As `epilogue` returned it.
+        second: A second gradient to add to ``dout``, (N, O, H, W), or None.
+        out: The output of `epilogue`, (N, O, H, W); may be None if ``ceiling`` is None.
+        h: The h that `epilogue` returned.
         mix: As for `epilogue`.
         up: (O, M).
         scale: (O,).
         ceiling: As for `epilogue`.
 
     Returns:
-        (N, O + K, H, W); its last K channels again, as rows, (N P, K); (O, M); mix's shape, or None.
+        Tensors of shape (N, O + K, H, W); its last K channels again, as rows, (N P, K); (O, M); mix's shape, or None.
     """
     if dout.is_cuda:
         from metalora.adapters.fused import kernels
@@ -93,7 +93,7 @@ def _factor(up: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def refusal(device: torch.device) -> str | None:
-    """Return why the kernels do not run on a device, or None: they are built there, by Triton and a C compiler."""
+    """Return the reason why the kernels do not run on a device, or None. Triton and a C compiler build them there."""
     z = torch.ones(1, 32, 1, 1, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     ones = torch.ones(16, device=device)
     try:
@@ -104,17 +104,17 @@ def refusal(device: torch.device) -> str | None:
 
 
 def padded(channels: int) -> int:
-    """Return the update channels K that a kernel takes for so many: the next power of two, from 16 on."""
+    """Return the padded number K of update channels that a kernel takes: the next power of two, at least 16."""
     return max(16, 1 << (channels - 1).bit_length())
 
 
 def pixel_rows(image: Tensor) -> Tensor:
-    """View images (N, C, H, W) as rows (N H W, C); a copy unless they are channels_last."""
+    """View images (N, C, H, W) as rows (N H W, C); images that are not channels_last are copied."""
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 
 def as_image(rows: Tensor, like: Tensor) -> Tensor:
-    """Return rows (N H W, C) as channels_last images, (N, C, H, W), of the size of others."""
+    """View rows (N H W, C) as channels_last images, (N, C, H, W), of the size of ``like``."""
     n, _, height, width = like.shape
     image = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
     return image.data  # no view, as far as autograd knows: what follows may work in place
@@ -141,7 +141,7 @@ class FusedConv2d(torch.autograd.Function):
         """Compute out, (N, O, H', W').
 
         Args:
-            ctx: Autograd's.
+            ctx: Autograd's context.
             x: (N, I, H, W).
             stacked: The frozen weight W, ``down``, and zeros, one below the other, (O + K, I, k, k).
             down: (M, I, k, k), for its gradient.
@@ -152,7 +152,7 @@ class FusedConv2d(torch.autograd.Function):
             residual: (N, O, H', W'), or None.
             ceiling: As for `epilogue`.
             geometry: Stride, padding and dilation.
-            outputs: 2 to get out twice, so that the gradients of two readers come apart; or 1.
+            outputs: 2 to return out twice, so that two readers give two separate gradients; else 1.
         """
         z = torch.conv2d(x, stacked, None, *geometry)
         out, h = epilogue(z, mix, up.flatten(1), scale, shift, residual, ceiling)

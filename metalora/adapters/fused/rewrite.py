@@ -1,4 +1,4 @@
-"""Finding what can be fused: a traced copy of a network's forward, in which one module does a whole epilogue.
+"""Fuse what can be fused: a traced copy of a network's forward, in which one module does a whole epilogue.
 
 The modules of the network stay as they are, and the copy refers to them: it is one more way to run them.
 """
@@ -27,7 +27,7 @@ MOST_CHANNELS = 64  # of an update; more would not stay in a kernel's registers
 
 
 class FusedConv(nn.Module):
-    """out = act(bn(adapted convolution(x)) + residual), by `FusedConv2d`.
+    """out = act(bn(adapted convolution(x)) + residual), computed by `FusedConv2d`.
 
     The batch norm, bn(y) = a y + t with a = gamma / sqrt(var + eps), is frozen: a is folded into the frozen weight,
     in float64 before rounding to ``dtype``, and into Up. Below that weight lies a copy of Down, made anew each time.
@@ -35,10 +35,10 @@ class FusedConv(nn.Module):
     Args:
         layer: The adapted convolution.
         norm: The frozen batch norm that follows it, if any.
-        ceiling: What the ReLU that follows is capped at, infinity if at nothing; None if no ReLU follows.
-        outputs: 2 if two operations read the output: then each gets its own, and their gradients come apart, to be
-            added where they are read.
-        dtype: What is computed in.
+        ceiling: The cap of the ReLU that follows, infinity for a plain ReLU; None if no ReLU follows.
+        outputs: 2 if two operations read the output: each gets its own, so that their gradients come separately and
+            are added where they are read.
+        dtype: The type that is computed in.
     """
 
     stacked: Tensor
@@ -97,18 +97,18 @@ class _Tracer(fx.Tracer):
 def fuse(
     network: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> tuple[fx.GraphModule | None, int]:
-    """Return a copy of a network's forward with fused convolutions in it, and how many.
+    """Return a copy of a network's forward with fused convolutions, and their number.
 
-    It holds for the mode, training or not, that the network is in.
+    The copy is valid for the mode (train or eval) that the network is in now.
 
     Args:
-        network: With adapted layers, which are switched off meanwhile.
+        network: A network with adapted layers; they are switched off while it is traced.
         input_size: (3, H, W) of an image.
-        dtype: What the fused convolutions compute in; None: in the network's own.
+        dtype: The type that the fused convolutions compute in; None: the network's own.
 
     Returns:
-        None and 0 if there is nothing to fuse, or the network's forward is not what its trace would be: it cannot be
-        traced, draws random numbers in Python, or modules have hooks.
+        None and 0 if there is nothing to fuse, or if a trace would differ from the network's forward: it cannot be
+        traced, it draws random numbers in Python, or its modules have hooks.
     """
     layers = [module for module in network.modules() if isinstance(module, AdaptedLayer)]
     like = layers[0].weight
@@ -174,7 +174,7 @@ def _drop_identities(graph: fx.GraphModule) -> None:
 
 
 def _fuse_at(graph: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module], dtype: torch.dtype) -> bool:
-    """Replace an adapted convolution and what follows it, if it is one that can be fused."""
+    """Replace an adapted convolution and the operations after it, if it can be fused."""
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, AdaptedLayer) or not _fusible(layer):
         return False
@@ -231,7 +231,7 @@ def _is_frozen_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _relu_ceiling(node: fx.Node, modules: Mapping[str, nn.Module]) -> float | None:
-    """Return what a ReLU is capped at, or None if a node is none."""
+    """Return the cap of a ReLU, or None if a node is no ReLU."""
     if node.op == "call_module":
         module = modules.get(str(node.target))  # None: a fused one, made since
         return math.inf if type(module) is nn.ReLU else 6.0 if type(module) is nn.ReLU6 else None
@@ -239,7 +239,7 @@ def _relu_ceiling(node: fx.Node, modules: Mapping[str, nn.Module]) -> float | No
 
 
 def _addend(node: fx.Node, to: fx.Node) -> fx.Node | None:
-    """Return what a node adds to another, if it is a plain sum of two images of one size."""
+    """Return the other addend of a node, if it is a plain sum of two images of one size."""
     if node.op not in ("call_function", "call_method") or node.target not in SUMS or node.kwargs or len(node.args) != 2:
         return None
     others = [arg for arg in node.args if arg is not to]

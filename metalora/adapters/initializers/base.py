@@ -1,4 +1,4 @@
-"""What an initializer is: the first values of a layer's factors, from nothing, the weights or gradients."""
+"""The base class of initializers: the first values of a layer's factors, from nothing, the weights or gradients."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was measured at one layer before the first step.
+    """The measurements of one layer before the first step.
 
     Attributes:
-        gradient: Gradient of the mean loss with respect to the frozen weight, in its shape; None if nobody asked.
+        gradient: Gradient of the mean loss with respect to the frozen weight, in its shape; None if not asked for.
     """
 
     gradient: Tensor | None = None
 
 
 class Initializer(ABC):
-    """How a layer's factors begin; a frozen dataclass of its options.
+    """The rule for the first values of a layer's factors; a frozen dataclass of its options.
 
     >>> from metalora.adapters.initializers import INITIALIZERS
     >>> INITIALIZERS.make("lora").needs
     'nothing'
 
     Attributes:
-        name: The name that it is registered by.
-        needs: ``nothing`` (beside the layer, whose weight it may look at), or ``gradients`` of the frozen weights: then
-            a training measures them on its first `batches` batches, before the first step.
+        name: The name that the initializer is registered by.
+        needs: ``nothing`` (only the layer, whose weight it may read), or ``gradients`` of the frozen weights. These
+            are measured before the first step, on the first `batches` batches.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Initializer(ABC):
 
     @abstractmethod
     def fill(self, layer: "AdaptedLayer", facts: Facts, draw: torch.Generator) -> None:
-        """Set the values of a layer's factors, in place; without gradients.
+        """Set the values of a layer's factors, in place and without gradients.
 
         Args:
-            layer: The layer; its factors begin as `lora` has it.
-            facts: What was measured there.
-            draw: Where random numbers come from, on the CPU: equal on all ranks, and of this layer alone.
+            layer: The layer; its factors have the values of `lora`.
+            facts: The measurements of this layer.
+            draw: The generator of random numbers, on the CPU; equal on all ranks, and this layer's own.
         """
 
 
@@ -61,13 +61,13 @@ INITIALIZERS: Registry[Initializer] = Registry("initializer", "initializer")
 def fill_layers(
     layers: Mapping[str, "AdaptedLayer"], initializer: Initializer, facts: Mapping[str, Facts], random_seed: int
 ) -> None:
-    """Let an initializer set the values of all layers.
+    """Set the factors of all layers by an initializer.
 
     Args:
         layers: The adapted layers, by name.
         initializer: The initializer.
-        facts: What was measured, by layer; may be empty for an initializer that needs nothing.
-        random_seed: What random numbers depend on, beside the layer's name.
+        facts: The measurements by layer; may be empty for an initializer that needs nothing.
+        random_seed: Random numbers depend on this and on the layer's name.
     """
     for name, layer in layers.items():
         key = int.from_bytes(hashlib.blake2b(f"{random_seed} {name}".encode(), digest_size=7).digest())

@@ -1,4 +1,4 @@
-"""LoRA's start (Hu et al., arXiv 2106.09685), that of every fresh adapter."""
+"""LoRA's first values (Hu et al., arXiv 2106.09685), those of every fresh adapter."""
 
 import torch
 
@@ -10,7 +10,7 @@ from metalora.adapters.layer import AdaptedLayer
 class Lora(Initializer):
     """Down as torch begins such a layer (Kaiming uniform, a = sqrt 5), Up zero (arXiv 2106.09685): dW = 0.
 
-    Every fresh layer begins so; the others change it."""
+    Every fresh layer has these values; other initializers change them."""
 
     def fill(self, layer: AdaptedLayer, facts: Facts, draw: torch.Generator) -> None:
-        """Leave the layer as it was made. See `Initializer.fill`."""
+        """Leave the fresh layer as it is. See `Initializer.fill`."""

@@ -1,8 +1,8 @@
-"""The columns of a Parquet file, whoever wrote it, as images and texts.
+"""Read the columns of a Parquet file, whatever program wrote it, as images and texts.
 
-Accepted are the types that pandas, Polars, Spark, Arrow and Hugging Face's datasets write: text as string of any kind,
-dictionary (category), binary that is UTF-8, or integer; images as binary of any kind, or as Hugging Face's struct of
-``bytes`` and ``path``. Integers that have names in Hugging Face's metadata (`ClassLabel`) become these.
+Accepted are the types that pandas, Polars, Spark, Arrow and Hugging Face's datasets write. Text may be a string of any
+kind, dictionary (category), binary that is UTF-8, or integer. Images may be binary of any kind, or Hugging Face's
+struct of ``bytes`` and ``path``. Integers that have names in Hugging Face's metadata (`ClassLabel`) become these names.
 """
 
 import json
@@ -25,15 +25,15 @@ _WANTED = (
 
 
 def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
-    """Return the columns to read, having checked that they are there, once, and of accepted types.
+    """Return the columns to read, after checking that each exists, only once, and with an accepted type.
 
     Args:
         schema: The file's Arrow schema.
-        told: What the path says where there is no such column.
-        file: What the error message calls the file.
+        told: Values that the path gives for columns that do not exist.
+        file: Name of the file in error messages.
 
     Raises:
-        UserError: a column is missing, twice there, or of another type.
+        UserError: a column is missing, occurs twice, or has another type.
     """
     present = [name for name in _ACCEPTED if name in schema.names]
     for name in _ACCEPTED:
@@ -50,16 +50,16 @@ def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
 
 
 def is_hugging_face(schema: Any) -> bool:
-    """Tell whether a file was written by Hugging Face's datasets, which know no domains."""
+    """Tell whether a file was written by Hugging Face's datasets, which have no domains."""
     struct = "image" in schema.names and pa.types.is_struct(schema.field(schema.names.index("image")).type)
     return struct or b"huggingface" in (schema.metadata or {})
 
 
 def class_names(schema: Any) -> dict[str, list[str]]:
-    """Return the names of the integers of each column that is a `ClassLabel` in Hugging Face's metadata.
+    """Return the class names of each column that is a `ClassLabel` in Hugging Face's metadata.
 
     Raises:
-        ValueError: the metadata are longer, or a name is, than is read.
+        ValueError: the metadata or a name is longer than allowed.
     """
     said = (schema.metadata or {}).get(b"huggingface", b"null")
     if len(said) > _MOST_METADATA:
@@ -77,10 +77,10 @@ def class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def read_images(column: Any, file: str, first: int) -> Any:
-    """Return a column of encoded images, the first of which is row ``first`` of the file, as large_binary.
+    """Return a column of encoded images as large_binary; its first image is row ``first`` of the file.
 
     Raises:
-        UserError: a null, or a path without the bytes.
+        UserError: an image is null, or is a path without the image's bytes.
     """
     column = _plain(column)
     paths = pc.struct_field(column, "path") if _has(column.type, "path") else None
@@ -95,17 +95,17 @@ def read_images(column: Any, file: str, first: int) -> Any:
 
 
 def read_texts(column: Any, name: str, file: str, first: int, names: list[str] | None = None) -> list[str]:
-    """Return the values of a column as strings, in NFC where they are labels or domains.
+    """Return the values of a column as strings; labels and domains in NFC.
 
     Args:
         column: The values.
         name: The column's name.
         file: What the error message calls the file.
-        first: The row of the file that the first value is of.
-        names: What its integers mean, if that is known.
+        first: Row of the first value in the file.
+        names: Names of the column's integers, if they are known.
 
     Raises:
-        UserError: a null, text that is not UTF-8 or longer than `limits().name_bytes`, an integer without a name.
+        UserError: a value is null, not UTF-8, longer than `limits().name_bytes`, or an integer without a name.
     """
     column = _plain(column)
     if not pa.types.is_integer(column.type):

@@ -1,4 +1,4 @@
-"""The embedded data: 5,000 real MNIST scans, shown in five tasks that contradict one another.
+"""The embedded data: 5,000 real MNIST scans, shown in five tasks that contradict each other.
 
 3,000 scans stay plain, to pretrain a small backbone on. Of the other 2,000, 600 train, 400 validate
 and 1,000 test; each is shown in each of five tasks, so one scan is in one split only. In four of the
@@ -54,7 +54,7 @@ TASKS = ("negative", *_OVERLAYS)
 
 
 def plain_scans() -> tuple[Bytes, IntArray]:
-    """Return the scans set apart for pretraining: images (3000, 28, 28, 3) grey and digits (3000,)."""
+    """Return the scans kept for pretraining: grey images (3000, 28, 28, 3) and digits (3000,)."""
     ink, digit = _scans()
     rows = _scan_split(digit)["plain"]
     grey = (ink[rows] * 255).round().astype(np.uint8)
@@ -62,7 +62,7 @@ def plain_scans() -> tuple[Bytes, IntArray]:
 
 
 def embedded_file() -> Path:
-    """Return the Parquet file of the five tasks, made when it is not in the cache yet, or damaged there.
+    """Return the Parquet file of the five tasks; it is made if the cache lacks it or has it damaged.
 
     Its 10,000 images of 28x28 RGB have the digit as label, the task as domain, and ids such as
     ``mnist-0042/negative`` and ``mnist-0042+3107/red-on-red`` (the scan that counts, then the other).

@@ -1,4 +1,4 @@
-"""A tree of image files: root/domain/class/image, with folders of given splits above if there are some."""
+"""Read a tree of image files, root/domain/class/image, also with folders of splits."""
 
 import os
 import stat
@@ -37,10 +37,10 @@ class FolderStore:
     files: tuple[str, ...]  # relative to root
 
     def read(self, row: int) -> bytes:
-        """Return the content of the row's file; of one larger than any image, the beginning.
+        """Return the content of the row's file; only the beginning if it is larger than an image may be.
 
         Raises:
-            UserError: it cannot be read, or is no file any more.
+            UserError: the file cannot be read, or is no longer a plain file.
         """
         try:
             # a pipe, which may have come in its place, is not waited for
@@ -59,7 +59,7 @@ class FolderStore:
 
 @dataclass(frozen=True)
 class _Tree:
-    """What is visible below a root, in the order of the names."""
+    """The visible files below a root, in the order of their names."""
 
     name: str
     folders: list[Parts]
@@ -79,21 +79,21 @@ class _Image:
 def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> Table:
     """Read the tree ``root/domain/class/image``, ``root/split/class/image`` or ``root/split/domain/class/image``.
 
-    Folders of splits are called train, val and test (or training, valid, validation, testing), in any case. Splits that
-    the tree does not give are drawn from what is to train on, within each class of each domain, by a hash of the path
-    below ``root``: a new image moves at most a few others of its class, and none of another class. Where no folder
-    tells the domain it is "all". Hidden files are passed over; all other files that are no images, or do not lie in a
+    Folders of splits are called train, val and test (or training, valid, validation, testing), in any case. Splits
+    without a folder are drawn from the train images, within each class of each domain, by a hash of the path below
+    ``root``. So a new image moves at most a few others of its class, and none of another class. Without folders of
+    domains, the domain is "all". Hidden files are passed over. All other files that are no images, or do not lie in a
     class, are in ``ignored``.
 
     Args:
-        root: The tree.
-        val_fraction: Share of each class for validation, at least one image where there are three.
+        root: Top folder of the tree.
+        val_fraction: Share of each class for validation, at least one image if the class has three.
         test_fraction: Share of each class for the test, at least one image.
-        excluded: Names of domains that are not looked at.
+        excluded: Names of domains that are not read.
 
     Raises:
-        UserError: no images; folders of splits beside others, or none to train on; a domain folder without images; a
-            class with fewer than two; a folder or a file that cannot be read.
+        UserError: there are no images; there are folders of splits beside others, or none to train on; a domain folder
+            has no images; a class has fewer than two; a folder or a file cannot be read.
     """
     tree = _read_tree(root, excluded)
     levels = _levels(tree)
@@ -120,7 +120,7 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
 
 
 def _levels(tree: _Tree) -> Parts:
-    """Return what the folders above an image tell, from the outermost on."""
+    """Return the meaning of each folder level above an image (split, domain, label), from the outermost on."""
     tops = sorted({parts[0] for parts in tree.images if len(parts) > 2})
     splits = [name for name in tops if name.casefold() in SPLIT_NAMES]
     others = [name for name in tops if name not in splits]

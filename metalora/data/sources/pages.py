@@ -1,7 +1,7 @@
-"""The pages of a Parquet file, as their headers say: how large they become is known before any is decompressed.
+"""Read the page headers of a Parquet file, so that the size of each page is known before it is decompressed.
 
-A page is decompressed as a whole, and pyarrow believes its header; the footer's sums bind nobody. Headers are structs
-of Thrift's compact protocol (https://github.com/apache/parquet-format, ``PageHeader``).
+A page is decompressed as a whole, and pyarrow trusts its header; the sums in the footer may be wrong. Headers are
+structs of Thrift's compact protocol (https://github.com/apache/parquet-format, ``PageHeader``).
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ _STRUCT = 12
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's header says.
+    """The facts in the header of a page.
 
     Attributes:
-        size: Bytes, decompressed.
-        values: How many are in it.
-        repeats: Whether values that become as large as the page may come of it again and again: those of a dictionary,
-            which later pages name, and those that share what they begin with.
+        size: Number of bytes, decompressed.
+        values: Number of values.
+        repeats: Whether the page may give values as large as itself many times: a dictionary, whose values later pages
+            refer to, or values that share their beginning.
     """
 
     size: int
@@ -41,7 +41,7 @@ def read_pages(handle: Any, chunk: Any) -> Iterator[Page]:
         chunk: The `pyarrow.parquet.ColumnChunkMetaData`.
 
     Raises:
-        ValueError: what should be a header is none.
+        ValueError: the bytes in a header's place are no header.
     """
     place, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
     if chunk.has_dictionary_page and dictionary is not None and 0 < dictionary < place:
@@ -50,7 +50,7 @@ def read_pages(handle: Any, chunk: Any) -> Iterator[Page]:
     while place < end:
         header, length = _read_header(handle, place)
         if header[_COMPRESSED_SIZE] < 0 or header[_SIZE] < 0:
-            raise ValueError("a page is smaller than nothing")
+            raise ValueError("a page has a negative size")
         data, data_v2 = header.get(_DATA, {}), header.get(_DATA_V2, {})
         encodings = data.get(_ENCODING), data_v2.get(_ENCODING_V2)
         repeats = header[_TYPE] == _DICTIONARY_PAGE or _DELTA_BYTE_ARRAY in encodings

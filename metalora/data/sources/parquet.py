@@ -1,8 +1,8 @@
-"""Parquet files in the one schema, local or on any file system pyarrow knows.
+"""Read a table from Parquet files, local or on any file system that pyarrow supports.
 
 Parquet has no random access, so its images are copied once into the cache, a few rows at a time, and read from there.
-The copy is a folder of two files: ``images.bin``, the encoded images one after another, equal ones once, and
-``index.arrow``, a row each with the image's place and digest, and what the other columns say.
+The copy is a folder of two files. ``images.bin`` has the encoded images one after another, equal ones only once.
+``index.arrow`` has one row per image, with its place, its digest and the values of the other columns.
 """
 
 import hashlib
@@ -46,11 +46,11 @@ _INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ParquetStore:
-    """Reads images from the copy in the cache, and has it made anew where it is damaged.
+    """Reads images from the copy in the cache; a damaged copy is made again.
 
     Attributes:
-        path: Of the Parquet, as `load_parquet` takes it.
-        copy: The folder in the cache.
+        path: Path of the Parquet, as `load_parquet` takes it.
+        copy: Folder of the copy in the cache.
     """
 
     path: str
@@ -67,7 +67,7 @@ class ParquetStore:
         """Return the encoded image of a row.
 
         Raises:
-            UserError: it is damaged, and the copy cannot be made anew.
+            UserError: the image is damaged in the copy, and the copy cannot be made again.
         """
         image = self._stored(row)
         if image is None:
@@ -78,12 +78,12 @@ class ParquetStore:
         return image
 
     def name(self, row: int) -> str:
-        """Return the row's file, number and id."""
+        """Return the name of a row: its file, number and id."""
         name: str = self._index["name"][row].as_py()
         return name
 
     def _stored(self, row: int) -> bytes | None:
-        """Return the image in the copy; None if it is not what was written."""
+        """Return the image in the copy; None if it is damaged."""
         offset, length, digest = (self._index[name][row].as_py() for name in ("offset", "length", "digest"))
         try:
             # opened each time, since the copy may have been made anew; read, not mapped, since a mapped file that
@@ -102,16 +102,16 @@ def load_parquet(path: str) -> Table:
     """Read a Parquet file, or all the ``*.parquet`` files in a folder and the folders below it.
 
     Columns: ``image`` (encoded bytes), ``label``, ``domain`` and ``split`` (train, val or test), ``id`` (default: file
-    and row), of any type that `columns` accepts. Others are ignored. Where a column is missing, folders such as
-    ``domain=photo/split=train`` tell its value; the split, also a folder that is called as one or a file whose
-    name begins so (``train-00000-of-00001.parquet``); and what Hugging Face's datasets wrote is of one domain, "all".
+    and row), of any type that `columns` accepts. Other columns are ignored. A missing column takes its value from
+    folders such as ``domain=photo/split=train``. A missing split may also be the name of a folder, or the beginning of
+    the file's name (``train-00000-of-00001.parquet``). A missing domain is "all" in files of Hugging Face's datasets.
 
     Args:
-        path: A local path, or a URI that pyarrow knows (s3://, gs://, file://).
+        path: A local path, or a URI that pyarrow supports (s3://, gs://, file://).
 
     Raises:
-        UserError: nothing there, not a Parquet file, a column is missing or of another type, a null,
-            an unknown split.
+        UserError: the path does not exist or is not Parquet, a column is missing or has another type, a value is null,
+            or a split is unknown.
     """
     source = find_files(path)
     copy = cache_dir("data") / _copy_name(source)
@@ -158,7 +158,7 @@ def _write_copy(source: Source, folder: Path) -> None:
 
 
 def _copy_images(source: Source, file: IO[bytes]) -> Iterator[Any]:
-    """Write the images, equal ones once, and yield what the index says of them."""
+    """Write the images, equal ones only once, and yield their rows of the index."""
     places: dict[bytes, int] = {}  # digest to offset
     for rows in read_rows(source):
         buffers = [image.as_buffer() for image in rows.images]

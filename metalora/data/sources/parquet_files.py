@@ -1,4 +1,4 @@
-"""Parquet files, local or on any file system pyarrow knows, and their rows, a few at a time."""
+"""Find Parquet files, local or on any file system that pyarrow supports, and read their rows, a few at a time."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _ROW_BYTES = 2**14  # what a row counts beside its image and texts
 
 @dataclass(frozen=True)
 class Source:
-    """Parquet files of a file system, and what lies beside them."""
+    """The Parquet files of one source, and the files beside them."""
 
     filesystem: Any
     folder: str  # that the files are in, or below
@@ -35,14 +35,14 @@ class Source:
     ignored: tuple[str, ...]
 
     def stamp(self) -> str:
-        """Return a hash that changes when a file is changed, comes or goes."""
+        """Return a hash that changes when a file is changed, added or removed."""
         stamps = [str(stamp) for file in self.files for stamp in (file.path, file.size, file.mtime_ns)]
         return hash_of([self.filesystem.type_name, self.folder, *stamps])
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: encoded images (large_binary) and, for each, the strings of every other column."""
+    """Some rows of a file: encoded images (large_binary), and the strings of every other column."""
 
     images: Any
     texts: dict[str, list[str]]
@@ -53,8 +53,8 @@ def find_files(path: str) -> Source:
     """Find a Parquet file, or all the ``*.parquet`` files in a folder and the folders below it.
 
     Raises:
-        UserError: nothing there, no Parquet in it, a name that is not UTF-8, a link that leads nowhere or shows a file
-            or folder twice.
+        UserError: the path does not exist or holds no Parquet, a name is not UTF-8, or a link leads nowhere or shows a
+            file or folder twice.
     """
     what = f"data {path!r}"
     with gate(what):
@@ -82,7 +82,7 @@ def find_files(path: str) -> Source:
 
 
 def _list_files(filesystem: Any, folder: str) -> list[Any]:
-    """Return what pyarrow knows of everything below a folder that is no folder itself."""
+    """Return pyarrow's file infos of all files below a folder."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return list(filesystem.get_file_info(_walk(folder)))
     inside = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
@@ -129,7 +129,7 @@ def _below(folder: str, file: str) -> str:
 
 
 def _told(path: str, below: str) -> dict[str, str]:
-    """Return the columns that a path tells: domain=photo, split=train, or a name that begins with a split's."""
+    """Return the columns that a path gives: domain=photo, split=train, or a name that begins with a split's name."""
     *folders, file = PurePosixPath(below).parts
     told = {}
     for name in (*folders, re.split(r"[-_.]", file)[0]):
@@ -147,7 +147,8 @@ def read_rows(source: Source) -> Iterator[Rows]:
     """Yield the rows of all files, in the order of the files, `limits().rows_bytes` at a time.
 
     Raises:
-        UserError: not a Parquet file, a column is missing or of another type, a null, an unknown split.
+        UserError: a file is not Parquet, a column is missing or has another type, a value is null, or a split is
+            unknown.
     """
     for file in source.files:
         yield from _read_file(source, file)
@@ -193,13 +194,13 @@ def _rows(images: Any, texts: dict[str, list[str]], file: str, below: str, first
 
 
 def read_batches(reader: Any, handle: Any, columns: list[str], size: int) -> Iterator[Any]:
-    """Yield the rows of a file a few at a time, so that they and the pages that they are in fit into memory.
+    """Yield the rows of a file, as few at a time as they and their pages fit into memory.
 
     Args:
         reader: The `pyarrow.parquet.ParquetFile`.
-        handle: The file that it reads.
+        handle: The open file.
         columns: Names of the columns to read.
-        size: The file's bytes.
+        size: Size of the file in bytes.
 
     Raises:
         ValueError: a value or a page becomes larger than `limits().rows_bytes`, and than the file.

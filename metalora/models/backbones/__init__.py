@@ -1,4 +1,4 @@
-"""Backbones by name. Libraries: one file each, and its name in this line."""
+"""Backbones by name. Each library has one file, and its name in the import line here."""
 
 from metalora.models.backbones import small_networks, timm_networks, torchvision_networks
 from metalora.models.backbones.base import LIBRARIES, Backbone, Library

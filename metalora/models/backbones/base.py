@@ -1,4 +1,4 @@
-"""A backbone: a network without its classifier, and what belongs to it."""
+"""The backbone: a network without its classifier, with its inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,22 @@ from metalora.registry import Registry
 class Backbone(nn.Module):
     """A network without its classifier.
 
+    >>> import metalora
+    >>> backbone = metalora.build_backbone("resnet20", "none")
+    >>> backbone.input_size, backbone.num_features
+    ((3, 28, 28), 64)
+
     Args:
         name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME``.
-        weights: What was asked for: ``default``, a weights name, ``none`` or a path.
+        weights: The weights that were asked for: ``default``, a weights name, ``none`` or a path.
         net: The network; (B, 3, H, W) -> (B, num_features).
         num_features: Length of a feature vector.
         stem: Full dotted name (``net.conv1``) of the first convolution or linear layer, which is not to
-            be adapted; None where there is none.
-        inputs: What its weights expect of images.
+            be adapted; None if there is none.
+        inputs: The preprocessing that its weights expect.
 
     Attributes:
-        input_size: (3, H, W) of what it takes.
+        input_size: (3, H, W) of the images that it takes.
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Backbone(nn.Module):
         self.inputs = inputs
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the pooled features, as the classifier would see them.
+        """Compute the pooled features, as a classifier would get them.
 
         Args:
             x: Preprocessed images, (B, 3, H, W).
@@ -63,13 +68,13 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """A network without its classifier, as a library gives it, and what belongs to it.
+    """A network without its classifier, as a library builds it, and the facts that a `Backbone` needs.
 
     Attributes:
         net: The network.
-        shapes: Shapes of the whole network's tensors, the classifier's included, by name.
-        inputs: What its weights expect of images.
-        stem: Name of its first layer; None: the first convolution or linear layer there is.
+        shapes: Shapes of the whole network's tensors by name, with those of the classifier.
+        inputs: The preprocessing that its weights expect.
+        stem: Name of its first layer; None: the first convolution or linear layer.
     """
 
     net: nn.Module
@@ -79,22 +84,22 @@ class Parts:
 
 
 class Library(Protocol):
-    """A source of networks, in a file of its own; the name it is registered by stands before the slash of theirs."""
+    """A source of networks, in a file of its own. Its registered name is the part of a backbone's name before ``/``."""
 
     def names(self) -> Sequence[str]:
-        """Return the names of its networks, without the library's."""
+        """Return the names of its networks, without the library's name."""
 
     def build(self, model: str, weights: str, image_size: int | None, fetch: bool) -> Parts:
-        """Build a network.
+        """Build one of its networks.
 
         Args:
-            model: Its name.
-            weights: ``default``, ``none``, or a name of weights.
+            model: Name of the network.
+            weights: ``default``, ``none``, or a weights name.
             image_size: Side of the square input; None for the weights' own.
-            fetch: Whether its tensors are wanted; else a file's are loaded afterwards.
+            fetch: Whether to fetch its weights; False if a file is loaded afterwards.
 
         Raises:
-            UserError: an unknown name, or weights or a size that the network does not have.
+            UserError: the name is unknown, or the network has no such weights or size.
         """
 
 

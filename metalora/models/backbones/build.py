@@ -20,11 +20,14 @@ from metalora.registry import nearest
 def build_backbone(
     name: str, weights: str = "default", image_size: int | None = None, *, file: str | Path | None = None
 ) -> Backbone:
-    """Build a backbone, in eval mode.
+    """Build a backbone by name, in eval mode.
 
-    A file's classifier tensors are ignored, since the network has none. Every other tensor must be
-    there, in name and shape. One exception: a file in which *no* name is the network's, but whose
-    tensors have, in order, exactly the network's shapes, is loaded by order, and a warning is logged.
+    >>> build_backbone("resnet20", "none").num_features
+    64
+
+    The classifier tensors of a file are ignored, since the network has no classifier. All other tensors must have
+    the network's names and shapes. One exception: if *no* name is the network's, but the tensors have, in order,
+    exactly the network's shapes, the file is loaded by order, and a warning is logged.
 
     Args:
         name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME`` (timm's tags included:
@@ -37,8 +40,8 @@ def build_backbone(
             ``weights``, and nothing is fetched.
 
     Raises:
-        UserError: an unknown name, weights that are unknown, cannot be fetched or do not fit, or a
-            size the network cannot take.
+        UserError: the name or the weights are unknown, the weights cannot be fetched or do not fit, or the network
+            cannot take the size.
     """
     library, _, model = name.rpartition("/")
     if library not in LIBRARIES or (not library and name not in LIBRARIES.make(library).names()):
@@ -76,7 +79,7 @@ def build_backbone(
 
 
 def _unknown(name: str) -> UserError:
-    """Return the error for a backbone that there is not."""
+    """Return the error for an unknown backbone."""
     own = {
         library: [f"{library}/{model}" if library else model for model in LIBRARIES.make(library).names()]
         for library in LIBRARIES
@@ -93,7 +96,7 @@ def _first_layer(net: nn.Module) -> str | None:
 
 
 def _probe(name: str, parts: Parts, image_size: int | None) -> int:
-    """Return the number of features of one zero image: what the network does, not what it declares."""
+    """Return the number of features of one zero image, measured since a network may declare another number."""
     try:
         with torch.no_grad():
             features = parts.net.eval()(parts.inputs.prepare(parts.inputs.example(1)))

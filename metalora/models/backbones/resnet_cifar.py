@@ -33,7 +33,7 @@ class ResNetCifar(nn.Module):
     """ResNet-(6n + 2) without its classifier: a 3x3 stem, three stages of n blocks, global average pool.
 
     Args:
-        blocks: Blocks a stage, n; 3 makes ResNet-20.
+        blocks: n, blocks per stage; 3 makes ResNet-20.
         width: Channels of the first stage; each further stage has twice as many.
     """
 
@@ -54,7 +54,7 @@ class ResNetCifar(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return pooled features.
+        """Compute pooled features.
 
         Args:
             x: Images, (B, 3, H, W).

@@ -30,11 +30,11 @@ class SmallNetworks:
     """ResNet-20 and a small MLP-Mixer, whose weights this project trains itself."""
 
     def names(self) -> Sequence[str]:
-        """Return the names. See `Library.names`."""
+        """Return the names of the small networks. See `Library.names`."""
         return list(EMBEDDED)
 
     def build(self, model: str, weights: str, image_size: int | None, fetch: bool) -> Parts:
-        """Build a network. See `Library.build`."""
+        """Build a small network. See `Library.build`."""
         from torchvision import transforms
 
         if weights != "none" and fetch:

@@ -15,13 +15,13 @@ class Timm:
     """Timm's classification networks."""
 
     def names(self) -> Sequence[str]:
-        """Return the names. See `Library.names`."""
+        """Return the names of timm's networks. See `Library.names`."""
         import timm
 
         return timm.list_models()
 
     def build(self, model: str, weights: str, image_size: int | None, fetch: bool) -> Parts:
-        """Build a network. See `Library.build`."""
+        """Build a network of timm. See `Library.build`."""
         import timm
         from timm.data.config import resolve_model_data_config
         from timm.data.transforms_factory import create_transform

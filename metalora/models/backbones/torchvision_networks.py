@@ -17,14 +17,14 @@ class Torchvision:
     """Torchvision's classification networks."""
 
     def names(self) -> Sequence[str]:
-        """Return the names. See `Library.names`."""
+        """Return the names of torchvision's networks. See `Library.names`."""
         from torchvision import models
 
         names: list[str] = models.list_models(module=models)
         return names
 
     def build(self, model: str, weights: str, image_size: int | None, fetch: bool) -> Parts:
-        """Build a network. See `Library.build`."""
+        """Build a network of torchvision. See `Library.build`."""
         from torchvision import models, transforms
 
         classifiers = models.list_models(module=models)

@@ -1,4 +1,4 @@
-"""Weight files: reading state dicts, fitting them to a network, and the identity of a network."""
+"""Weight files: read state dicts, load them into a network, and identify a network by its tensors."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def state_hash(module: nn.Module) -> str:
-    """Return a sha256 over names, dtypes, shapes and bytes of the state dict, in hexadecimal.
+    """Return a sha256 over the names, dtypes, shapes and bytes of a module's state dict, in hexadecimal.
 
     It is the identity of a frozen backbone in adapter files. Device and memory format do not matter.
     """
@@ -29,7 +29,7 @@ def state_hash(module: nn.Module) -> str:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict file, without ever unpickling objects."""
+    """Read the tensors of a state dict file, without ever unpickling objects."""
     what = f"weights file {str(file)!r}"
     if not file.exists():
         raise UserError(f"no {what}")
@@ -46,7 +46,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, whole: Mapping[str, torch.Size], tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors into a network without classifier; ``whole`` has the classifier's names too."""
+    """Load tensors into a network without classifier; ``whole`` has the shapes with the classifier's."""
     own = shapes_of(net)
     if not tensors.keys() & whole.keys():
         tensors = _by_order(own, whole, tensors, what)

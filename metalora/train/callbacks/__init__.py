@@ -1,4 +1,4 @@
-"""Callbacks, what acts around a step: one file each, and its name in the first line here."""
+"""Callbacks, which act around each step: one file each, and its name in the first line here."""
 
 from metalora.train.callbacks import in_turn
 from metalora.train.callbacks.base import CALLBACKS, Callback, Callbacks, Plan, Step

@@ -1,4 +1,4 @@
-"""What a callback is: something that acts around each optimizer step.
+"""The base class of callbacks, which act around each optimizer step.
 
 Shapes: B images of a micro-batch on this rank.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will be.
+    """The facts of a training before its first step.
 
     Attributes:
-        random_seed: Random choices are functions of this number and the step.
+        random_seed: Random choices must depend on this number and the step only.
         steps: Optimizer steps of the whole training.
-        steps_per_epoch: Of an epoch.
+        steps_per_epoch: Optimizer steps per epoch.
         group: The ranks.
     """
 
@@ -37,12 +37,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step that is under way.
+    """The optimizer step that is being taken.
 
     Attributes:
-        index: From 0.
-        epoch: From 0.
-        tasks: The tasks of its images on this rank, one for each image, on the CPU.
+        index: Number of the step, from 0.
+        epoch: Number of its epoch, from 0.
+        tasks: The task of each of its images on this rank, on the CPU.
     """
 
     index: int
@@ -51,11 +51,10 @@ class Step:
 
 
 class Callback:
-    """Something that acts around each step: a dataclass of its options, which may keep a state. All hooks may stay out.
+    """Acts around each optimizer step: a dataclass of its options, which may keep a state. Every hook is optional.
 
-    No parameter may leave the graph in a step, and none may change its shape: gates, masks and schedules are buffers
-    that are written in place, so that DDP and captured graphs stay true. A decision is made from numbers that are equal
-    on all ranks.
+    In a step no parameter may leave the graph or change its shape: write gates, masks and schedules into buffers, in
+    place, so that DDP and captured graphs stay valid. Make decisions from numbers that are equal on all ranks.
 
     >>> class Halve(Callback):
     ...     "Halve every gradient."
@@ -65,53 +64,53 @@ class Callback:
     ...             one.parameter.grad.mul_(0.5)
 
     Attributes:
-        name: The name that it is registered by.
-        graphable: Whether its steps can be replayed as CUDA graphs.
-        learner: What is trained; set by `attach`.
-        plan: What the training will be; set by `attach`.
+        name: The name that the callback is registered by.
+        graphable: Whether steps with this callback can be replayed as CUDA graphs.
+        learner: The learner that is trained; set by `attach`.
+        plan: The facts of the training; set by `attach`.
     """
 
     name: str
     graphable: ClassVar[bool] = True
 
     def attach(self, learner: "Learner", plan: Plan) -> None:
-        """Get to know the training, before its first step; also where it is only checked whether it could be.
+        """Get to know the training, before its first step; also called if the training is only checked.
 
         Raises:
-            UserError: the callback does not go with what is trained.
+            UserError: the callback does not fit the learner.
         """
         self.learner, self.plan = learner, plan
 
     def begin(self, index: int) -> None:
-        """Act before the forward of a step, from 0: draw, write buffers."""
+        """Act before the forward of step ``index``, from 0: draw random numbers, write buffers."""
 
     def losses(self, seen: "Seen") -> Tensor:
-        """Return the loss of each image, (B,), given that of the objective: add to it, weigh or replace it."""
+        """Return the loss of each image, (B,): change, weight or replace the objective's loss, ``seen.losses``."""
         return seen.losses
 
     def penalty(self) -> Tensor | None:
-        """Return what is added to the loss of a step, once; outside any captured graph."""
+        """Return a penalty, which is added once to the loss of a step, outside any captured graph; None for none."""
         return None
 
     def gradients(self, step: Step) -> None:
-        """Read, change or drop (``grad = None``) the step's gradients: after they are summed, before clipping."""
+        """Read, change or drop (``grad = None``) the step's gradients, after they are summed and before clipping."""
 
     def end(self, step: Step) -> None:
-        """Act after the optimizer's update, in place."""
+        """Act after the optimizer's update; change values only in place."""
 
     def metrics(self) -> Mapping[str, float]:
         """Return numbers for the log, by name; equal on all ranks."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values for the checkpoint, so that a resumed training goes on as before."""
+        """Return tensors and plain values for the checkpoint, so that a resumed training continues as before."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Load the result of `state_dict`."""
 
     def close(self) -> None:
-        """Act after the last step, before the test: this is where shapes may change."""
+        """Act after the last step and before the test; only here shapes may change."""
 
 
 class Callbacks:
@@ -125,17 +124,17 @@ class Callbacks:
         self.members = tuple(members)
 
     def attach(self, learner: "Learner", plan: Plan) -> None:
-        """See `Callback.attach`."""
+        """Attach every callback. See `Callback.attach`."""
         for member in self.members:
             member.attach(learner, plan)
 
     def begin(self, index: int) -> None:
-        """See `Callback.begin`."""
+        """Begin a step in every callback. See `Callback.begin`."""
         for member in self.members:
             member.begin(index)
 
     def losses(self, seen: "Seen") -> Tensor:
-        """See `Callback.losses`; each gets what the one before returned."""
+        """Return the losses after every callback; each gets the losses of the one before. See `Callback.losses`."""
         for member in self.members:
             seen = seen._replace(losses=member.losses(seen))
         return seen.losses
@@ -146,28 +145,28 @@ class Callbacks:
         return torch.stack(found).sum() if found else None
 
     def gradients(self, step: Step) -> None:
-        """See `Callback.gradients`."""
+        """Let every callback change the gradients. See `Callback.gradients`."""
         for member in self.members:
             member.gradients(step)
 
     def end(self, step: Step) -> None:
-        """See `Callback.end`."""
+        """End a step in every callback. See `Callback.end`."""
         for member in self.members:
             member.end(step)
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers of all, as ``callbacks/NAME/...``."""
+        """Return the metrics of all callbacks, under ``callbacks/NAME/...``."""
         return {f"callbacks/{m.name}/{name}": value for m in self.members for name, value in m.metrics().items()}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the states of those that have one, by name."""
+        """Return the states of the callbacks that have one, by name."""
         return {member.name: state for member in self.members if (state := member.state_dict())}
 
     def load_state_dict(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the states.
+        """Load the states of the callbacks.
 
         Raises:
-            UserError: the state of a callback is missing, or there is one of another callback.
+            UserError: the state of a callback is missing, or a state belongs to no callback.
         """
         wanted = self.state_dict().keys()
         if wanted != states.keys():
@@ -177,7 +176,7 @@ class Callbacks:
                 member.load_state_dict(states[member.name])
 
     def close(self) -> None:
-        """See `Callback.close`."""
+        """Close every callback. See `Callback.close`."""
         for member in self.members:
             member.close()
 

@@ -1,4 +1,4 @@
-"""Tasks that are left out in turn."""
+"""Leave tasks out in turn."""
 
 from metalora.errors import UserError
 from metalora.train.callbacks.base import CALLBACKS, Callback, Plan, Step
@@ -7,14 +7,14 @@ from metalora.train.learner import Learner
 
 @CALLBACKS.register("in_turn")
 class InTurn(Callback):
-    """Each epoch leaves another task out: its steps train the mapping net alone, the others everything else.
+    """Each epoch leaves one task out: its steps train only the mapping net, all other steps everything else.
 
-    In epoch e the task is number e mod T of the T trained ones. The steps are of one task each (``objective``:
+    In epoch e, number e mod T of the T trained tasks is left out. Each step must be of one task (``objective``:
     ``episodic`` with ``tasks: one``).
     """
 
     def attach(self, learner: Learner, plan: Plan) -> None:
-        """Find the tasks. See `Callback.attach`."""
+        """Check that there are tasks to leave out. See `Callback.attach`."""
         super().attach(learner, plan)
         self.tasks = learner.tasks
         generated = any(one.part == "mapping" for one in learner.trainable())
@@ -24,7 +24,7 @@ class InTurn(Callback):
             raise UserError("callback in_turn needs steps of one task each: --objective episodic --objective.tasks one")
 
     def gradients(self, step: Step) -> None:
-        """Drop the gradients of what the step does not train. See `Callback.gradients`."""
+        """Drop the gradients of the parameters that the step does not train. See `Callback.gradients`."""
         left_out = int(step.tasks[0]) == self.tasks[step.epoch % len(self.tasks)]
         for one in self.learner.trainable():
             if (one.part == "mapping") != left_out:

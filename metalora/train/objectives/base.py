@@ -1,4 +1,4 @@
-"""What an objective is: the loss of each sample, and the batches that it needs.
+"""The base class of objectives: the loss of each sample, and the batches that it needs.
 
 Shapes: B images of a micro-batch on this rank, D features, C classes.
 """
@@ -15,12 +15,12 @@ from metalora.registry import Registry
 
 @dataclass(frozen=True)
 class Draw:
-    """How a rank draws its micro-batches.
+    """The facts by which a rank draws its micro-batches.
 
     Attributes:
         batch_size: Images of one optimizer step, over all ranks and micro-batches.
         seed: Random seed of the order.
-        sampling: Domains in equal shares ("balanced"), or as often as they occur ("natural").
+        sampling: Images of all domains in equal shares ("balanced"), or as often as they occur ("natural").
         accumulate: Micro-batches per optimizer step.
         rank: This process, from 0.
         world: Number of processes.
@@ -35,26 +35,26 @@ class Draw:
 
 
 class Objective(ABC):
-    """The loss of each sample; a frozen dataclass of its options.
+    """The loss of each sample, and the batches that it needs; a frozen dataclass of its options.
 
     >>> from metalora.train.objectives import OBJECTIVES
     >>> OBJECTIVES.make({"name": "episodic", "classes": 4}).classes
     4
 
     Attributes:
-        name: The name that it is registered by.
+        name: The name that the objective is registered by.
     """
 
     name: str
 
     @abstractmethod
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each image, (B,).
+        """Compute the loss of each image, (B,).
 
         Args:
-            features: (B, D), of the adapted backbone.
-            scores: (B, C), of the head.
-            labels: (B,).
+            features: (B, D), features of the adapted backbone.
+            scores: (B, C), scores of the head.
+            labels: (B,), labels of the images.
         """
 
     def sampler(self, label: IntArray, domain: IntArray, draw: Draw) -> BatchSampler:
@@ -66,7 +66,7 @@ class Objective(ABC):
             draw: Batch size, order and this rank's share.
 
         Raises:
-            UserError: such batches cannot be made of these images.
+            UserError: these images do not allow the objective's batches.
         """
         return BatchSampler(
             domain,

@@ -17,5 +17,5 @@ class Classification(Objective):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing e")
 
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of each image, (B,). See `Objective.losses`."""
+        """Compute the cross-entropy of each image, (B,). See `Objective.losses`."""
         return F.cross_entropy(scores.float(), labels, label_smoothing=self.label_smoothing, reduction="none")

@@ -28,7 +28,7 @@ class Episodic(Classification):
     temperature: float = Field(default=0.1, gt=0, description="softmax temperature t of the vote")
 
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of both losses of each image, (B,). See `Objective.losses`."""
+        """Compute the sum of both losses for each image, (B,). See `Objective.losses`."""
         size = self.classes * self.images
         episodes = features.unflatten(0, (-1, size)), labels.unflatten(0, (-1, size))
         return super().losses(features, scores, labels) + knn_loss(*episodes, self.temperature).flatten()
@@ -50,17 +50,17 @@ class Episodic(Classification):
 
 
 def knn_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the negative log-probability of each image's label in a soft nearest-neighbour vote.
+    """Compute the negative log-probability of each image's label in a soft nearest-neighbour vote.
 
-    Every image i of an episode is a query, the others its support. Neighbourhood components analysis (Goldberger et
-    al. 2004) by cosine similarity s, in the logarithm of Wu et al. 2018 (arXiv 1808.04699):
+    Every image i of an episode is a query, and the other images are its support. This is neighbourhood components
+    analysis (Goldberger et al. 2004) with cosine similarity s, in the logarithm of Wu et al. 2018 (arXiv 1808.04699):
 
         loss_i = -log( sum_{j != i, y_j = y_i} exp(s_ij / t) / sum_{j != i} exp(s_ij / t) )
 
     Args:
-        features: (E, n, D), E episodes of n images; each label of an episode occurs twice or more in it.
-        labels: (E, n).
-        temperature: t.
+        features: (E, n, D), E episodes of n images; each label of an episode occurs at least twice in it.
+        labels: (E, n), label of each image.
+        temperature: t, the softmax temperature.
 
     Returns:
         Losses, (E, n), float64 if the features are that, else float32.

@@ -18,7 +18,7 @@ from metalora.train.optimizers.base import OPTIMIZERS, OptimizerMethod
 class AdamW(OptimizerMethod):
     """Adam with decoupled weight decay (arXiv 1711.05101).
 
-    theta <- theta - lr (m / (sqrt v + eps) + decay theta), m and v the bias-corrected moments of the gradient
+    theta <- theta - lr (m / (sqrt v + eps) + decay theta), m and v the bias-corrected moments of the gradient.
 
     Vectors (biases, norms, branch scales) are not decayed.
     """
@@ -26,7 +26,7 @@ class AdamW(OptimizerMethod):
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices and kernels")
 
     def build(self, trained: Iterable[Trainable], lr: float, scales: Mapping[str, float]) -> torch.optim.AdamW:
-        """Make torch's AdamW, with a group for each rate and decay. See `OptimizerMethod.build`."""
+        """Build torch's AdamW, with one group per rate and decay. See `OptimizerMethod.build`."""
         groups: dict[tuple[str | None, bool], list[nn.Parameter]] = {}
         for one in trained:
             part = one.part if one.part in scales else None

@@ -1,4 +1,4 @@
-"""What an optimizer is: who turns the gradients of the trained parameters into updates."""
+"""The base class of optimizers, which turn the gradients of the trained parameters into updates."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,40 +15,40 @@ from metalora.registry import Registry
 
 
 class OptimizerMethod(ABC):
-    """Who turns gradients into updates; a frozen dataclass of its options.
+    """A method that turns gradients into updates; a frozen dataclass of its options.
 
     >>> from metalora.train.optimizers import OPTIMIZERS
     >>> OPTIMIZERS.make({"name": "adamw", "weight_decay": 0.05}).weight_decay
     0.05
 
     Attributes:
-        name: The name that it is registered by.
+        name: The name that the optimizer is registered by.
     """
 
     name: str
 
     @abstractmethod
     def build(self, trained: Iterable[Trainable], lr: float, scales: Mapping[str, float]) -> Optimizer:
-        """Make the optimizer of a training.
+        """Build the optimizer of a training.
 
         Args:
-            trained: What is trained.
+            trained: The trained parameters.
             lr: Peak learning rate.
-            scales: Factors of it by part ("mapping"); 1 for other parts.
+            scales: Factors of the rate by part ("mapping"); other parts have the factor 1.
         """
 
     @abstractmethod
     def check_state(self, state: Mapping[str, Any], parameter: Tensor, name: str, step: int) -> None:
-        """Check what a checkpoint has of one parameter's state.
+        """Check the state of one parameter in a checkpoint.
 
         Args:
             state: The state.
             parameter: The parameter.
-            name: What error messages call the state.
+            name: Name of the state in error messages.
             step: The optimizer steps taken.
 
         Raises:
-            UserError: this optimizer does not keep such a state of the parameter.
+            UserError: this optimizer has no such state for the parameter.
         """
 
 
@@ -58,17 +58,17 @@ OPTIMIZERS: Registry[OptimizerMethod] = Registry("optimizer", "optimizer")
 def restore(
     method: OptimizerMethod, optimizer: Optimizer, schedule: LambdaLR, state: Mapping[str, Any], step: int
 ) -> None:
-    """Put an optimizer and its schedule where they were after a step.
+    """Restore an optimizer and its schedule to where they were after a step.
 
     Args:
-        method: Who made the optimizer.
-        optimizer: Fresh, of the same parameters.
-        schedule: Its schedule.
-        state: The optimizer's ``state_dict``, of which only the moments are taken.
+        method: The method that built the optimizer.
+        optimizer: A fresh optimizer of the same parameters.
+        schedule: The schedule of the optimizer.
+        state: The optimizer's ``state_dict``; only its moments are used.
         step: The optimizer steps taken.
 
     Raises:
-        UserError: moments of other parameters.
+        UserError: the moments belong to other parameters.
     """
     own = optimizer.state_dict()
     sizes = [len(group["params"]) for group in own["param_groups"]]

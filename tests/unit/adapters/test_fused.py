@@ -286,5 +286,5 @@ def test_why_the_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_setting_is_checked() -> None:
-    with pytest.raises(UserError, match=r"kernel fused does not go with activation_checkpointing"):
+    with pytest.raises(UserError, match=r"kernel fused cannot be combined with activation_checkpointing"):
         from_dict({"train": {"kernel": "fused", "activation_checkpointing": True}})

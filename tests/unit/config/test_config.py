@@ -185,7 +185,7 @@ def test_a_batch_is_a_multiple_of_its_pieces(workers, accumulate, batch_size, ac
 
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.9, 0.2)])
 def test_the_fractions_leave_images_to_train_on(val, test):
-    with pytest.raises(UserError, match=r"^val_fraction \+ test_fraction must leave images"):
+    with pytest.raises(UserError, match=r"^val_fraction \+ test_fraction must be below 1, to leave images"):
         from_dict({"data": {"val_fraction": val, "test_fraction": test}})
     assert from_dict({"data": {"val_fraction": val / 2, "test_fraction": test / 2}})
 
@@ -218,5 +218,5 @@ def test_all_refusals_are_told_at_once():
 )
 def test_a_cuda_graph_takes_one_plain_step(beside, named):
     values = {**beside, "train": {**beside.get("train", {}), "cuda_graph": True}}
-    with pytest.raises(UserError, match=f"cuda_graph does not go with {named}"):
+    with pytest.raises(UserError, match=f"cuda_graph cannot be combined with {named}"):
         from_dict(values)

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_the_limit_is_kept_for_every_image_that_a_table_reads(make_tree):
         load_table(DataConfig(data=str(root), max_pixels=15))
     table = load_table(DataConfig(data=str(root), max_pixels=15, verify_images=False))
     with pytest.raises(UserError, match="more than max_pixels = 15"):
-        SampleDataset(table, np.arange(8), np.asarray)[0]
+        SampleDataset(table, np.arange(8), partial(decode, max_pixels=table.max_pixels))[0]
 
 
 def test_a_large_jpeg_is_decoded_smaller():

@@ -5,13 +5,17 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from metalora.data import BatchSampler, SampleDataset, evaluation_loader, train_loader
+from metalora.data import BatchSampler, SampleDataset, decode, evaluation_loader, train_loader
+
+
+def encode(raw, name):
+    return pil_to_tensor(decode(raw, name))
 
 
 @pytest.fixture(scope="module")
 def train_set(embedded):
     rows = embedded.rows("train")[::10]
-    return SampleDataset(embedded, rows, pil_to_tensor), embedded.domain[rows]
+    return SampleDataset(embedded, rows, encode), embedded.domain[rows]
 
 
 def run(loader):
@@ -20,7 +24,7 @@ def run(loader):
 
 def test_an_item_is_the_image_of_its_table_row(embedded):
     rows = embedded.rows("val")[[3, 1, 700]]
-    image, label, domain, row = SampleDataset(embedded, rows, pil_to_tensor)[2]
+    image, label, domain, row = SampleDataset(embedded, rows, encode)[2]
     assert (image.shape, image.dtype) == ((3, 28, 28), torch.uint8)
     assert (label, domain, row) == (embedded.label[rows[2]], embedded.domain[rows[2]], rows[2])
     assert all(type(number) is int for number in (label, domain, row))
@@ -28,7 +32,7 @@ def test_an_item_is_the_image_of_its_table_row(embedded):
 
 def test_a_dataset_pickles_without_images(embedded):
     rows = embedded.rows("test")[:5]
-    dataset = SampleDataset(embedded, rows, pil_to_tensor)
+    dataset = SampleDataset(embedded, rows, encode)
     before = dataset[4]
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2000
@@ -65,7 +69,7 @@ def test_a_loader_follows_its_samplers_position(train_set):
 @pytest.mark.parametrize(("count", "world"), [(11, 1), (11, 2), (11, 4), (3, 5)])
 def test_evaluation_shares_are_contiguous_and_complete(embedded, count, world):
     rows = embedded.rows("val")[:count]
-    dataset = SampleDataset(embedded, rows, pil_to_tensor)
+    dataset = SampleDataset(embedded, rows, encode)
     share = -(-count // world)
     seen = []
     for rank in range(world):
@@ -77,5 +81,5 @@ def test_evaluation_shares_are_contiguous_and_complete(embedded, count, world):
 
 
 def test_evaluation_keeps_the_last_small_batch(embedded):
-    dataset = SampleDataset(embedded, np.arange(5), pil_to_tensor)
+    dataset = SampleDataset(embedded, np.arange(5), encode)
     assert [len(batch[3]) for batch in evaluation_loader(dataset, 2, 0)] == [2, 2, 1]

@@ -97,10 +97,10 @@ def test_preprocessing_is_the_libraries_own() -> None:
     own = create_transform(**resolve_model_data_config(backbone.net), is_training=False)
     assert torch.equal(backbone.inputs(image), own(image))
 
-    white = build_backbone("resnet20", "none").preprocess(Image.new("L", (28, 28), 255))
+    white = build_backbone("resnet20", "none").inputs(Image.new("L", (28, 28), 255))
     assert torch.equal(white, torch.ones(3, 28, 28))
 
-    smaller, larger = (build_backbone("torchvision/resnet18", "none", side).preprocess(image) for side in (112, 224))
+    smaller, larger = (build_backbone("torchvision/resnet18", "none", side).inputs(image) for side in (112, 224))
     resized = torch.nn.functional.interpolate(larger[None], scale_factor=0.5, mode="bilinear", antialias=True)
     assert (smaller - resized[0]).abs().mean() < 0.05  # the same field of view
 

@@ -242,7 +242,7 @@ def test_a_plan_that_is_none_is_told_by_name(tmp_path, refused, plan):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "../../../evil"}, r"is that of trial '\.\./\.\./\.\./evil': its folder must be called so"),
+        ({"name": "../../../evil"}, r"belongs to trial '\.\./\.\./\.\./evil': its folder must have that name"),
         ({"number": -1}, "number = -1"),
         ({"status": "great"}, "status = 'great'"),
         ({"result": {"a": "x"}}, "result.a = 'x'"),

@@ -337,7 +337,7 @@ def test_a_server_away_at_the_end_is_a_connection_error(tracker, outage, waiting
     outage.begin()
     for step in range(waiting):
         tracker.metrics(record(step, train_loss=1.0))
-    with pytest.raises(ConnectionError, match=r"^MLflow at 'sqlite:.* is away"):
+    with pytest.raises(ConnectionError, match=r"^MLflow at 'sqlite:.* cannot be reached"):
         tracker.finish("FINISHED")
 
 

@@ -56,8 +56,8 @@ def group(state):
         (lambda s: s["model"].update({"head.bias": s["model"]["head.bias"].double()}), r"is of type torch\.float64"),
         (lambda s: moments(s).update(exp_avg=moments(s)["exp_avg"].half()), r"is of type torch\.float16"),
         (lambda s: s.pop("step"), r"step = .*: field required"),
-        (lambda s: s.update(data="0" * 32), r"the data are others"),
-        (lambda s: s.update(networks=["0" * 64, None]), r"the tensors of backbone or extractor are others"),
+        (lambda s: s.update(data="0" * 32), r"the data differ"),
+        (lambda s: s.update(networks=["0" * 64, None]), r"the tensors of backbone or extractor differ"),
         (lambda s: s["settings"].update({"train.lr": 1.0}), r"train\.lr was 1\.0, is 0\.003"),
         (lambda s: s["settings"].update({"train.lr": "x" * 10**6}), r"train\.lr was 'xxx.*\.\.\..*, is 0\.003"),
         (lambda s: s.update(settings=[1]), r"settings = \[1\]"),
@@ -124,5 +124,5 @@ def test_a_checkpoint_of_another_step_than_its_name_says_is_refused(make_trainer
     make_trainer().fit()
     first = min(path for path in tmp_path.iterdir() if path.name.startswith("checkpoint_"))
     first.rename(first.with_name("checkpoint_00000099"))
-    with pytest.raises(UserError, match=r"checkpoint_00000099: it is called as of another step than its own"):
+    with pytest.raises(UserError, match=r"checkpoint_00000099: its folder is named for another step than its own"):
         make_trainer().fit(first.with_name("checkpoint_00000099"))

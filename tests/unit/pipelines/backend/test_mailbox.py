@@ -93,8 +93,8 @@ def test_a_courier_carries_in_order_and_to_the_end(mailbox, monkeypatch):
         courier.later(lambda: heard.append("last"))
     assert heard == [Message("one"), Message("two"), "job", "last"]
     assert said == [
-        "what was reported could not be recorded: OSError: the disk is full",
-        "what was reported could not be recorded: ZeroDivisionError: division by zero",
+        "a report could not be recorded: OSError: the disk is full",
+        "a report could not be recorded: ZeroDivisionError: division by zero",
     ]
 
 

@@ -41,7 +41,7 @@ def test_the_same_plan_may_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"fingerprint": "def"}, "the data are others"),
+        ({"fingerprint": "def"}, "the data differ"),
         ({"space": load_space("paper")}, r"space\[1\].rank was '4', is 'choice\(1, 2, 4\)'"),
         ({"config": from_dict({"train": {"epochs": 4}})}, "train.epochs was 3, is 4"),
         ({"campaign": CampaignConfig(objectives=("val/knn5",))}, r"objectives was \['val/knn10'\], is \['val/knn5'\]"),

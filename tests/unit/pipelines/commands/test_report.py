@@ -125,7 +125,7 @@ def test_one_trial_makes_a_report(tmp_path: Path) -> None:
     write_trial(folder, "000", {"format": "tr", "rank": 4})
     text = (write_report(folder) / "report.md").read_text()
     assert "1 trial: 1 finished." in text
-    assert "Best: **tr, rank 4**: val/knn10 90.0 %, 1,000 trained parameters, 20.0 ms a step." in text
+    assert "Best: **tr, rank 4**: val/knn10 90.0 %, 1,000 trained parameters, 20.0 ms per step." in text
     assert "takes 10 finished points that differ, there are 1" in text
     assert sorted(path.name for path in (folder / "report").iterdir()) == ["report.md"]
 
