@@ -20,7 +20,7 @@ from metalora.train.checkpoint import seed_everything
 from metalora.train.evaluator import Evaluator
 from metalora.train.execution import Execution
 from metalora.train.feed import Feed
-from metalora.train.kept import CodeArray, Shared
+from metalora.train.kept import Decoded, Shared
 from metalora.train.learner import AdapterLearner
 from metalora.train.optimizers import OPTIMIZERS
 from metalora.train.reporter import Reporter, SilentReporter
@@ -35,6 +35,9 @@ def build_backbone(
     file: Path | None = None,
 ) -> Backbone:
     """Build a backbone by name, in eval mode.
+
+    >>> build_backbone("resnet20", "none").num_features
+    64
 
     Args:
         name: ``resnet20``, ``mixer_tiny``, ``torchvision/NAME`` or ``timm/NAME``.
@@ -104,7 +107,7 @@ def build_trainer(
     reporter: Reporter,
     loader_workers: int = 0,
     shared: Shared | None = None,
-    codes: CodeArray | None = None,
+    decoded: Decoded | None = None,
 ) -> Trainer:
     """Build the trainer of a model on a table, on one rank, whose generators are seeded by ``train.random_seed``.
 
@@ -117,7 +120,7 @@ def build_trainer(
         reporter: Listens.
         loader_workers: Decoding processes of this rank.
         shared: What has been computed for this and other trainings.
-        codes: All samples of the table, encoded already.
+        decoded: The samples of the table, if they were decoded before; those of another table are not used.
 
     Raises:
         UserError: settings that do not go with the data, the model or the device.
@@ -126,8 +129,8 @@ def build_trainer(
     callbacks = [CALLBACKS.make(choice) for choice in config.train.callbacks]
     graphable = all(callback.graphable for callback in callbacks)
     learner = AdapterLearner(config, model, table, inputs, group, reporter, loader_workers, shared, graphable)
-    if codes is not None:
-        learner.feed.use(codes)
+    if decoded is not None and decoded.fingerprint == table.fingerprint:
+        learner.feed.use(decoded.codes)
     return Trainer(config, learner, group, reporter, callbacks)
 
 

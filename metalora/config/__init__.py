@@ -15,7 +15,7 @@ from metalora.config.config import (
     to_dict,
     to_yaml,
 )
-from metalora.config.facts import Facts, facts_of
+from metalora.config.facts import Facts, facts_of, setting
 from metalora.config.older import RENAMED, current_names, current_sections, now_options, old_names
 from metalora.config.run_sections import ClusterConfig, EvaluateConfig, TrackingConfig, TrainConfig
 from metalora.config.sections import AdapterConfig, BackboneConfig, DataConfig, MappingConfig
@@ -45,6 +45,7 @@ __all__ = [
     "place_settings",
     "put",
     "searchable_settings",
+    "setting",
     "setting_sections",
     "spelled_out",
     "to_dict",

@@ -1,6 +1,7 @@
 """Execution of a training: precision, memory format, fused convolutions, torch.compile, CUDA graphs."""
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -50,13 +51,16 @@ class Execution:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def prepare(self, module: nn.Module, model: MetaLoRAModel, example: Tensor) -> nn.Module:
+    def prepare(
+        self, module: nn.Module, model: MetaLoRAModel, example: Callable[[int], Tensor], count: int
+    ) -> nn.Module:
         """Fuse, compile and capture a model's training module as the settings say, and return the module to run.
 
         Args:
             module: The training module: ``model.network`` and the head.
             model: The model.
-            example: A batch of this rank, prepared for the network, on the device.
+            example: Makes so many samples, prepared for the network, on the device.
+            count: The samples of a batch of this rank.
 
         Raises:
             UserError: a setting asks for something that this network or device cannot do.
@@ -68,7 +72,7 @@ class Execution:
         fused = 0
         if self.fuses():
             module.train()
-            fused = model.network.fuse(tuple(example.shape[1:]), self.dtype)
+            fused = model.network.fuse(tuple(example(1).shape[1:]), self.dtype)
             if not fused and self.settings.kernel == "fused":
                 raise UserError(
                     "kernel fused: this network has nothing that can be fused; kernel auto trains it as it is"
@@ -83,7 +87,7 @@ class Execution:
         if graphed is None:
             graphed = fused > 0 and self.device.type == "cuda" and not self.obstacles
         if graphed:
-            self.capture(module, model, example)
+            self.capture(module, model, example(count))
         self.speedups = {"train/fused_convolutions": float(fused), "train/cuda_graph": float(graphed)}
         return module
 

@@ -38,6 +38,19 @@ class ConditionCache:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """The codes of all samples of a table, decoded where it was verified.
+
+    Attributes:
+        codes: (N, ...), by row of the table; nothing writes to them.
+        fingerprint: That of the table.
+    """
+
+    codes: CodeArray
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Shared:
     """Results that trainings on the same images and the same frozen networks share, by row of the table.
 

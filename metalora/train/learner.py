@@ -173,14 +173,14 @@ class AdapterLearner:
         self.sampler = self.objective.sampler(table.label[rows], table.domain[rows], draw)
         self.tasks: Sequence[int] = np.unique(table.domain[rows]).tolist()
         self.task_names: Sequence[str] = table.domains
-        self.one_task = getattr(self.objective, "tasks", "all") == "one" or len(self.tasks) == 1
+        self.one_task = self.objective.one_task or len(self.tasks) == 1
         self.steps_per_epoch = self.sampler.steps
         self.speedups: Mapping[str, float] = {}
 
     def module(self) -> nn.Module:
         """Make the module of network and head, fused, compiled or captured. See `Learner.module`."""
         count = self.config.data.batch_size // self.group.world
-        module = self.execution.prepare(Classifier(self.model), self.model, self.feed.example(count))
+        module = self.execution.prepare(Classifier(self.model), self.model, self.feed.example, count)
         self.speedups = self.execution.speedups
         return module
 

@@ -14,7 +14,7 @@ from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
 from metalora.train.execution import Execution
 from metalora.train.feed import Feed
-from metalora.train.kept import Shared
+from metalora.train.kept import Decoded, Shared
 from metalora.train.reporter import Reporter
 
 
@@ -27,6 +27,7 @@ def compute_shared(
     reporter: Reporter,
     loader_workers: int,
     keep_images: bool,
+    decoded: Decoded | None = None,
 ) -> Shared:
     """Compute original and extractor features of every image of a table, once for several trainings.
 
@@ -40,12 +41,15 @@ def compute_shared(
         reporter: Gets the progress.
         loader_workers: Decoding processes.
         keep_images: Whether to keep the images' pixels.
+        decoded: The samples of the table, if they were decoded before; those of another table are not used.
     """
     first = next(iter(models.values()))
     execution = Execution(config.train, group.device, config.graph_obstacles)
     size = config.evaluate.evaluation_batch_size
     feed = Feed(table, inputs, group, execution, reporter, loader_workers, size)
     seeded = {name: model.extractor for name, model in models.items() if model.extractor is not None}
+    if decoded is not None and decoded.fingerprint == table.fingerprint:
+        feed.use(decoded.codes)
     if keep_images:
         feed.keep()
 

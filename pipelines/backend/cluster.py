@@ -16,6 +16,7 @@ from metalora.errors import UserError, one_line
 ANSWER_SECONDS = 5.0
 HIGHEST_PORT = 65535  # the system takes a higher one for another, lower one
 LOCAL = ("", "local")
+STORE_SHARE = 0.4  # of one node's object store, for images
 
 Open = Callable[[ClusterConfig], AbstractContextManager[None]]
 
@@ -142,6 +143,12 @@ def check_resources(settings: ClusterConfig, resources: Mapping[str, float], whe
                 f"{settings.workers} workers with {each:g} {kind}s each need {needed:g} {kind}s, "
                 f"{where} has {there:g}: lower --workers or --{kind.lower()}s-per-worker"
             )
+
+
+def room_for_images() -> float:
+    """Return the bytes that images may take of Ray's object store on each node of the cluster."""
+    nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return STORE_SHARE * float(min(nodes))
 
 
 def gpus_per_worker(settings: ClusterConfig) -> float:

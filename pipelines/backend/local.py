@@ -33,7 +33,7 @@ def train_here(prepared: Prepared, log: RunLog, checkpoints: CheckpointFolder, r
         Group.current(device),
         log,
         count_loader_workers(config.data.loader_workers, os.cpu_count() or 1),
-        codes=prepared.codes,
+        decoded=prepared.decoded,
     )
     trainer.fit(resume)
     finished = checkpoints.latest()

@@ -11,7 +11,7 @@ from metalora.data.verify import Keeper
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
 from metalora.models.model import MetaLoRAModel
-from metalora.train.kept import CodeArray
+from metalora.train.kept import Decoded
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Prepared:
     backbone: Backbone
     extractor: Backbone | None
     model: MetaLoRAModel
-    codes: CodeArray | None = None
+    decoded: Decoded | None = None
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
@@ -46,7 +46,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
             ask(address)
     table = open_table(config.data)
     backbone, extractor = build_networks(config, say)
-    keeper = _keeper(config, backbone)
+    keeper = Keeper(backbone.inputs.encode, backbone.inputs.example(1), config.data.keep_images * 2**30)
     table = verify_table(table, config.data, keeper)
     if table.skipped:
         say(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
@@ -60,12 +60,5 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
     model = build_model(config, backbone, extractor, table.labels)
     check_training(config, model, table, backbone.inputs, max(1, config.cluster.workers))
-    return Prepared(config, table, backbone, extractor, model, None if keeper is None else keeper.codes)
-
-
-def _keeper(config: Config, backbone: Backbone) -> Keeper | None:
-    """Make what keeps the images that are decoded here to verify them, for a training that takes place here."""
-    if config.cluster.workers:
-        return None
-    inputs = backbone.inputs
-    return Keeper(inputs.encode, inputs.example(1), config.data.keep_images * 2**30)
+    decoded = None if keeper.codes is None else Decoded(keeper.codes, table.fingerprint)
+    return Prepared(config, table, backbone, extractor, model, decoded)

@@ -30,6 +30,7 @@ class WorkerArguments(TypedDict):
         name: Name of the run or trial, under which the workers report.
         resume: Folder of a checkpoint to resume from, if Ray has no checkpoint of its own.
         shared: A `Shared` in Ray's object store; None: nothing was computed beforehand.
+        decoded: A `Decoded` in Ray's object store; None: the workers decode the samples.
     """
 
     config: Any
@@ -38,6 +39,7 @@ class WorkerArguments(TypedDict):
     name: str
     resume: str | None
     shared: Any
+    decoded: Any
 
 
 def train_rank(arguments: WorkerArguments) -> None:
@@ -62,7 +64,8 @@ def train_rank(arguments: WorkerArguments) -> None:
         model = build_model(config, backbone, extractor, table.labels).to(group.device)
         workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)
         shared = arguments["shared"] and ray.get(arguments["shared"])
-        trainer = build_trainer(config, model, table, backbone.inputs, group, reporter, workers, shared)
+        decoded = arguments["decoded"] and ray.get(arguments["decoded"])
+        trainer = build_trainer(config, model, table, backbone.inputs, group, reporter, workers, shared, decoded)
         checkpoint = train.get_checkpoint()
         if checkpoint is None:
             trainer.fit(Path(arguments["resume"]) if arguments["resume"] else None)

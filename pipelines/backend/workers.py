@@ -14,8 +14,9 @@ from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.models.backbones.base import Backbone
 from metalora.redact import redact
+from metalora.train.kept import Decoded
 from metalora.train.reporter import Progress
-from pipelines.backend.cluster import cluster, gpus_per_worker
+from pipelines.backend.cluster import cluster, gpus_per_worker, room_for_images
 from pipelines.backend.mailbox import Courier, Event, Failure, Mailbox, Message, Metrics
 from pipelines.backend.prepare import Prepared
 from pipelines.backend.ray_checkpoints import RAY_STATE, drop_unusable, opened
@@ -45,9 +46,22 @@ def train_on_ray(prepared: Prepared, log: RunLog, folder: Path, resume: Path | N
     with cluster(prepared.config.cluster):
         mailbox = Mailbox()
         with Courier(mailbox, partial(_record, log), log.say):
-            last = run_on_ray(prepared.config, prepared.backbone, prepared.extractor, mailbox, folder, resume)
+            last = run_on_ray(
+                prepared.config,
+                prepared.backbone,
+                prepared.extractor,
+                mailbox,
+                folder,
+                resume,
+                decoded=_stored(prepared.decoded),
+            )
         with last as results:
             yield results
+
+
+def _stored(decoded: Decoded | None) -> Any:
+    """Put decoded samples into Ray's object store, if there is room."""
+    return ray.put(decoded) if decoded is not None and decoded.codes.nbytes <= room_for_images() else None
 
 
 def _record(log: RunLog, event: Event) -> None:
@@ -70,6 +84,7 @@ def run_on_ray(
     folder: Path,
     resume: Path | None,
     shared: Any = None,
+    decoded: Any = None,
 ) -> AbstractContextManager[Path]:
     """Train with Ray Train workers.
 
@@ -81,6 +96,7 @@ def run_on_ray(
         folder: The run's folder; its name is the Ray Train run's name, by which Ray finds an earlier part of it.
         resume: A checkpoint to resume from, if Ray has no checkpoint of its own.
         shared: Results that were computed once for several trainings, in Ray's object store.
+        decoded: The samples that the driver has decoded, in Ray's object store; None: the workers decode them.
 
     Returns:
         The folder of the last checkpoint, with the results in it, while the context is open.
@@ -97,6 +113,7 @@ def run_on_ray(
         "name": folder.name,
         "resume": str(resume.resolve()) if resume else None,
         "shared": shared,
+        "decoded": decoded,
     }
     drop_unusable(folder / RAY_STATE)
     trainer = _trainer(config, arguments, folder)

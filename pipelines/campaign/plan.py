@@ -1,5 +1,6 @@
 """The plan of a campaign: its settings, which are kept on disk for resuming and reporting."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from metalora.config import Config, from_dict, to_dict
+from metalora.config import Config, facts_of, from_dict, setting, spelled_out, to_dict
 from metalora.errors import UserError
 from metalora.places import movable
 from metalora.reading import gate
@@ -18,44 +19,54 @@ from pipelines.campaign.trials import TrialSpec, direction, read_plan
 from pipelines.options import plain
 from pipelines.run.folder import CAMPAIGN
 
-BUDGET = ("trials", "hours", "total_epochs", "concurrent_trials", "share_images")  # what a resumed campaign may change
-
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class CampaignConfig:
     """How a campaign searches its space."""
 
-    space: str = Field(default="paper", description="a space of tune_spaces/, or the path of a file like those")
-    searcher: Literal["grid", "random", "optuna"] = Field(
+    space: str = setting(
+        free=True, default="paper", description="a space of tune_spaces/, or the path of a file like those"
+    )
+    searcher: Literal["grid", "random", "optuna"] = setting(
         default="optuna", description="all combinations (grid), random points, or Optuna's TPE"
     )
-    scheduler: Literal["none", "asha", "median"] = Field(
+    scheduler: Literal["none", "asha", "median"] = setting(
         default="none", description="early stopping of trials: by asha, or if worse than the median of the others"
     )
-    objectives: tuple[str, ...] = Field(
+    objectives: tuple[str, ...] = setting(
         default=(),
         description="metrics to optimize, the most important first: val/knn10, val/accuracy, val/loss, parameters, "
         "step_seconds, ... (default: val/knn at the largest K)",
     )
-    repeats: int = Field(
+    repeats: int = setting(
         default=1, ge=1, description="trials per point, with random seeds from --random-seed on; their mean counts"
     )
-    trials: int | None = Field(default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)")
-    hours: float | None = Field(
-        default=None, gt=0, description="hours until all trials are stopped; a resumed campaign gets as many again"
+    trials: int | None = setting(
+        free=True, default=None, ge=1, description="points to try (default: all of a grid, 16 otherwise)"
     )
-    total_epochs: int | None = Field(
-        default=None, ge=1, description="start no new trial once all trials together have trained this many epochs"
+    hours: float | None = setting(
+        free=True,
+        default=None,
+        gt=0,
+        description="hours until all trials are stopped; a resumed campaign gets as many again",
     )
-    grid_points: int = Field(default=4, ge=2, description="values per continuous range in a grid")
-    grace_epochs: int = Field(default=1, ge=1, description="epochs before a trial may be stopped early")
-    reduction_factor: float = Field(default=3, gt=1, description="asha keeps one trial in this many at each rung")
-    search_seed: int = Field(default=0, ge=0, description="random seed of the searcher")
-    concurrent_trials: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="most trials at a time (default: as many as CPUs and GPUs allow)"
+    total_epochs: int | None = setting(
+        free=True,
+        default=None,
+        ge=1,
+        description="start no new trial once all trials together have trained this many epochs",
     )
-    share_images: bool = Field(
-        default=True, description="decode all images once for all trials, into Ray's object store, if they fit there"
+    grid_points: int = setting(default=4, ge=2, description="values per continuous range in a grid")
+    grace_epochs: int = setting(default=1, ge=1, description="epochs before a trial may be stopped early")
+    reduction_factor: float = setting(default=3, gt=1, description="asha keeps one trial in this many at each rung")
+    search_seed: int = setting(default=0, ge=0, description="random seed of the searcher")
+    concurrent_trials: Annotated[int, Field(ge=1)] | None = setting(
+        free=True, default=None, description="most trials at a time (default: as many as CPUs and GPUs allow)"
+    )
+    share_images: bool = setting(
+        free=True,
+        default=True,
+        description="decode all images once for all trials, into Ray's object store, if they fit there",
     )
 
 
@@ -108,12 +119,13 @@ class Plan:
 
 def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change when a campaign is resumed, flat."""
-    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in (*BUDGET, "space")}
+    free = {field.name for field in dataclasses.fields(CampaignConfig) if facts_of(field).free}
+    flat = {f"campaign.{name}": value for name, value in plan["campaign"].items() if name not in free}
     flat |= {f"space[{i}].{name}": value for i, one in enumerate(plan["space"]) for name, value in one.items()}
     defaults = to_dict(Config())
     for section in ("backbone", "adapter", "mapping", "data", "train", "evaluate"):
         # what older code did not know had its default
-        settings = {**defaults[section], **plan["config"].get(section, {})}
+        settings = spelled_out({section: {**defaults[section], **plan["config"].get(section, {})}})[section]
         flat |= {f"{section}.{name}": movable(value) for name, value in settings.items()}
     del flat["data.data"]  # the fingerprint tells
     return flat

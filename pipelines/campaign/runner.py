@@ -15,7 +15,7 @@ from metalora.adapters.formats import FORMATS
 from metalora.errors import UserError
 from metalora.registry import Choice
 from metalora.train.feed import code_bytes
-from pipelines.backend.cluster import gpus_per_worker
+from pipelines.backend.cluster import gpus_per_worker, room_for_images
 from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.prepare import Prepared
 from pipelines.campaign.display import CampaignDisplay
@@ -29,7 +29,6 @@ from pipelines.run.folder import METRICS, TRIALS
 from pipelines.run.log import read_metrics
 
 DEFAULT_TRIALS = 16
-STORE_SHARE = 0.4  # of one node's object store, for images
 STORAGE = "ray"
 ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint may come before the first validation
@@ -138,7 +137,7 @@ class CampaignRunner:
         began = time.monotonic()
         task = share.options(num_cpus=settings.cpus_per_worker, num_gpus=self.gpus)
         kinds = self._extractor_kinds()
-        shared = task.remote(self.plan, networks, mailbox, keep, kinds)
+        shared = task.remote(self.plan, networks, mailbox, keep, kinds, self.prepared.decoded if keep else None)
         ray.wait([shared], fetch_local=False)
         try:
             ray.get(shared)
@@ -161,8 +160,7 @@ class CampaignRunner:
     def _keep_images(self) -> tuple[bool, int]:
         """Tell whether the images fit into Ray's object store, and their bytes."""
         size = code_bytes(len(self.prepared.table), self.prepared.backbone.inputs)
-        nodes = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-        return self.plan.campaign.share_images and size <= STORE_SHARE * min(nodes), size
+        return self.plan.campaign.share_images and size <= room_for_images(), size
 
     def _extractor_kinds(self) -> list[str]:
         """Return every ``extractor_features`` that a trial may ask for."""

@@ -24,6 +24,7 @@ from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
 from metalora.train.checkpoint import whole
+from metalora.train.kept import Decoded
 from metalora.train.reporter import Progress
 from metalora.train.shared import compute_shared
 from pipelines.backend.device import this_device
@@ -142,7 +143,9 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds: list[str]) -> Any:
+def share(
+    plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds: list[str], decoded: Decoded | None
+) -> Any:
     """Compute what all trials share, on the resources of one trial.
 
     Args:
@@ -151,6 +154,7 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
         mailbox: Gets the progress.
         keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
+        decoded: The samples of the table, if they were decoded before.
     """
     keep_compiled()
     backbone, extractor = networks
@@ -163,7 +167,9 @@ def share(plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds:
         models[kind] = build_model(settings, backbone, extractor, ()).to(device)
     reporter = MailReporter(mailbox, "shared")
     workers = _loader_workers(plan.config)
-    return compute_shared(plan.config, models, table, backbone.inputs, Group(device), reporter, workers, keep_images)
+    return compute_shared(
+        plan.config, models, table, backbone.inputs, Group(device), reporter, workers, keep_images, decoded
+    )
 
 
 def _alone(settings: Config, materials: Materials, reporter: MailReporter, resume: Path | None) -> None:

@@ -14,7 +14,7 @@ DOCUMENTED = [
     ("metalora", "load"),
     ("metalora", "MetaLoRAModel"),
     ("metalora", "Backbone"),
-    ("metalora.models.backbones.build", "build_backbone"),
+    ("metalora", "build_backbone"),
     ("metalora.config", "Config"),
     ("metalora.config", "from_dict"),
     ("metalora.adapters.factors", "Factors"),

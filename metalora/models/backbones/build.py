@@ -22,9 +22,6 @@ def build_backbone(
 ) -> Backbone:
     """Build a backbone by name, in eval mode.
 
-    >>> build_backbone("resnet20", "none").num_features
-    64
-
     The classifier tensors of a file are ignored, since the network has no classifier. All other tensors must have
     the network's names and shapes. One exception: if *no* name is the network's, but the tensors have, in order,
     exactly the network's shapes, the file is loaded by order, and a warning is logged.

@@ -47,6 +47,11 @@ class Objective(ABC):
 
     name: str
 
+    @property
+    def one_task(self) -> bool:
+        """Whether each step that `sampler` draws is of one task alone."""
+        return False
+
     @abstractmethod
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of each image, (B,).

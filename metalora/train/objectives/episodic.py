@@ -27,6 +27,11 @@ class Episodic(Classification):
     )
     temperature: float = Field(default=0.1, gt=0, description="softmax temperature t of the vote")
 
+    @property
+    def one_task(self) -> bool:
+        """Whether each episode is drawn from one task. See `Objective.one_task`."""
+        return self.tasks == "one"
+
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Compute the sum of both losses for each image, (B,). See `Objective.losses`."""
         size = self.classes * self.images
@@ -41,7 +46,7 @@ class Episodic(Classification):
             draw.batch_size,
             classes=self.classes,
             images=self.images,
-            one_task=self.tasks == "one",
+            one_task=self.one_task,
             seed=draw.seed,
             accumulate=draw.accumulate,
             rank=draw.rank,

@@ -141,5 +141,5 @@ def test_a_cache_that_cannot_be_written_is_named(path, copy, monkeypatch):
 
     shutil.rmtree(copy)
     monkeypatch.setattr("metalora.data.sources.parquet._write_copy", full)
-    with pytest.raises(UserError, match=r"images-\w+ cannot be written \(No space left on device; METALORA_CACHE says"):
+    with pytest.raises(UserError, match=r"images-\w+ cannot be written \(No space left on device; set METALORA_CACHE"):
         load_parquet(path)
