@@ -16,7 +16,7 @@ from metalora.adapters.patterns import select
 from metalora.adapters.probe import Uses, attempt, noise, probe
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import shape_of
-from metalora.config import AdapterConfig, MappingConfig, from_dict
+from metalora.config import AdapterConfig, MappingConfig, from_dict, old_names
 from metalora.errors import UserError
 from metalora.models.extractor import Extractor, early_layers
 from metalora.models.mapping import MappingNet, mapping_size, seed_layout
@@ -71,6 +71,8 @@ def adapt(
     """
     sections: dict[str, dict[str, Any]] = {"adapter": {"format": format, "rank": rank, "alpha": alpha}, "mapping": {}}
     for name, value in settings.items():
+        if name in old_names():
+            raise UserError(f"setting {name!r} is now an option of a method: format={{'name': NAME, {name!r}: VALUE}}")
         if name in PATTERNS and isinstance(value, str):
             value = (value,)
         if name in EMPTY and value is None:

@@ -257,6 +257,7 @@ def test_layers_inside_modules_to_save_are_not_adapted(fresh: MakeModel) -> None
         ({"format": {"name": "multi_lora", "branch": 2}}, "'multi_lora' has no option 'branch', did you mean 'branc"),
         ({"format": {"branches": 2}}, "adapter.format = .*: wanted a name, or a mapping with 'name' and options"),
         ({"rank": 0}, "adapter.rank = 0: input should be greater than or equal to 1"),
+        ({"branches": 2}, "setting 'branches' is now an option of a method: format="),
         ({"rnak": 2}, r"unknown setting adapter.rnak, did you mean 'rank'"),
         ({"lr": 0.1}, "unknown setting adapter.lr, it belongs in section 'train'"),
         ({"input_size": (4, 16, 16)}, r"Net fails with images of shape \(4, 16, 16\)"),
