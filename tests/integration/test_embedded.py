@@ -6,6 +6,7 @@ All in one module, which one process runs: its cache has the backbones once they
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = [
     "--formats", "lora", "tr", "--exclude-domains", "negative", "red-turned-blue", "green-on-green",
     "--holdout-domains", "red-on-red",
-    "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-seeds", "2",
+    "--epochs", "1", "--tuning-trials", "2", "--lr-low", "0.003", "--lr-high", "0.01", "--fresh-repeats", "2",
     "--tracking-uri", "none", "--parameter-budget", "60000", "--knn", "5", "--shuffled-seeds",
 ]  # fmt: skip
 
@@ -45,9 +46,10 @@ def test_the_embedded_backbone_reads_digits_and_is_kept(cache: Path, name: str, 
     table = load_table(DataConfig())
     rows = table.rows("test")
     rows = rows[table.domain[rows] == table.domains.index("negative")]
-    dataset = SampleDataset(table, rows, backbone.inputs)
+    dataset = SampleDataset(table, rows, partial(backbone.inputs.encode, most=table.max_pixels))
     with torch.no_grad():
-        features = backbone(-torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
+        images = backbone.inputs.prepare(torch.stack([dataset[i][0] for i in range(len(rows))]))
+        features = backbone(-images).numpy()
     accuracy = cross_val_score(KNeighborsClassifier(5), features, table.label[rows], cv=5).mean()
     assert accuracy > least
 
