@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -67,9 +68,10 @@ def test_adapter_loads_and_gives_the_reported_accuracy(run: Path, tree: Path) ->
     features, labels = {}, {}
     for split in ("train", "test"):
         rows = table.rows(split)
-        dataset = SampleDataset(table, rows, backbone.inputs)
+        dataset = SampleDataset(table, rows, partial(backbone.inputs.encode, most=table.max_pixels))
+        images = backbone.inputs.prepare(torch.stack([dataset[i][0] for i in range(len(rows))]))
         with torch.no_grad():
-            features[split] = model(torch.stack([dataset[i][0] for i in range(len(rows))])).numpy()
+            features[split] = model(images).numpy()
         labels[split] = table.label[rows]
     oracle = KNeighborsClassifier(3, metric="cosine", algorithm="brute").fit(features["train"], labels["train"])
     assert oracle.score(features["test"], labels["test"]) == pytest.approx(
