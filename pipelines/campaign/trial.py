@@ -144,7 +144,12 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def share(
-    plan: Plan, networks: Any, mailbox: Mailbox, keep_images: bool, kinds: list[str], decoded: Decoded | None
+    plan: Plan,
+    networks: Any,
+    mailbox: Mailbox,
+    keep_images: bool,
+    kinds: list[str],
+    decoded: Decoded | None = None,
 ) -> Any:
     """Compute what all trials share, on the resources of one trial.
 
