@@ -15,16 +15,15 @@ from metalora.models.backbones import Backbone
 from metalora.models.backbones.small_networks import EMBEDDED
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
-from metalora.train.callbacks import CALLBACKS, Callbacks, Plan
+from metalora.train.callbacks import CALLBACKS, Callbacks
 from metalora.train.checkpoint import seed_everything
 from metalora.train.evaluator import Evaluator
-from metalora.train.execution import Execution
-from metalora.train.feed import Feed
+from metalora.train.feed import build_feed
 from metalora.train.kept import Decoded, Shared
 from metalora.train.learner import AdapterLearner
 from metalora.train.optimizers import OPTIMIZERS
 from metalora.train.reporter import Reporter, SilentReporter
-from metalora.train.trainer import Trainer
+from metalora.train.trainer import Trainer, plan_of
 
 
 def build_backbone(
@@ -154,9 +153,7 @@ def build_evaluator(
         reporter: Told the progress.
         loader_workers: Decoding processes of this rank.
     """
-    execution = Execution(config.train, group.device, config.graph_obstacles)
-    size = config.evaluate.evaluation_batch_size
-    feed = Feed(table, inputs, group, execution, reporter, loader_workers, size)
+    feed = build_feed(config, table, inputs, group, reporter, loader_workers)
     feed.keep(config.data.keep_images * 2**30)
     return Evaluator(config, model, table, feed)
 
@@ -170,6 +167,5 @@ def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: I
     group = Group(torch.device("cpu"), world=workers)
     learner = AdapterLearner(config, model, table, inputs, group, SilentReporter())
     OPTIMIZERS.make(config.train.optimizer)
-    steps = learner.steps_per_epoch
-    plan = Plan(config.train.random_seed, steps * config.train.epochs, steps, group)
+    plan = plan_of(config.train, learner, group)
     Callbacks([CALLBACKS.make(choice) for choice in config.train.callbacks]).attach(learner, plan)

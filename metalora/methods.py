@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from metalora.adapters import formats, initializers
-from metalora.config import SECTIONS, Config, methods_in, to_dict
+from metalora.config import SECTIONS, Config, methods_in, spelled_out, to_dict
 from metalora.errors import UserError
-from metalora.registry import KINDS, Choice, nearest
+from metalora.registry import KINDS, nearest
 from metalora.train import callbacks, objectives, optimizers
 
 REGISTERED = (formats, initializers, objectives, callbacks, optimizers)  # importing them fills `KINDS`
@@ -39,17 +39,9 @@ def check_methods(config: Config) -> None:
     """Check that the methods that settings name exist and take the given options.
 
     Raises:
-        UserError: a method or an option is unknown, or an option does not take its value.
+        UserError: a method or an option is unknown, an option does not take its value, or a list names a method twice.
     """
-    for settings in to_dict(config).values():
-        for name, value in settings.items():
-            if name in KINDS:
-                KINDS[name].spelled_out(value)
-            if name in KINDS and isinstance(value, list):
-                names = [Choice.parse(one).name for one in value]
-                twice = next((one for one in names if names.count(one) > 1), None)
-                if twice is not None:
-                    raise UserError(f"{name}: {twice!r} is named twice")
+    spelled_out(to_dict(config))
 
 
 def described() -> Iterator[Described]:

@@ -158,7 +158,14 @@ class Registry(Generic[T]):
 
     def spelled_out(self, value: Any) -> Any:
         """Return a setting of this kind, one choice or a list of choices, with all options. See `full`."""
-        return [self.full(one) for one in value] if isinstance(value, list | tuple) else self.full(value)
+        if not isinstance(value, list | tuple):
+            return self.full(value)
+        full = [self.full(one) for one in value]
+        names = [one["name"] for one in full]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{self.kind} {twice!r} is named twice")
+        return full
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -16,9 +15,9 @@ from metalora.config import (
     check_file,
     current_sections,
     from_dict,
-    nearest_setting,
     now_options,
     put,
+    settings_by_word,
 )
 from metalora.errors import UserError
 from metalora.methods import check_methods
@@ -80,16 +79,13 @@ def _add_method_options(group: Any, setting: str, several: bool) -> None:
                 (method, field)
             )
     for path, owners in found.items():
-        method, field = owners[0]
-        default = getattr(field.default, "default", field.default)
+        field = owners[0][1]
         help = getattr(field.default, "description", None) or ""
-        of = ", ".join(owner for owner, _ in owners)
+        of = ", ".join(f"{owner} (default: {getattr(f.default, 'default', f.default)})" for owner, f in owners)
         form = _form(path.rpartition(".")[2], field.type)
         if form.get("action") is argparse.BooleanOptionalAction:  # its name has no place for no-
             form = {"default": argparse.SUPPRESS, "metavar": "{true,false}"}
-        group.add_argument(
-            f"--{path}", dest=path, help=f"of {of}: {help} (default: {default})".replace("%", "%%"), **form
-        )
+        group.add_argument(f"--{path}", dest=path, help=f"{help}; of {of}".replace("%", "%%"), **form)
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -155,15 +151,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 def nearest_option(met: str, options: Sequence[str]) -> str:
     """Return ``", did you mean '--x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
-    meant = nearest_setting(
-        met.removeprefix("--").replace("-", "_"), [o.removeprefix("--").replace("-", "_") for o in options]
-    )
-    by_word = re.search(r"'(\w+)'", meant)
-    return (
-        f", did you mean {option(by_word[1])!r}?"
-        if by_word and option(by_word[1]) in options
-        else nearest(met, options)
-    )
+    word = met.removeprefix("--").replace("-", "_")
+    meant = option(settings_by_word().get(word, word))
+    return f", did you mean {meant!r}?" if meant in options else nearest(met, options)
 
 
 def make_parser(

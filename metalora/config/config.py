@@ -148,11 +148,15 @@ def searchable_settings() -> set[str]:
     return {f.name for kind in SECTIONS.values() for f in dataclasses.fields(kind) if facts_of(f).searched}
 
 
+def settings_by_word() -> dict[str, str]:
+    """Return the settings by what other libraries call them."""
+    fields = [field for kind in SECTIONS.values() for field in dataclasses.fields(kind)]
+    return {word: field.name for field in fields for word in facts_of(field).words}
+
+
 def nearest_setting(name: str, names: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
-    words = {word: field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)
-             for word in facts_of(field).words}  # fmt: skip
-    meant = words.get(name)
+    meant = settings_by_word().get(name)
     return f", did you mean {meant!r}?" if meant is not None and meant in names else nearest(name, names)
 
 

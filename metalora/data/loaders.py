@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from metalora.data.dataset import Batch, SampleDataset
+from metalora.data.dataset import SampleDataset
 from metalora.data.sampler import BatchSampler
 
 
@@ -79,6 +79,3 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([SampleDataset.__module__])
     return context
-
-
-__all__ = ["Batch", "count_loader_workers", "evaluation_loader", "share_of", "train_loader"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from metalora.data.loaders import Batch
+from metalora.data.dataset import Batch
 from metalora.group import Group
 
 

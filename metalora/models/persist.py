@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from metalora.adapters.files import DESCRIPTION, TENSORS, read_adapter, read_description, write_adapter
+from metalora.config import current_names
 from metalora.errors import UserError
 from metalora.models.adapt import assemble
 from metalora.models.mapping import mapping_size, seed_layout
@@ -125,9 +126,8 @@ def describe(path: Path) -> Description:
 def _described(path: Path, content: dict[str, Any]) -> Description:
     what = f"adapter {path}: {DESCRIPTION}"
     if content.get("file_version") == 1 and isinstance(spec := content.get("spec"), dict):
-        branches = spec.pop("branches", None)
-        if spec.get("format") == "multi_lora":
-            spec["format"] = {"name": "multi_lora", "branches": branches}
+        older = {"format": spec.get("format"), "branches": spec.pop("branches", None)}
+        spec |= current_names("adapter", older)
     description: Description = check_form(content, Description, what)
     return description
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from metalora.data.dataset import SampleDataset
-from metalora.data.loaders import Batch, evaluation_loader, share_of, train_loader
+from metalora.config import Config
+from metalora.data.dataset import Batch, SampleDataset
+from metalora.data.loaders import evaluation_loader, share_of, train_loader
 from metalora.data.sampler import BatchSampler
 from metalora.data.table import IntArray, Table
 from metalora.evaluate.embed import embed
@@ -139,6 +140,34 @@ class Feed:
         share = rows[share_of(len(rows), self.group.rank, self.group.world)]
         for start in range(0, len(share), self.batch_size):
             yield self._kept(share[start : start + self.batch_size])
+
+
+def build_feed(
+    config: Config,
+    table: Table,
+    inputs: Inputs,
+    group: Group,
+    reporter: Reporter,
+    loader_workers: int,
+    shared: Shared | None = None,
+    graphable: bool = True,
+) -> Feed:
+    """Build a feed, and how it is computed, by settings.
+
+    Args:
+        config: All settings.
+        table: As for `Feed`; the others likewise.
+        inputs: What the backbone takes.
+        group: The ranks.
+        reporter: Told the progress.
+        loader_workers: Decoding processes of this rank.
+        shared: What has been computed for this and other trainings.
+        graphable: Whether the callbacks let steps be replayed as CUDA graphs.
+    """
+    obstacles = [*config.graph_obstacles, *([] if graphable else ["one of the callbacks"])]
+    execution = Execution(config.train, group.device, obstacles)
+    size = config.evaluate.evaluation_batch_size
+    return Feed(table, inputs, group, execution, reporter, loader_workers, size, shared)
 
 
 def code_bytes(count: int, inputs: Inputs) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.initializers import INITIALIZERS, Initializer, fill_layers
 from metalora.config import Config
-from metalora.data.loaders import Batch
+from metalora.data.dataset import Batch
 from metalora.data.table import Table
 from metalora.errors import UserError
 from metalora.group import Group
@@ -21,8 +21,7 @@ from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel, Trainable
 from metalora.train.calibrate import weight_gradients
 from metalora.train.evaluator import Evaluator, has_results
-from metalora.train.execution import Execution
-from metalora.train.feed import Feed
+from metalora.train.feed import build_feed
 from metalora.train.kept import Shared
 from metalora.train.objectives import OBJECTIVES, Draw
 from metalora.train.reporter import Reporter, Write
@@ -156,10 +155,8 @@ class AdapterLearner:
         self.table = table
         self.group = group
         self.objective = OBJECTIVES.make(config.train.objective)
-        obstacles = [*config.graph_obstacles, *([] if graphable else ["one of the callbacks"])]
-        self.execution = Execution(config.train, group.device, obstacles)
-        size = config.evaluate.evaluation_batch_size
-        self.feed = Feed(table, inputs, group, self.execution, reporter, loader_workers, size, shared)
+        self.feed = build_feed(config, table, inputs, group, reporter, loader_workers, shared, graphable)
+        self.execution = self.feed.execution
         self.evaluator = Evaluator(config, model, table, self.feed, shared)
         rows = table.rows("train")
         draw = Draw(

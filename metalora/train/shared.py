@@ -12,8 +12,7 @@ from metalora.data.table import Table
 from metalora.group import Group
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
-from metalora.train.execution import Execution
-from metalora.train.feed import Feed
+from metalora.train.feed import build_feed
 from metalora.train.kept import Decoded, Shared
 from metalora.train.reporter import Reporter
 
@@ -44,9 +43,7 @@ def compute_shared(
         decoded: The samples of the table, if they were decoded before; those of another table are not used.
     """
     first = next(iter(models.values()))
-    execution = Execution(config.train, group.device, config.graph_obstacles)
-    size = config.evaluate.evaluation_batch_size
-    feed = Feed(table, inputs, group, execution, reporter, loader_workers, size)
+    feed = build_feed(config, table, inputs, group, reporter, loader_workers)
     seeded = {name: model.extractor for name, model in models.items() if model.extractor is not None}
     if decoded is not None and decoded.fingerprint == table.fingerprint:
         feed.use(decoded.codes)
@@ -54,7 +51,7 @@ def compute_shared(
         feed.keep()
 
     def look(images: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        with execution.autocast(), first.disable_adapter():
+        with feed.execution.autocast(), first.disable_adapter():
             original: Any = first.network(images)
         return original, *(extractor(images) for extractor in seeded.values())
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metalora.config import Config
+from metalora.config import Config, TrainConfig
 from metalora.errors import UserError
 from metalora.files import seal
 from metalora.group import Group, synchronised
@@ -71,16 +71,12 @@ class Trainer:
         self.steps_per_epoch = learner.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.settings.epochs
         self.callbacks = Callbacks(callbacks)
-        self.callbacks.attach(learner, self.plan())
+        self.callbacks.attach(learner, plan_of(self.settings, learner, group))
         self.parameters = [one.parameter for one in learner.trainable()]
         self.method = OPTIMIZERS.make(self.settings.optimizer)
         self.optimizer = self.method.build(learner.trainable(), self.settings.lr, learner.scales())
         self.schedule = warmup_cosine(self.optimizer, self.settings.warmup_steps, self.total_steps)
         self.module = group.wrap(learner.module())
-
-    def plan(self) -> Plan:
-        """Return the facts of the training for its callbacks."""
-        return Plan(self.settings.random_seed, self.total_steps, self.steps_per_epoch, self.group)
 
     def fit(self, resume: Path | None = None) -> None:
         """Train to the end, test, and write the results into the last checkpoint.
@@ -234,6 +230,12 @@ class Trainer:
                 restore_generators(state["generators"][self.group.rank], self.group.device)
             else:  # another number of workers: no state to go on with, so a seed that no step before has used
                 seed_everything(hash((self.settings.random_seed, self.step, self.group.rank)) % 2**63)
+
+
+def plan_of(settings: TrainConfig, learner: Learner, group: Group) -> Plan:
+    """Return what a training of a learner will be."""
+    steps = learner.steps_per_epoch
+    return Plan(settings.random_seed, steps * settings.epochs, steps, group)
 
 
 class Clock:

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 
 from metalora.build import build_model, build_networks
 from metalora.config import Config
-from metalora.data.loaders import Batch
+from metalora.data.dataset import Batch
 from metalora.data.table import Table
 from metalora.errors import UserError
 from metalora.group import Group

@@ -33,6 +33,10 @@ class Draw:
     rank: int = 0
     world: int = 1
 
+    def share(self) -> dict[str, int]:
+        """Return what every sampler takes: the random seed, and this rank's share of the batches."""
+        return {"seed": self.seed, "accumulate": self.accumulate, "rank": self.rank, "world": self.world}
+
 
 class Objective(ABC):
     """The loss of each sample, and the batches that it needs; a frozen dataclass of its options.
@@ -73,15 +77,7 @@ class Objective(ABC):
         Raises:
             UserError: these images do not allow the objective's batches.
         """
-        return BatchSampler(
-            domain,
-            draw.batch_size,
-            seed=draw.seed,
-            sampling=draw.sampling,
-            accumulate=draw.accumulate,
-            rank=draw.rank,
-            world=draw.world,
-        )
+        return BatchSampler(domain, draw.batch_size, sampling=draw.sampling, **draw.share())
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "objective")

@@ -47,10 +47,7 @@ class Episodic(Classification):
             classes=self.classes,
             images=self.images,
             one_task=self.one_task,
-            seed=draw.seed,
-            accumulate=draw.accumulate,
-            rank=draw.rank,
-            world=draw.world,
+            **draw.share(),
         )
 
 

@@ -227,7 +227,7 @@ def test_older_settings_become_options_of_their_methods(resolved):
         (["--learning-rate", "1"], None, "unknown option '--learning-rate', did you mean '--lr'?"),
         (["--num-workers", "1"], None, "unknown option '--num-workers', did you mean '--loader-workers'?"),
         (["--callbacks", "in_trun"], None, "unknown callback 'in_trun', did you mean 'in_turn'?"),
-        (["--callbacks", "in_turn", "in_turn"], None, "callbacks: 'in_turn' is named twice"),
+        (["--callbacks", "in_turn", "in_turn"], None, "callback 'in_turn' is named twice"),
         ([], "adapter: {format: {branches: 2}}", "adapter.format = {'branches': 2}: wanted a name, or a mapping"),
         ([], "train: {callbacks: in_turn}", "train.callbacks = 'in_turn': "),
         (
