@@ -17,6 +17,7 @@ class Listener:
     """A reporter that keeps what it hears, and the last checkpoint in a folder."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.heard: dict[str, float] = {}
 
@@ -31,6 +32,11 @@ class Listener:
         folder = self.folder / f"checkpoint_{step:08d}"
         folder.mkdir(exist_ok=True)
         write(folder)
+
+
+@pytest.fixture
+def listener() -> type[Listener]:
+    return Listener
 
 
 @pytest.fixture

@@ -39,42 +39,13 @@ def thrown_away() -> Iterator[None]:
         registry._entries = entries
 
 
-class Kept:
-    """A reporter that keeps metrics and checkpoints."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.heard: dict[str, float] = {}
-
-    def progress(self, progress: Any) -> None:
-        pass
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        self.heard |= values
-
-    def checkpoint(self, step: int, write: Any) -> None:
-        folder = self.folder / f"checkpoint_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder)
-
-
 @pytest.fixture
-def make(tree: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """Make a short training on the small tree; keywords are settings by section, ``folder`` the reporter's."""
+def make(make_trainer: Callable[..., Trainer], tmp_path: Path) -> Callable[..., Trainer]:
+    """Make a short training of LoRA; keywords are settings by section, ``folder`` the listener's."""
 
     def make_one(folder: str = "run", **sections: dict[str, Any]) -> Trainer:
-        small: dict[str, dict[str, Any]] = {
-            "adapter": {"format": "lora", "rank": 2},
-            "data": {"data": str(tree), "batch_size": 12},
-            "train": {"epochs": 2, "lr": 3e-3, "warmup_steps": 2},
-            "evaluate": {"knn": (1, 3), "evaluation_batch_size": 16},
-            "cluster": {"workers": 0},
-        }
-        config = from_dict({name: small.get(name, {}) | sections.get(name, {}) for name in {*small, *sections}})
-        table = load_table(config.data)
-        backbone = build_backbone("resnet20", "none", 28)
-        model = build_model(config, backbone, None, table.labels)
-        return build_trainer(config, model, table, backbone.inputs, CPU, Kept(tmp_path / folder))
+        adapter = {"format": "lora"} | sections.pop("adapter", {})
+        return make_trainer(tmp_path / folder, adapter=adapter, **sections)
 
     return make_one
 
@@ -304,10 +275,10 @@ class Line:
         self.net.load_state_dict(state["line"])
 
 
-def test_a_learner_that_is_no_metalora_model(tmp_path):
+def test_a_learner_that_is_no_metalora_model(listener, tmp_path):
     settings = {"train": {"epochs": 6, "lr": 0.05, "warmup_steps": 0}, "data": {"batch_size": 8}}
     config = from_dict(settings)
-    whole = Trainer(config, Line(), CPU, Kept(tmp_path / "whole"))
+    whole = Trainer(config, Line(), CPU, listener(tmp_path / "whole"))
     whole.fit()
     # The oracle: the loop as anybody would write it with torch alone.
     line = Line()
@@ -325,7 +296,7 @@ def test_a_learner_that_is_no_metalora_model(tmp_path):
     torch.testing.assert_close(whole.learner.net.weight, line.net.weight)
     torch.testing.assert_close(whole.learner.net.bias, line.net.bias)
     assert whole.reporter.heard["test/loss"] < 0.5
-    resumed = Trainer(config, Line(), CPU, Kept(tmp_path / "resumed"))
+    resumed = Trainer(config, Line(), CPU, listener(tmp_path / "resumed"))
     resumed.fit(tmp_path / "whole/checkpoint_00000015")
     assert torch.equal(resumed.learner.net.weight, whole.learner.net.weight)
     assert (tmp_path / "whole/checkpoint_00000030/done").is_file()
@@ -377,7 +348,7 @@ class Texts:
 
 @pytest.mark.parametrize("format", ["lora", "cp"])
 @pytest.mark.parametrize("keep_images", [0.0, 1.0])
-def test_inputs_that_are_token_ids(format, keep_images, tmp_path, tree):
+def test_inputs_that_are_token_ids(format, keep_images, listener, tmp_path, tree):
     generator = np.random.default_rng(0)
     letters = np.repeat(generator.integers(97, 123, (96, 1), dtype=np.uint8), 6, axis=1)
     label = (letters[:, 0] >= 110).astype(np.int64)
@@ -398,7 +369,7 @@ def test_inputs_that_are_token_ids(format, keep_images, tmp_path, tree):
     torch.manual_seed(0)
     reader = Reader()
     model = build_model(config, reader, None, table.labels)
-    trainer = build_trainer(config, model, table, reader.inputs, CPU, Kept(tmp_path))
+    trainer = build_trainer(config, model, table, reader.inputs, CPU, listener(tmp_path))
     trainer.fit()
     assert trainer.reporter.heard["train/loss"] < 0.1
     assert trainer.reporter.heard["val/accuracy"] > 0.7
@@ -408,7 +379,7 @@ def test_inputs_that_are_token_ids(format, keep_images, tmp_path, tree):
 
 
 def test_the_readmes_method_is_one(net):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     block = readme.partition("## Adding a method")[2].partition("```python")[2].partition("```")[0]
     exec(block, {})
     model = metalora.adapt(net, {"name": "multi_cp", "branches": 3}, 2, target_modules=["0", "4"], input_size=(3, 9, 9))
