@@ -48,7 +48,8 @@ class Initializer(ABC):
         """Set the values of a layer's factors, in place and without gradients.
 
         Args:
-            layer: The layer; its factors have the values of `lora`.
+            layer: The layer; its factors have the values of `lora`. Their weights: ``down, up = layer.factors.pair()``;
+                set them by ``down.copy_(...)``.
             facts: The measurements of this layer.
             draw: The generator of random numbers, on the CPU; equal on all ranks, and this layer's own.
         """

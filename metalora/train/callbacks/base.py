@@ -63,6 +63,9 @@ class Callback:
     ...         for one in self.learner.trainable():
     ...             one.parameter.grad.mul_(0.5)
 
+    With ``@CALLBACKS.register("halve")`` above it, settings name it: ``callbacks: [halve]`` in YAML, or, with an option
+    ``factor``, ``callbacks: [{name: halve, factor: 0.1}]``; ``--callbacks halve --callbacks.halve.factor 0.1``.
+
     Attributes:
         name: The name that the callback is registered by.
         graphable: Whether steps with this callback can be replayed as CUDA graphs.
