@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 from metalora.adapters import formats, initializers
@@ -35,13 +35,27 @@ class Described:
     several: bool
 
 
-def check_methods(config: Config) -> None:
+def check_methods(config: Config) -> Config:
     """Check that the methods that settings name exist and take the given options.
+
+    Returns:
+        The config with options as their own types: 3, where text was given.
 
     Raises:
         UserError: a method or an option is unknown, an option does not take its value, or a list names a method twice.
     """
     spelled_out(to_dict(config))
+    sections = {}
+    for section in SECTIONS:
+        settings = getattr(config, section)
+        changes: dict[str, Any] = {}
+        for name, default in methods_in(section).items():
+            value = getattr(settings, name)
+            several = isinstance(default, tuple)
+            checked = [KINDS[name].checked(choice) for choice in (value if several else [value])]
+            changes[name] = tuple(checked) if several else checked[0]
+        sections[section] = replace(settings, **changes)
+    return replace(config, **sections)
 
 
 def described() -> Iterator[Described]:
@@ -80,7 +94,7 @@ def find(name: str) -> list[Described]:
         UserError: no method and no setting has the name.
     """
     every = list(described())
-    found = [one for one in every if name in (one.name, one.setting)]
+    found = [one for one in every if name == one.name or name.removesuffix("s") == one.setting.removesuffix("s")]
     if not found:
         names = [*dict.fromkeys([one.setting for one in every] + [one.name for one in every])]
         raise UserError(f"unknown method {name!r}{nearest(name, names)} (kinds and methods: {', '.join(names)})")

@@ -61,7 +61,7 @@ class Choice:
         if isinstance(value, str):
             return cls(value)
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f"wanted a name, or a mapping with 'name' and options, got {short(value)}")
+            raise ValueError(f"wanted a name, or {{name: NAME, OPTION: VALUE}}, got {short(value)}")
         return cls(value["name"], {name: option for name, option in value.items() if name != "name"})
 
     def plain(self) -> str | dict[str, Any]:
@@ -73,8 +73,13 @@ class Choice:
         return f"{self.name}({options})" if options else self.name
 
 
-Method = Annotated[Choice, BeforeValidator(Choice.parse), PlainSerializer(Choice.plain)]
+def listed(value: Any) -> Any:
+    """Return a list of methods; one method by itself is a list of one."""
+    return [value] if isinstance(value, str | Mapping | Choice) else value
 
+
+Method = Annotated[Choice, BeforeValidator(Choice.parse), PlainSerializer(Choice.plain)]
+Methods = Annotated[tuple[Method, ...], BeforeValidator(listed)]
 
 KINDS: dict[str, "Registry[Any]"] = {}  # by the setting that names a method of the kind
 
@@ -100,11 +105,15 @@ class Registry(Generic[T]):
 
         Raises:
             ValueError: ``name`` is taken.
+            TypeError: the class leaves out what its base class requires.
         """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already")
 
         def add(entry: type[E]) -> type[E]:
+            missing = sorted(getattr(entry, "__abstractmethods__", ()))
+            if missing:
+                raise TypeError(f"{self.kind} {name!r} does not define {', '.join(missing)}")
             method: Any = dataclass(frozen=self.frozen, config=STRICT)(entry)
             method.name = name
             self._entries[name] = method
@@ -156,6 +165,11 @@ class Registry(Generic[T]):
         options: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
         return {"name": method.name, **options}
 
+    def checked(self, choice: Choice) -> Choice:
+        """Return a choice with its options as their own types: 3, where text was given. See `make` for errors."""
+        full = self.full(choice)
+        return Choice(choice.name, {name: full[name] for name in choice.options})
+
     def spelled_out(self, value: Any) -> Any:
         """Return a setting of this kind, one choice or a list of choices, with all options. See `full`."""
         if not isinstance(value, list | tuple):
@@ -174,4 +188,4 @@ class Registry(Generic[T]):
         return name in self._entries
 
 
-__all__ = ["KINDS", "STRICT", "Choice", "Field", "Method", "Registry", "nearest"]
+__all__ = ["KINDS", "STRICT", "Choice", "Field", "Method", "Methods", "Registry", "listed", "nearest"]

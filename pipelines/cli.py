@@ -2,8 +2,11 @@
 
 import errno
 import importlib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from metalora.errors import LONGEST, UserError, one_line
 from metalora.reading import short
@@ -38,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a function; a `UserError` becomes one line and exit status 2, an interrupt exit status 130."""
+    """Run a function; a `UserError` becomes one line and exit status 2, an interrupt 130, a SIGTERM 143."""
     try:
-        with usable_surroundings():
+        with _terminable(), usable_surroundings():
             command()
     except UserError as error:
         print(f"metalora: error: {redact(one_line(error, LONGEST))}", file=sys.stderr)
@@ -50,9 +53,31 @@ def run(command: Callable[[], None]) -> None:
             raise
         print(f"metalora: error: {short(str(error.filename))}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("metalora: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _end("interrupted", error)
         raise SystemExit(130) from None
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        _end("terminated", error)
+        raise SystemExit(128 + signal.SIGTERM) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ray's handler does: by `SystemExit`, so that it can finish its run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _end(what: str, error: BaseException) -> None:
+    print(f"metalora: {what}", *getattr(error, "__notes__", ())[-1:], sep="\n", file=sys.stderr)
 
 
 def dispatch(arguments: Sequence[str], commands: Mapping[str, str], usage: str, kind: str, package: str) -> None:

@@ -2,9 +2,8 @@
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,39 +14,38 @@ from metalora.config import (
     check_file,
     current_sections,
     from_dict,
-    now_options,
     put,
-    settings_by_word,
 )
 from metalora.errors import UserError
 from metalora.methods import check_methods
 from metalora.places import expanded
-from metalora.reading import config_name, describe_error, gate, read_yaml, short
-from metalora.registry import KINDS, nearest
+from metalora.reading import config_name, describe_error, gate, read_yaml
+from metalora.registry import KINDS, Choice, nearest
+from pipelines.command_line import option
 
 SHORT_FORMS = {"random_seed": ("--seed",)}
 
 
-def option(name: str) -> str:
-    """Return the command-line option of a setting: ``--batch-size`` for ``batch_size``."""
-    return f"--{name.replace('_', '-')}"
+def add_settings(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
+    """Add an option for every setting of `Config`: ``--batch-size`` for ``data.batch_size``.
 
-
-class _Parser(argparse.ArgumentParser):
-    gone: Mapping[str, str]
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting of `Config`: ``--batch-size`` for ``data.batch_size``."""
+    Args:
+        parser: Parser of the command.
+        names: The sections and settings that the command reads; None: all.
+    """
     for section, kind in SECTIONS.items():
-        add_section(parser, section, kind)
+        add_section(parser, section, kind, None if names is None or section in names else names)
 
 
-def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
-    """Add an option for every setting of one dataclass; old names of options are accepted, but not shown."""
+def add_section(parser: argparse.ArgumentParser, title: str, kind: Any, only: Collection[str] | None = None) -> None:
+    """Add an option for every setting of one dataclass; old names of options are accepted, but not shown.
+
+    Args:
+        parser: Parser of the command.
+        title: Name of the section.
+        kind: The dataclass.
+        only: The settings that get an option; None: all.
+    """
     group = parser.add_argument_group(f"{title} settings")
     defaults = plain(kind())
     former: dict[str, list[str]] = {}
@@ -55,6 +53,8 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
         former.setdefault(name, []).extend([old] * (option(old) not in SHORT_FORMS.get(name, ())))
     for field in dataclasses.fields(kind):
         name = field.name
+        if only is not None and name not in only:
+            continue
         default = defaults[name]
         shown = ", ".join(map(str, default)) if isinstance(default, list) else default
         help = getattr(field.default, "description", None) or ""
@@ -65,7 +65,7 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any) -> None:
             help += f"; {', '.join(KINDS[name])} (metalora methods {name} says more)"
         group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **_form(name, field.type))
         if name in KINDS:
-            _add_method_options(group, name, several=get_origin(field.type) is tuple)
+            _add_method_options(group, name, several=isinstance(default, list))
         for old in former.get(name, ()):
             group.add_argument(option(old), dest=name, help=argparse.SUPPRESS, **_form(name, field.type))
 
@@ -85,7 +85,7 @@ def _add_method_options(group: Any, setting: str, several: bool) -> None:
         form = _form(path.rpartition(".")[2], field.type)
         if form.get("action") is argparse.BooleanOptionalAction:  # its name has no place for no-
             form = {"default": argparse.SUPPRESS, "metavar": "{true,false}"}
-        group.add_argument(f"--{path}", dest=path, help=f"{help}; of {of}".replace("%", "%%"), **form)
+        group.add_argument(option(path), dest=path, help=f"{help}; of {of}".replace("%", "%%"), **form)
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -112,10 +112,11 @@ def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
 
 def _form(name: str, kind: Any) -> dict[str, Any]:
     """Say how argparse reads a setting; the values themselves are checked by `Config`."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     origin = get_origin(kind)
     if kind in (bool, bool | None):
         return {"action": argparse.BooleanOptionalAction, "default": argparse.SUPPRESS}
-    base: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": name.rpartition("_")[2].upper()}
+    base: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": _word(name, kind)}
     if origin is Literal:
         return {**base, "metavar": f"{{{','.join(get_args(kind))}}}"}
     if origin is tuple:
@@ -125,75 +126,11 @@ def _form(name: str, kind: Any) -> dict[str, Any]:
     return base
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line.
-
-    Raises:
-        UserError: an option is unknown (the message gives the nearest one), belongs to older versions, or lacks its
-            value.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    gone: Mapping[str, str] = {**now_options(), **getattr(parser, "gone", {})}
-    for name in (argument.partition("=")[0] for argument in arguments):
-        if name in gone:
-            raise UserError(f"option {name} is now written {gone[name]}")
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        options = [
-            name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings
-        ]
-        met = unknown[0].partition("=")[0]
-        if not met.startswith("-"):
-            raise UserError(f"unexpected argument {short(met)} ({parser.prog} --help lists all)")
-        raise UserError(f"unknown option {met!r}{nearest_option(met, options)} ({parser.prog} --help lists all)")
-    return known
-
-
-def nearest_option(met: str, options: Sequence[str]) -> str:
-    """Return ``", did you mean '--x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
-    word = met.removeprefix("--").replace("-", "_")
-    meant = option(settings_by_word().get(word, word))
-    return f", did you mean {meant!r}?" if meant in options else nearest(met, options)
-
-
-def make_parser(
-    prog: str,
-    description: str,
-    usage: str | None = "[--config FILE] [--SETTING VALUE ...]",
-    gone: Mapping[str, str] | None = None,
-) -> argparse.ArgumentParser:
-    """Make a parser whose errors are `UserError`s.
-
-    Args:
-        prog: Name of the command.
-        description: What the command does.
-        usage: Text after the command in its usage line; None: argparse lists all options.
-        gone: Today's spelling of options of older versions, by the old spelling.
-    """
-    parser = _Parser(prog=prog, usage=usage and f"{prog} {usage}", description=description, allow_abbrev=False)
-    parser.gone = gone or {}
-    return parser
-
-
-def add_run(parser: argparse.ArgumentParser, kind: str, more: str = "") -> None:
-    """Add the argument RUN, which names an earlier run.
-
-    Args:
-        parser: Parser of the command.
-        kind: Kind of run: run or campaign.
-        more: Help text on what else is accepted.
-    """
-    parser.add_argument("run", metavar="RUN", help=f"{kind}: its name in --output, or its folder{more}")
-
-
-def add_resume(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Add the option ``--resume RUN``; see `add_run`."""
-    parser.add_argument("--resume", metavar="RUN", help=f"continue {kind}: its name in --output, or its folder")
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--output`` to a command that has no settings."""
-    parser.add_argument("--output", metavar="DIR", default="runs", help="folder of the runs (default: runs)")
+def _word(name: str, kind: Any) -> str:
+    """Return the word for the value of a setting in the help text."""
+    parts = {part for part in (kind, *get_args(kind)) for part in (part, *get_args(part))}
+    numbers = {int: "N", float: "X", Choice: "NAME"}
+    return next((word for part, word in numbers.items() if part in parts), name.rpartition("_")[2].upper())
 
 
 def resolve(
@@ -219,9 +156,7 @@ def resolve(
         if isinstance(values.get(section, {}), dict):
             for name, value in given(kind, options).items():
                 put(section, values.setdefault(section, {}), name, value)
-    config = from_dict(values)
-    check_methods(config)
-    return config
+    return check_methods(from_dict(values))
 
 
 def resolve_section(options: argparse.Namespace, section: str) -> Any:
@@ -245,7 +180,7 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     what = config_name(options.config)
     with gate(what):
-        content = current_sections(read_yaml(expanded(options.config)))
+        content = current_sections(read_yaml(expanded(options.config)), asked=True)
     settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that
     check_file(settings, what)
     return content

@@ -21,7 +21,7 @@ from metalora.config.sections import PLACES, AdapterConfig, BackboneConfig, Data
 from metalora.errors import UserError
 from metalora.reading import check_form, describe_error, gate, short
 from metalora.redact import is_redacted, redact_settings
-from metalora.registry import KINDS, STRICT, Choice, Method, nearest
+from metalora.registry import KINDS, STRICT, Choice, Method, Methods, listed, nearest
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,7 +86,7 @@ def methods_in(section: str) -> dict[str, Any]:
     return {
         field.name: getattr(field.default, "default", None)
         for field in dataclasses.fields(SECTIONS[section])
-        if field.type in (Method, tuple[Method, ...])
+        if field.type in (Method, Methods)
     }
 
 
@@ -109,7 +109,7 @@ def put(section: str, settings: dict[str, Any], name: str, value: Any) -> None:
     with gate(f"{section}.{base}"):
         now = settings.get(base, methods[base])
         if isinstance(methods[base], tuple):
-            settings[base] = _put_in_list([Choice.parse(one) for one in now], name, path, value)
+            settings[base] = _put_in_list([Choice.parse(one) for one in listed(now)], name, path, value)
             return
         choice = Choice.parse(now)
         if path:
@@ -124,7 +124,7 @@ def _put_in_list(now: Sequence[Choice], name: str, path: Sequence[str], value: A
     """Return a list of methods with one option set, or replaced; see `put`."""
     known = {choice.name: choice for choice in now}
     if not path:
-        return [known.get(one, Choice(one)).plain() if isinstance(one, str) else one for one in value]
+        return [known.get(one, Choice(one)).plain() if isinstance(one, str) else one for one in listed(value)]
     if path[0] not in known or len(path) != 2:
         raise UserError(f"{name}: {path[0]!r} is not in the list ({', '.join(known) or 'which is empty'})")
     known[path[0]] = Choice(path[0], {**known[path[0]].options, path[1]: value})
@@ -148,16 +148,16 @@ def searchable_settings() -> set[str]:
     return {f.name for kind in SECTIONS.values() for f in dataclasses.fields(kind) if facts_of(f).searched}
 
 
-def settings_by_word() -> dict[str, str]:
-    """Return the settings by what other libraries call them."""
+def settings_meant(word: str) -> list[str]:
+    """Return the settings that other libraries call by this word."""
     fields = [field for kind in SECTIONS.values() for field in dataclasses.fields(kind)]
-    return {word: field.name for field in fields for word in facts_of(field).words}
+    return [field.name for field in fields if word in facts_of(field).words]
 
 
 def nearest_setting(name: str, names: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
-    meant = settings_by_word().get(name)
-    return f", did you mean {meant!r}?" if meant is not None and meant in names else nearest(name, names)
+    meant = [repr(one) for one in settings_meant(name) if one in names]
+    return f", did you mean {' or '.join(meant)}?" if meant else nearest(name, names)
 
 
 def place_settings() -> Iterator[tuple[str, str]]:
@@ -190,15 +190,26 @@ def _check_names(values: Mapping[str, Any]) -> None:
     known = setting_sections()
     for section, settings in values.items():
         if section not in SECTIONS:
-            hint = f", it belongs in section {known[section]!r}" if section in known else nearest(section, SECTIONS)
+            hint = _place(str(section), known) or nearest(str(section), SECTIONS)
             raise UserError(f"unknown section {short(section)}{hint} (sections: {', '.join(SECTIONS)})")
         if not isinstance(settings, Mapping):
             raise UserError(f"section {section!r} must hold settings, got {short(settings)}")
         names = [field.name for field in dataclasses.fields(SECTIONS[section])]
         for name in settings:
             if name not in names:
-                hint = f", it belongs in section {known[name]!r}" if name in known else nearest_setting(name, known)
+                hint = _place(name, known) or nearest_setting(name, known)
                 raise UserError(f"unknown setting {section}.{name[:80]}{hint}")
+
+
+def _place(name: str, known: Mapping[str, str]) -> str:
+    """Return where the setting of a name, or of another library's word for it, stands in a file; empty if unknown."""
+    base, _, option = name.partition(".")
+    if base in KINDS and option:
+        return f", it is written {base}: {{name: NAME, {option}: VALUE}} in section {known[base]!r}"
+    if name in known:
+        return f", it belongs in section {known[name]!r}"
+    meant = [f"{one!r} in section {known[one]!r}" for one in settings_meant(name)]
+    return f", did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:

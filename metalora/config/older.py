@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metalora.errors import UserError
-from metalora.registry import Choice
+from metalora.registry import KINDS, Choice
 
 # section, or what else files hold -> {name in files of older code: today's name}
 RENAMED: dict[str, dict[str, str]] = {
@@ -35,21 +35,24 @@ def old_names() -> dict[str, str]:
 
 
 def now_options() -> dict[str, str]:
-    """Return today's spelling of older command-line options that are now options of a method, by the old spelling."""
-    return {
-        f"--{old.replace('_', '-')}": f"--{setting}.{option}"
-        for names in OPTIONS.values()
-        for old, (setting, _, _, option) in names.items()
-    }
+    """Return today's names of older settings that are now options of a method, ``format.branches``, by the old name."""
+    return {old: f"{setting}.{option}" for names in OPTIONS.values() for old, (setting, _, _, option) in names.items()}
 
 
-def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(section: str, settings: Mapping[str, Any], asked: bool = False) -> dict[str, Any]:
     """Return the settings of one section under today's names; files of older versions have other names.
 
     An old setting that is now an option of a method becomes that option, if the method is chosen.
 
+    Args:
+        section: The section.
+        settings: Its settings.
+        asked: Whether the user asks for them now; else they are what older code has recorded, with all settings that it
+            had, those of other methods too.
+
     Raises:
-        UserError: a setting is given under both its old and its new name.
+        UserError: a setting is given under both its old and its new name, or the user asks for one whose method is not
+            chosen.
     """
     renamed, options = RENAMED.get(section, {}), OPTIONS.get(section, {})
     for old in renamed.keys() & settings.keys():
@@ -64,6 +67,9 @@ def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError:  # it is told where the choice itself is read
             continue
         if choice.name not in methods:
+            if asked and value != KINDS[setting].full(methods[0])[option]:
+                raise UserError(f"{section}.{old} is now {setting}.{option}, an option of {' and '.join(methods)}, "
+                                f"and {setting} is {choice.name!r}")  # fmt: skip
             continue
         if old == "episode_tasks" and value == "in_turn":
             current["callbacks"] = [*current.get("callbacks", ()), "in_turn"]
@@ -74,9 +80,9 @@ def current_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
-def current_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+def current_sections(values: Mapping[str, Any], asked: bool = False) -> dict[str, Any]:
     """Return ``{section: {setting: value}}`` under today's names; see `current_names`."""
     return {
-        section: current_names(section, settings) if isinstance(settings, Mapping) else settings
+        section: current_names(section, settings, asked) if isinstance(settings, Mapping) else settings
         for section, settings in values.items()
     }

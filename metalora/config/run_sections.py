@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from metalora.config.facts import fixed, setting
 from metalora.config.sections import Place, TrackingPlace
-from metalora.registry import STRICT, Choice, Method
+from metalora.registry import STRICT, Choice, Method, Methods
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,7 +28,7 @@ class TrainConfig:
         default=20, ge=0, description="optimizer steps of linear warm-up, before the cosine", words=("warmup",)
     )
     objective: Method = setting(default=Choice("classification"), description="the loss of each image")
-    callbacks: tuple[Method, ...] = setting(default=(), description="methods that act around each optimizer step")
+    callbacks: Methods = setting(default=(), description="methods that act around each optimizer step")
     clip_norm: float | None = setting(
         default=1.0,
         gt=0,
@@ -107,7 +107,7 @@ class ClusterConfig:
         default=2,
         ge=0,
         description="Ray Train workers; 0: in this process, without Ray",
-        words=("num_processes", "nproc_per_node"),
+        words=("num_workers", "num_processes", "nproc_per_node"),
     )
     gpus_per_worker: float | None = fixed(
         default=None,

@@ -54,8 +54,9 @@ class EpisodeSampler(BatchSampler):
         self._unit = classes * images
         if batch_size % (self._unit * world * accumulate):
             raise UserError(
-                f"batch_size {batch_size} must be a multiple of classes x images of an episode x workers x "
-                f"accumulate = {classes} x {images} x {world} x {accumulate}"
+                f"batch_size {batch_size} must be a multiple of {self._unit * world * accumulate}, for whole episodes: "
+                f"{classes} classes x {images} images x {world} workers x {accumulate} micro-batches "
+                "(--batch-size, --objective.classes, --objective.images)"
             )
         tasks = [np.flatnonzero(domain == d) for d in np.unique(domain)] if one_task else [np.arange(len(domain))]
         self._pools = [_by_class(rows, label) for rows in tasks]
@@ -63,7 +64,8 @@ class EpisodeSampler(BatchSampler):
         if fewest < classes:
             where = "a task" if one_task else "the train split"
             raise UserError(
-                f"an episode of {classes} classes exceeds the {fewest} labels of which {where} has two images"
+                f"an episode of {classes} classes exceeds the {fewest} labels of which {where} has two images: "
+                "lower it (--objective.classes)"
             )
 
     def order(self, epoch: int) -> IntArray:

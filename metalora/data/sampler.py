@@ -90,7 +90,8 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         world: int = 1,
     ) -> None:
         if len(domain) < batch_size:
-            raise UserError(f"batch_size {batch_size} exceeds the {len(domain)} train images; lower it")
+            raise UserError(f"batch_size {batch_size} exceeds the {len(domain)} images of the train split: lower it "
+                            "(--batch-size)")  # fmt: skip
         if batch_size % (world * accumulate):
             raise UserError(
                 f"batch_size {batch_size} must be a multiple of workers x accumulate = {world} x {accumulate}"

@@ -16,6 +16,7 @@ from metalora.errors import UserError
 from metalora.models.model import MetaLoRAModel
 from metalora.places import movable
 from metalora.reading import check_form, gate, short
+from metalora.registry import Choice
 from metalora.train.checkpoint import PREFIX, read_state
 
 
@@ -101,4 +102,12 @@ def networks(model: MetaLoRAModel) -> list[str | None]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return one text for each setting that differs."""
     names = {**before, **now}
-    return [f"{n} was {short(before.get(n))}, is {short(now.get(n))}" for n in names if before.get(n) != now.get(n)]
+    return [f"{n} was {_text(before.get(n))}, is {_text(now.get(n))}" for n in names if before.get(n) != now.get(n)]
+
+
+def _text(value: Any) -> str:
+    """Return a value, or the methods that it names with their options, as text for a message."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(isinstance(one, Mapping) and "name" in one for one in several):
+        return short(value)
+    return short(", ".join(str(Choice.parse(one)) for one in several))

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -41,6 +42,8 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray turns the signal into this
+            raise
         where = "cannot be started on this machine" if address is None else f"cannot be joined at {address!r}"
         raise UserError(f"Ray {where}: {one_line(error)}") from None
     try:

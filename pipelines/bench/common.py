@@ -21,7 +21,8 @@ import torch
 from metalora.config import SECTIONS
 from metalora.errors import UserError
 from metalora.files import atomic_file
-from pipelines.options import add_section, make_parser, parse
+from pipelines.command_line import make_parser, parse
+from pipelines.options import add_section
 
 VERSIONS = ("torch", "torchvision", "timm", "ray", "numpy", "scikit-learn", "pillow")
 SETTINGS = ("backbone", "adapter", "mapping", "data", "train")  # the sections that a benchmark of trainings takes

@@ -46,7 +46,7 @@ def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster)
     Raises:
         UserError: settings, data or cluster do not allow the campaign; trials that were run stay.
     """
-    with named_run(plan.config, resume, Path(plan.space.name).stem) as (config, folder):
+    with named_run(plan.config, resume, Path(plan.space.name).stem, "tune") as (config, folder):
         _run(replace(plan, config=config), folder, resume, open_cluster, terminal())
     return folder
 
@@ -69,7 +69,7 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
             if runner is not None:
                 runner.run(parent)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:

@@ -22,7 +22,7 @@ from pipelines.campaign.display import CampaignDisplay
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.recorder import Recorder
 from pipelines.campaign.search import CampaignSearch, ListSource, OptunaSource, Source
-from pipelines.campaign.spaces import levels, sample
+from pipelines.campaign.spaces import levels, number_of_points, sample
 from pipelines.campaign.trial import Materials, run_trial, share
 from pipelines.campaign.trials import Point, TrialRecord, direction, read_trials
 from pipelines.run.folder import METRICS, TRIALS
@@ -89,8 +89,13 @@ class CampaignRunner:
     def _tuner(self, materials: Materials, recorder: Recorder, before: Sequence[TrialRecord]) -> tune.Tuner:
         plan = self.plan
         os.environ.update(ENVIRONMENT)
+        total = self._total()
         search = CampaignSearch(
-            self._source(len(before)), plan.random_seeds(), plan.campaign.objectives, plan.campaign.total_epochs
+            self._source(len(before)),
+            plan.random_seeds(),
+            plan.campaign.objectives,
+            total and total // plan.campaign.repeats,
+            plan.campaign.total_epochs,
         )
         search.recall([(r.trial, None if r.status == "running" else self._outcome(r)) for r in before])
         scheduler = self._scheduler()
@@ -179,19 +184,20 @@ class CampaignRunner:
             points: int | None = min(len(self.points), campaign.trials or len(self.points))
         else:
             points = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
+            there = number_of_points(self.plan.space)
+            points = there if points is None or (there is not None and there < points) else points
         return points and points * campaign.repeats
 
     def _source(self, past: int) -> Source:
         """Return the source of points, for a campaign that has already run ``past`` trials."""
-        campaign, total = self.plan.campaign, self._total()
-        limit = total and total // campaign.repeats
+        campaign = self.plan.campaign
         if self.points is not None:
-            return ListSource(iter(self.points), limit)
+            return ListSource(iter(self.points))
         if campaign.searcher == "random":
-            return ListSource(sample(self.plan.space, campaign.search_seed), limit)
+            return ListSource(sample(self.plan.space, campaign.search_seed))
         ways = list(map(direction, campaign.objectives))
         # The same random seed would draw the first points again.
-        return OptunaSource(self.plan.space, ways, limit, campaign.search_seed + past)
+        return OptunaSource(self.plan.space, ways, campaign.search_seed + past)
 
     def _scheduler(self) -> Any:
         campaign = self.plan.campaign

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,11 +12,12 @@ from ray.tune.search.sample import Categorical, Domain, Integer, LogUniform
 from pipelines.campaign.spaces import Space, plain_value
 from pipelines.campaign.trials import Point, TrialSpec
 
+TRIES = 1000  # draws of points that were tried before, after which a space has no more
 WAYS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
 class Source(Protocol):
-    """A source of points to try."""
+    """A source of points to try, each once: the same settings and random seed would give the same result again."""
 
     def ask(self) -> Point | None:
         """Return the next point; None if there are no more."""
@@ -31,21 +33,18 @@ class ListSource:
     """A source of points that are known beforehand, or drawn without regard to results.
 
     Args:
-        points: The points.
-        limit: Largest number of points; None: all.
+        points: The points, of which some may be equal.
     """
 
-    def __init__(self, points: Iterator[Point], limit: int | None) -> None:
+    def __init__(self, points: Iterator[Point]) -> None:
         self.points = points
-        self.left = limit
+        self.asked: set[str] = set()
 
     def ask(self) -> Point | None:
-        """Return the next point."""
-        if self.left is not None:
-            if self.left == 0:
-                return None
-            self.left -= 1
-        return next(self.points, None)
+        """Return the next point that was not asked for before."""
+        point = next((one for one in islice(self.points, TRIES) if str(one) not in self.asked), None)
+        self.asked.add(str(point))
+        return point
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
         """Ignore the results."""
@@ -61,13 +60,10 @@ class OptunaSource:
     Args:
         space: The space.
         directions: ``max`` or ``min``, for each objective.
-        limit: Largest number of points; None: no limit.
         random_seed: Random seed of the sampler.
     """
 
-    def __init__(
-        self, space: Space, directions: Sequence[Literal["max", "min"]], limit: int | None, random_seed: int
-    ) -> None:
+    def __init__(self, space: Space, directions: Sequence[Literal["max", "min"]], random_seed: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -76,29 +72,39 @@ class OptunaSource:
             sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=random_seed)
         self.study = optuna.create_study(directions=[WAYS[way] for way in directions], sampler=sampler)
         self.space = space
-        self.left = limit
-        self.open: list[tuple[Point, Any]] = []
+        self.open: dict[str, Any] = {}
+        self.told: dict[str, Sequence[float] | None] = {}
 
     def ask(self) -> Point | None:
-        """Return the next point of the sampler."""
-        if self.left == 0:
-            return None
-        self.left = None if self.left is None else self.left - 1
+        """Return the next point of the sampler; for one that has ended, the study learns its objectives again."""
+        for _ in range(TRIES):
+            point, trial = self._draw()
+            if str(point) not in self.open | self.told:
+                self.open[str(point)] = trial
+                return point
+            self._tell(trial, self.told.get(str(point)))
+        return None
+
+    def _draw(self) -> tuple[Point, Any]:
+        """Return what the sampler suggests."""
         trial = self.study.ask()
         number = trial.suggest_categorical("alternative", range(len(self.space.alternatives)))
         point = {
             name: plain_value(_suggest(trial, f"{number}.{name}", value)) if isinstance(value, Domain) else value
             for name, value in self.space.alternatives[number].items()
         }
-        self.open.append((point, trial))
-        return point
+        return point, trial
 
     def tell(self, point: Point, values: Sequence[float] | None) -> None:
         """Give a point's objectives to the study."""
+        self.told[str(point)] = values
+        trial = self.open.pop(str(point), None)
+        if trial is not None:  # older code ran some points several times
+            self._tell(trial, values)
+
+    def _tell(self, trial: Any, values: Sequence[float] | None) -> None:
         from optuna.trial import TrialState
 
-        index = next(i for i, (known, _) in enumerate(self.open) if known == point)
-        _, trial = self.open.pop(index)
         if values is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
@@ -116,7 +122,7 @@ class OptunaSource:
             elif isinstance(value, Domain):
                 parameters[f"{number}.{name}"] = point[name]
         self.study.enqueue_trial(parameters)
-        self.ask()
+        _, self.open[str(point)] = self._draw()
 
 
 class CampaignSearch(Searcher):  # type: ignore[misc]
@@ -126,16 +132,23 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         source: The source of points.
         random_seeds: The values of ``train.random_seed`` that each point is run with.
         objectives: Names of the metrics to optimize, the most important first.
+        points: Largest number of points; None: no limit.
         total_epochs: No new trial starts once all trials together have trained this many epochs; None: no limit.
     """
 
     def __init__(
-        self, source: Source, random_seeds: Sequence[int], objectives: Sequence[str], total_epochs: int | None = None
+        self,
+        source: Source,
+        random_seeds: Sequence[int],
+        objectives: Sequence[str],
+        points: int | None = None,
+        total_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.source = source
         self.random_seeds = tuple(random_seeds)
         self.objectives = tuple(objectives)
+        self.points = points
         self.total_epochs = total_epochs
         self.number = 0
         self.waiting: list[TrialSpec] = []
@@ -153,9 +166,11 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         Args:
             past: The trials, each with its last result; None for a trial to continue.
         """
+        recalled = set()
         for trial, result in past:
-            if trial.number % len(self.random_seeds) == 0:
+            if str(trial.point) not in recalled:
                 self.source.recall(trial.point)
+                recalled.add(str(trial.point))
             if result is None:
                 self.waiting.append(trial)
             else:
@@ -168,8 +183,7 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's `TrialSpec` in Tune's form, or that there are no more trials."""
         if not self.waiting:
-            spent = sum(self.epochs.values())
-            point = None if self.total_epochs is not None and spent >= self.total_epochs else self.source.ask()
+            point = None if self._spent() else self.source.ask()
             if point is None:
                 return Searcher.FINISHED
             for _ in self.random_seeds:
@@ -186,6 +200,11 @@ class CampaignSearch(Searcher):  # type: ignore[misc]
         """Learn from a trial; a point counts once all its repeats have ended."""
         trial = self.running.pop(trial_id)
         self._end(trial, {} if error or result is None else result)
+
+    def _spent(self) -> bool:
+        """Tell whether there are as many points, or trained epochs, as there may be."""
+        enough = self.points is not None and self.number >= self.points * len(self.random_seeds)
+        return enough or (self.total_epochs is not None and sum(self.epochs.values()) >= self.total_epochs)
 
     def _queue(self, point: Point) -> None:
         self.waiting.append(TrialSpec.of(self.number, point, self.random_seeds[self.number % len(self.random_seeds)]))

@@ -17,14 +17,17 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUnifo
 
 import tune_spaces
 from metalora.config import (
+    Config,
     current_names,
     current_sections,
     from_dict,
     nearest_setting,
+    now_options,
     old_names,
     put,
     searchable_settings,
     setting_sections,
+    to_dict,
 )
 from metalora.errors import UserError
 from metalora.methods import check_methods
@@ -65,7 +68,7 @@ def load_space(name: str) -> Space:
 
     Raises:
         UserError: the space or file does not exist, the file fails, its ``SPACE``, ``SETTINGS`` or ``CAMPAIGN`` is
-            missing or wrong, or a setting does not exist, cannot be searched or does not take a value.
+            missing or wrong, or a setting does not exist or cannot be searched.
     """
     own = space_names()
     file = Path(str(tune_spaces.__file__)).with_name(f"{name}.py") if name in own else expanded(name)
@@ -90,7 +93,12 @@ def load_space(name: str) -> Space:
     except UserError as error:
         raise UserError(f"space {name!r}: {error}") from None
     space = Space(name, tuple(alternatives), content.get("SETTINGS", {}), campaign)
-    _check(space)
+    try:
+        check_methods(from_dict(sections_of(space.settings)))
+        for setting in sorted(space.searched):
+            _check_searched(setting, space)
+    except UserError as error:
+        raise UserError(f"space {space.name!r}: {error}") from None
     return space
 
 
@@ -145,16 +153,28 @@ def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     sections: dict[str, dict[str, Any]] = {}
     put_all(sections, settings)
-    return current_sections(sections)
+    return current_sections(sections, asked=True)
 
 
 def grid(space: Space, points: int) -> list[Point]:
     """Return all combinations; a continuous range gives so many evenly spaced values (in its logarithm, if that)."""
-    return [
+    every = [
         dict(zip(alternative, values, strict=True))
         for alternative in space.alternatives
         for values in itertools.product(*(levels(value, points) for value in alternative.values()))
     ]
+    return list({str(point): point for point in every}.values())
+
+
+def number_of_points(space: Space) -> int | None:
+    """Return how many points a space has, those of two alternatives counted twice; None if it has continuous ranges."""
+    total = 0
+    for alternative in space.alternatives:
+        domains = [value for value in alternative.values() if isinstance(value, Domain)]
+        if not all(isinstance(one, Categorical | Integer) for one in domains):
+            return None
+        total += math.prod(len(one) if isinstance(one, Categorical) else one.upper - one.lower for one in domains)
+    return total
 
 
 def sample(space: Space, random_seed: int) -> Iterator[Point]:
@@ -167,20 +187,27 @@ def sample(space: Space, random_seed: int) -> Iterator[Point]:
         }
 
 
-def _check(space: Space) -> None:
+def check_values(space: Space, config: Config) -> None:
+    """Check every value of every setting of a space, with the other settings of a campaign.
+
+    Raises:
+        UserError: a value is not accepted.
+    """
     try:
-        check_methods(from_dict(sections_of(space.settings)))
         for alternative in space.alternatives:
-            for name in alternative:
-                _check_searched(name, space)
             first = {name: levels(value, 2)[0] for name, value in alternative.items()}
             for name, value in alternative.items():
                 for level in levels(value, 2):
-                    # an option is checked with its method, the others by themselves
-                    point = {**first, name: level} if "." in name else {name: level}
-                    check_methods(from_dict(sections_of(point)))
+                    values = to_dict(config)
+                    put_all(values, {**first, name: level})
+                    check_methods(from_dict(current_sections(values, asked=True)))
     except UserError as error:
         raise UserError(f"space {space.name!r}: {error}") from None
+
+
+def _base(name: str) -> str:
+    """Return the setting, or for an option that of its method: ``format`` for ``format.branches``."""
+    return now_options().get(name, name).partition(".")[0]
 
 
 def _check_searched(name: str, space: Space) -> None:
@@ -190,12 +217,11 @@ def _check_searched(name: str, space: Space) -> None:
         UserError: the setting cannot be searched; the message says why.
     """
     searchable = searchable_settings()
-    base = name.partition(".")[0]
     section_of(name)
     if name in ("seed", "random_seed") or name in space.settings:
         reason = "it stands in SETTINGS too" if name in space.settings else "each point is run with --repeats"
         raise UserError(f"{name} cannot be searched, {reason}")
-    if base not in searchable and base not in old_names():
+    if _base(name) not in searchable and name not in old_names():
         sections = sorted({setting_sections()[one] for one in searchable})
         raise UserError(
             f"{name} is the same for a whole campaign (searchable are settings of {', '.join(sections)}): put it into "

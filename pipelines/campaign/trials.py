@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.reading import check_form, config_name, gate, read_json, read_yaml, short
 from metalora.redact import redact
+from metalora.registry import KINDS, Choice, listed
 from pipelines.run.folder import CAMPAIGN, TRIAL, TRIALS
 
 PARAMETERS, STEP_SECONDS = "parameters", "step_seconds"
+LETTERS = {"rank": "r", "mapping_depth": "d", "lr": "lr"}  # in the names of trials, by setting
+LONGEST = 80  # characters of a trial's methods and settings in its name
 Point = dict[str, Any]
 
 
@@ -39,15 +43,15 @@ class TrialSpec:
 
     @staticmethod
     def of(number: int, point: Point, random_seed: int) -> "TrialSpec":
-        """Make a spec and its name, such as ``007-tr-r4-d2-lr0.006-s0``."""
-        parts = [str(point.get("format", ""))]
-        parts += [
-            f"{letters}{point[name]}"
-            for name, letters in (("rank", "r"), ("mapping_depth", "d"), ("lr", "lr"))
-            if name in point
-        ]
-        name = "-".join([f"{number:03d}", *filter(None, parts), f"s{random_seed}"])
-        return TrialSpec(number, point, random_seed, name)
+        """Make a spec and its name, such as ``007-tr-r4-d2-lr0.006-s0``, with the methods and options of the point."""
+        methods = [one for setting in point if setting in KINDS for one in map(Choice.parse, listed(point[setting]))]
+        parts = [part for one in methods for part in (one.name, *(f"{o}{value}" for o, value in one.options.items()))]
+        parts += [f"{setting.rpartition('.')[2]}{value}" for setting, value in point.items() if "." in setting]
+        parts += [f"{letters}{point[name]}" for name, letters in LETTERS.items() if name in point]
+        words = re.sub(r"[^\w.-]", "_", "-".join(parts))[:LONGEST].strip("-")
+        return TrialSpec(
+            number, point, random_seed, "-".join([f"{number:03d}", *filter(None, [words]), f"s{random_seed}"])
+        )
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,13 @@ from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
-from pipelines.options import add_run, add_settings, make_parser, parse, resolve, resolve_section
+from pipelines.command_line import add_run, make_parser, parse
+from pipelines.options import add_settings, resolve, resolve_section
 from pipelines.run.console import ProgressDisplay, terminal
 from pipelines.run.folder import find_run, read_report, read_settings, writable_file
+
+# sections and settings that an evaluation reads; an adapter has the others in itself
+READ = ("backbone", "data", "evaluate", "extractor_weights", "cache_features", "random_seed", "output", "tracking_uri")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run(parser, "run", ", or MLflow's models:/NAME@champion or runs:/ID/model")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, which override those of the training")
     parser.add_argument("--report", metavar="FILE", help="also write the accuracies to this file, as JSON")
-    add_settings(parser)
+    add_settings(parser, READ)
     options = parse(parser, arguments)
     file = options.report and writable_file(options.report, "--report")
     console = terminal()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from metalora.methods import Described, described, find
-from pipelines.options import make_parser, parse
+from pipelines.command_line import make_parser, option, parse
 from pipelines.run.console import terminal
 
 
@@ -34,10 +34,10 @@ def _one(method: Described) -> str:
     lines = [f"  {method.name}", *(f"    {line}".rstrip() for line in method.text.splitlines())]
     lines += [""] if method.options else []
     for name, form, default, help in method.options:
-        lines.append(f"    --{_path(method, name)} ({form}, default {default}): {help}")
+        lines.append(f"    {option(_path(method, name))} ({form}, default {default}): {help}")
     return "\n".join(lines)
 
 
 def _path(method: Described, option: str) -> str:
-    """Return how an option is written on the command line."""
+    """Return the setting that an option of a method is."""
     return f"{method.setting}.{method.name}.{option}" if method.several else f"{method.setting}.{option}"

@@ -8,7 +8,7 @@ from metalora.report.campaign_tables import (
     standing,
 )
 from pipelines.campaign.report import _write, leaderboard_table, read_campaign
-from pipelines.options import add_output, add_run, make_parser, parse
+from pipelines.command_line import add_output, add_run, make_parser, parse
 from pipelines.run.console import terminal
 from pipelines.run.folder import CAMPAIGN, check_links, find_run
 

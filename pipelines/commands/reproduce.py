@@ -27,24 +27,14 @@ from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space
 from pipelines.campaign.trials import TrialRecord, best_point, read_trials
-from pipelines.options import (
-    add_resume,
-    add_section,
-    add_settings,
-    given,
-    make_parser,
-    parse,
-    plain,
-    resolve,
-    resolve_section,
-    settings_of,
-)
+from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.options import add_section, add_settings, given, plain, resolve, resolve_section, settings_of
 from pipelines.run.claim import named_run
 from pipelines.run.console import terminal
-from pipelines.run.folder import CAMPAIGN, TRIALS, continued, find_run, only_shows, read_report, read_settings
+from pipelines.run.folder import CAMPAIGN, PLAN, TRIALS, continued, find_run, only_shows, read_report, read_settings
 from pipelines.run.trust import check_places
 
-TABLE, PICTURE, SCORES, PLAN = "table1.md", "table1.png", "table1.json", "table.yaml"
+TABLE, PICTURE, SCORES = "table1.md", "table1.png", "table1.json"
 FRESH = 1000  # random seeds of the test begin so far beyond those that were tuned with
 
 
@@ -104,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table: TableConfig = settings_of(TableConfig, {**before, **given(TableConfig, options)}, "table")
     config = resolve(options, base)
     check_places(config, options, earlier)
-    with named_run(config, bool(options.resume), "table1") as (config, folder):
+    with named_run(config, bool(options.resume), "table1", "reproduce table1") as (config, folder):
         plan = {"table": plain(table), "config": redact_settings(to_dict(config))}
         with atomic_file(folder / PLAN) as file:
             file.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")

@@ -12,11 +12,12 @@ from metalora.report.tables import accuracy_table
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
-from metalora.train.evaluator import ADAPTER
+from metalora.train.evaluator import ADAPTER, has_results
 from metalora.train.resume import read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
-from pipelines.options import add_resume, add_settings, make_parser, parse, resolve, resolve_section
+from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.options import add_settings, resolve, resolve_section
 from pipelines.run.claim import named_run
 from pipelines.run.console import ProgressDisplay, only_tells, terminal
 from pipelines.run.folder import (
@@ -81,7 +82,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         UserError: the settings or the data cannot be used, or the training fails; files written so far stay.
     """
     console = terminal()
-    with named_run(config, resume, config.adapter.format.name) as (config, folder):
+    with named_run(config, resume, config.adapter.format.name, "train") as (config, folder):
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
         prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
@@ -89,6 +90,8 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
         last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
         if last is not None:
             read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
+            if has_results(last):
+                console.print(f"run {folder.name} has ended, there is nothing left to train", soft_wrap=True)
         tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format.name}
         uri = config.tracking.tracking_uri
         start_tracking(tracker, folder, uri, run_params(config), tags, {CONFIG: to_yaml(config)})
@@ -100,7 +103,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             report = read_report(folder)
             with only_shows("the summary", console.print):
                 _summarize(console, prepared, report, folder, tracker)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:

@@ -8,20 +8,10 @@ from typing import Any
 from metalora.errors import UserError
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
-from pipelines.campaign.spaces import Space, is_trusted_space, load_space, sections_of, trust_space
+from pipelines.campaign.spaces import Space, check_values, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.campaign.trials import check_plan
-from pipelines.options import (
-    add_resume,
-    add_section,
-    add_settings,
-    config_file,
-    given,
-    make_parser,
-    parse,
-    resolve,
-    resolve_section,
-    settings_of,
-)
+from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.options import add_section, add_settings, config_file, given, resolve, resolve_section, settings_of
 from pipelines.run.folder import (
     CAMPAIGN,
     continued,
@@ -57,6 +47,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
     _refuse_searched(space, options, file)
     config = resolve(options, base, file)
+    check_values(space, config)
     check_places(config, options)
     return Plan(settings, config, space)
 
@@ -76,6 +67,7 @@ def _resumed_plan(options: argparse.Namespace) -> Plan:
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
     config = resolve(options, continued(folder, before["config"]))
+    check_values(space, config)
     check_places(config, options, folder)
     return Plan(settings, config, space)
 

@@ -1,6 +1,7 @@
 """Claim the folder and the name of a run: one command at a time has a folder, and one run has a name."""
 
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from metalora.config import Config
 from metalora.errors import UserError
+from metalora.places import absolute
 from metalora.tracking.build import tracking_address
 from pipelines.run.folder import check_links
 
@@ -22,13 +24,16 @@ FORBIDDEN = set("/\\:")  # in the names of folders or of MLflow's models
 
 
 @contextmanager
-def named_run(config: Config, resume: bool, kind: str) -> Iterator[tuple[Config, Path]]:
+def named_run(config: Config, resume: bool, kind: str, command: str) -> Iterator[tuple[Config, Path]]:
     """Give a run its name, its tracking URI and its folder, which belongs to this command until the block ends.
+
+    An interrupt or a SIGTERM (in Ray's programs `SystemExit`) gets a message that says how the run is continued.
 
     Args:
         config: Settings of the run.
         resume: Whether the run must exist already; else it must not exist.
         kind: Beginning of a new name, if the settings have none.
+        command: The command that is run: train, tune.
 
     Yields:
         The settings with name and tracking URI, and the folder.
@@ -42,7 +47,14 @@ def named_run(config: Config, resume: bool, kind: str) -> Iterator[tuple[Config,
     made_up = f"{kind}-{config.backbone.backbone.rpartition('/')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     uri = tracking_address(config.tracking.tracking_uri)
     with claimed(Path(config.cluster.output), name or re.sub(r"[^\w.-]", "_", made_up), resume, name is None) as folder:
-        yield replace(config, tracking=replace(config.tracking, run_name=folder.name, tracking_uri=uri)), folder
+        try:
+            yield replace(config, tracking=replace(config.tracking, run_name=folder.name, tracking_uri=uri)), folder
+        except (KeyboardInterrupt, SystemExit) as error:
+            if all(path.name == LOCK for path in folder.iterdir()):
+                raise
+            name = folder.name if folder.parent == absolute("runs") else str(folder)
+            error.add_note(f"to continue: metalora {command} --resume {shlex.quote(name)}")
+            raise
 
 
 def check_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """The files of a run's folder, and those that MLflow gets; the same for a single training and for a trial."""
 
 import getpass
+import itertools
 import json
 import os
 import shutil
@@ -29,8 +30,10 @@ from pipelines.run.console import only_tells
 
 CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
 CONFIG, METRICS, RUN, ERROR = "config.yaml", "metrics.jsonl", "run.json", "error.txt"
+PLAN = "table.yaml"
+KINDS = {"run": CONFIG, "campaign": CAMPAIGN, "table": PLAN}  # the file that only such a folder has
 REPLACED = {  # of a run's folder, or a trial's, when results are written
-    *(CONFIG, METRICS, RUN, ERROR, CAMPAIGN, TRIAL, "table.yaml", KNN, ADAPTER, "report"),
+    *(CONFIG, METRICS, RUN, ERROR, CAMPAIGN, TRIAL, PLAN, KNN, ADAPTER, "report"),
     *("seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json"),
 }
 Sections = dict[str, dict[str, Any]]
@@ -91,11 +94,16 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
         kind: Kind of the run in error messages.
 
     Raises:
-        UserError: there is no such run; the message lists those in ``output``.
+        UserError: there is no such run, or it is of another kind; the message lists those in ``output``.
     """
-    for folder in (absolute(output / name), absolute(name)):
+    places = (absolute(output / name), absolute(name))
+    for folder in places:
         if (folder / file).is_file():
             return folder
+    for folder, (other, its) in itertools.product(places, KINDS.items()):
+        if (folder / its).is_file():
+            trials = f": its trials are runs, {folder / TRIALS}/NAME" if (its, file) == (CAMPAIGN, CONFIG) else ""
+            raise UserError(f"{name!r} is a {other}, and a {kind} is wanted{trials}")
     names = sorted(path.parent.name for path in output.glob(f"*/{file}")) if output.is_dir() else []
     raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
 

@@ -123,7 +123,7 @@ def test_the_table_goes_on_with_another_backbone(project: Path) -> None:
     [
         (["--formats", "lroa"], "unknown adapter format 'lroa', did you mean 'lora'"),
         (["--lr", "0.1"], "lr is what the table varies"),
-        (["--fresh-seeds", "1"], "fresh_seeds = '1': input should be greater than or equal to 2"),
+        (["--fresh-repeats", "1"], "fresh_repeats = '1': input should be greater than or equal to 2"),
         (["--lr-low", "1", "--lr-high", "0.1"], "lr_low 1 must be below lr_high 0.1"),
         (["--holdout-domains", "gren-on-green"], "unknown domain 'gren-on-green', did you mean 'green-on-green'"),
     ],

@@ -43,13 +43,14 @@ GROUND = {  # unit: the ground it may stand on
 ANY_GROUND = [unit for unit in GROUND if unit not in ("report", "tracking")]
 PIPELINES = {
     "surroundings": [],
-    "options": [],
+    "command_line": [],
+    "options": ["command_line"],
     "cli": ["surroundings"],
     "run": [],
     "backend": ["surroundings", "run"],
     "campaign": ["surroundings", "options", "run", "backend"],
-    "bench": ["options", "cli", "run", "backend", "campaign"],
-    "commands": ["options", "run", "backend", "campaign", "bench"],
+    "bench": ["command_line", "options", "cli", "run", "backend", "campaign"],
+    "commands": ["command_line", "options", "run", "backend", "campaign", "bench"],
     "__init__": [],
 }
 COMPILER = ["torch._dynamo", "torch._functorch.config", "torch._inductor"]

@@ -1,3 +1,4 @@
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import pytest
@@ -38,6 +39,23 @@ def test_a_taken_name_is_refused_and_the_entry_stays(registry):
     assert registry.get("pear") is before
 
 
+def test_a_method_that_leaves_out_what_its_base_requires_is_refused(registry):
+    class Base(ABC):
+        @abstractmethod
+        def weigh(self): ...
+
+        @abstractmethod
+        def cut(self): ...
+
+    with pytest.raises(TypeError, match=r"^\w+ 'plum' does not define cut, weigh$"):
+
+        @registry.register("plum")
+        class Plum(Base):
+            pass
+
+    assert "plum" not in registry
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -75,8 +93,8 @@ def test_options_are_given_checked_and_never_changed(registry):
         ({"name": "pear", "seeds": 1}, "fruit 'pear' has no option 'seeds'"),
         ({"name": "apple", "seeds": 0}, "fruit 'apple': seeds = 0: input should be greater than or equal to 1"),
         ({"name": "apple", "colour": "blue"}, "fruit 'apple': colour = 'blue': input should be 'red' or 'green'"),
-        ({"seeds": 1}, "fruit: wanted a name, or a mapping with 'name' and options, got {'seeds': 1}"),
-        (3, "fruit: wanted a name, or a mapping with 'name' and options, got 3"),
+        ({"seeds": 1}, "fruit: wanted a name, or {name: NAME, OPTION: VALUE}, got {'seeds': 1}"),
+        (3, "fruit: wanted a name, or {name: NAME, OPTION: VALUE}, got 3"),
     ],
 )  # fmt: skip
 def test_a_choice_that_is_none_is_one_error(registry, choice, message):

@@ -7,7 +7,7 @@ from metalora.train.learner import Learner
 
 @CALLBACKS.register("in_turn")
 class InTurn(Callback):
-    """Each epoch leaves one task out: its steps train only the mapping net, all other steps everything else.
+    """Each epoch leaves one task out: steps of this task train only the mapping net, other steps everything else.
 
     In epoch e, number e mod T of the T trained tasks is left out. Each step must be of one task (``objective``:
     ``episodic`` with ``tasks: one``).

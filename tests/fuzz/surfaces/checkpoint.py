@@ -83,7 +83,7 @@ def make(seeds: Path) -> Callable[[Path], object]:
         last = CheckpointFolder(run, 100).latest()
         with suppress(_Enough):
             going.fit(last and whole(last, lambda text: None))
-        return going.step, going.model.adapter_state(), going.optimizer.state_dict(), going.schedule.state_dict()
+        return going.step, going.learner.state(), going.optimizer.state_dict(), going.schedule.state_dict()
 
     return read
 

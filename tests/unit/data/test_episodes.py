@@ -62,8 +62,8 @@ def test_a_small_class_shows_images_twice():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": 5}, "batch_size 24 must be a multiple of classes x images of an episode x workers x"),
-        ({"world": 8}, "workers x accumulate = 3 x 2 x 8 x 1"),
+        ({"classes": 5}, "batch_size 24 must be a multiple of 10, for whole episodes: 5 classes x 2 images x"),
+        ({"world": 8}, "a multiple of 48, for whole episodes: 3 classes x 2 images x 8 workers x 1 micro-batches"),
         ({"classes": 12}, "an episode of 12 classes exceeds the 6 labels of which the train split has two images"),
         ({"classes": 12, "one_task": True}, "exceeds the 6 labels of which a task has two images"),
     ],

@@ -94,7 +94,7 @@ def test_a_position_outside_the_epoch_is_refused():
 
 
 def test_too_few_images_for_a_batch():
-    with pytest.raises(UserError, match="batch_size 24 exceeds the 9 train images"):
+    with pytest.raises(UserError, match="batch_size 24 exceeds the 9 images of the train split"):
         BatchSampler(UNEVEN[-9:], 24, seed=0)
 
 

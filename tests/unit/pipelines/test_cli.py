@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,10 +67,10 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--exclude-modules", "nosuch"), "exclude_modules: 'nosuch' matches no module"),
         (("--backbone", "resnet21"), "unknown backbone 'resnet21', did you mean 'resnet20'?"),
         (("--data", "nowhere"), "data '{cwd}/nowhere' does not exist"),
-        (("--batch-size", "800"), "batch_size 800 exceeds the 28 train images"),
+        (("--batch-size", "800"), "batch_size 800 exceeds the 28 images of the train split: lower it (--batch-size)"),
         (
             ("--objective", "episodic", "--batch-size", "10"),
-            "batch_size 10 must be a multiple of classes x images of an episode x ",
+            "batch_size 10 must be a multiple of 32, for whole episodes: 8 classes x 4 images x ",
         ),
         (("--knn", "29"), "knn 29 is more than the 28 images of the train split"),
         (("--knn", "0"), "evaluate.knn"),
@@ -117,6 +118,14 @@ def test_what_the_user_can_mend_is_one_line(refused, settings, given, message):
         (("report", "mine", "--outptu", "x"), "unknown option '--outptu', did you mean '--output'?"),
         (("report", "mine", "other"), "unexpected argument 'other'"),
         (("evaluate",), "the following arguments are required: RUN"),
+        (
+            ("evaluate", "mine", "--rank", "2"),
+            "option --rank is a setting of trainings, which metalora evaluate does not",
+        ),
+        (
+            ("seeds", "mine", "--format.branches=2"),
+            "option --format.branches is a setting of trainings, which metalora",
+        ),
         (("seeds",), "the following arguments are required: RUN"),
         (("report",), "the following arguments are required: RUN"),
     ],
@@ -268,17 +277,22 @@ def test_a_tracker_lost_at_the_end_does_not_hide_the_results(settings, capsys, m
     assert "--resume mine" in said
 
 
-def test_an_interrupted_tracked_run_is_marked_so(settings, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupted_tracked_run_is_marked_so(settings, monkeypatch, tmp_path, capsys, number, status, word):
     from mlflow import MlflowClient
 
     def interrupted(*arguments, **more):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr("pipelines.commands.train._fit", interrupted)
     with pytest.raises(SystemExit) as end:
         main(settings("--tracking-uri", f"sqlite:///{tmp_path}/m.db", "--run-name", "mine"))
-    assert end.value.code == 130
+    assert end.value.code == status
     client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"metalora: {word}", "to continue: metalora train --resume mine"]
     (run,) = client.search_runs([client.get_experiment_by_name("metalora").experiment_id])
     assert (run.info.run_name, run.info.status) == ("mine", "KILLED")
     assert json.loads(Path("runs/mine/run.json").read_text())["run_id"] == run.info.run_id

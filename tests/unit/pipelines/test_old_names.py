@@ -11,7 +11,8 @@ from pipelines.campaign.plan import Plan
 from pipelines.campaign.report import read_campaign
 from pipelines.campaign.trials import TrialSpec, read_trials
 from pipelines.cli import main
-from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.command_line import make_parser, parse
+from pipelines.options import add_settings, resolve
 from pipelines.run.folder import read_settings
 
 CAMPAIGN = """\
@@ -162,4 +163,4 @@ def test_help_shows_the_new_names(capsys):
     said = capsys.readouterr().out
     assert "--repeats" in said
     assert "--seeds" not in said
-    assert "--random-seed SEED, --seed SEED" in said
+    assert "--random-seed N, --seed N" in said

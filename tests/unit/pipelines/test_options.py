@@ -10,8 +10,9 @@ import yaml
 from metalora.config import SECTIONS, Config, setting_sections, to_dict
 from metalora.errors import UserError
 from metalora.reading import read_yaml
+from pipelines.command_line import make_parser, parse
 from pipelines.commands import train
-from pipelines.options import add_settings, make_parser, parse, resolve
+from pipelines.options import add_settings, resolve
 
 Resolve = Callable[..., Config]
 
@@ -101,6 +102,7 @@ def test_a_printed_config_gives_the_same_config(resolved, capsys, line):
     ("line", "message"),
     [
         (["--btch-size", "3"], "unknown option '--btch-size', did you mean '--batch-size'?"),
+        (["--num_workers", "2"], "unknown option '--num-workers', did you mean '--loader-workers' or '--workers'?"),
         (["--no-compil"], "unknown option '--no-compil', did you mean '--no-compile'?"),
         (["--rnk=3"], "unknown option '--rnk', did you mean '--rank'?"),
         (["--ran", "3"], "unknown option '--ran', did you mean '--rank'?"),  # no abbreviations
@@ -125,6 +127,13 @@ def test_a_wrong_line_is_refused(resolved, line, message):
         ("train: {epoch: 3}", "unknown setting train.epoch, did you mean 'epochs'?"),
         ("trian: {epochs: 3}", "unknown section 'trian', did you mean 'train'?"),
         ("rank: 3", "unknown section 'rank', it belongs in section 'adapter'"),
+        ("learning_rate: 3", "unknown section 'learning_rate', did you mean 'lr' in section 'train'?"),
+        ("num_workers: 3", "did you mean 'loader_workers' in section 'data' or 'workers' in section 'cluster'?"),
+        ("data: {learning_rate: 3}", "unknown setting data.learning_rate, did you mean 'lr' in section 'train'?"),
+        ("format.branches: 3", "is written format: {name: NAME, branches: VALUE} in section 'adapter'"),
+        ("adapter: {format.branches: 3}", "is written format: {name: NAME, branches: VALUE} in section 'adapter'"),
+        ("adapter: {format: 3}", "adapter.format = 3: wanted a name, or {name: NAME, OPTION: VALUE}, got 3"),
+        ("adapter: {branches: 2}", "branches is now format.branches, an option of multi_lora, and format is 'tr'"),
         ("train: 3", "section 'train' must hold settings, got 3"),
         ("train: {epochs: many}", "train.epochs = 'many': input should be a valid integer"),
         ("train: [", "cannot be read: while parsing"),
@@ -194,17 +203,31 @@ MULTI = {"name": "multi_lora", "branches": 2}
 @pytest.mark.parametrize(
     ("file", "line", "plain"),
     [
-        ("adapter: {format: multi_lora}", ["--format.branches", "3"], {"name": "multi_lora", "branches": "3"}),
+        ("adapter: {format: multi_lora}", ["--format.branches", "3"], {"name": "multi_lora", "branches": 3}),
         ("adapter: {format: {name: multi_lora, branches: 2}}", [], MULTI),
         ("adapter: {format: {name: multi_lora, branches: 2}}", ["--format", "multi_lora"], MULTI),
         ("adapter: {format: {name: multi_lora, branches: 2}}", ["--format", "lora"], "lora"),
-        ("adapter: {format: lora}", ["--format.branches", "3", "--format", "multi_lora"], {**MULTI, "branches": "3"}),
+        ("adapter: {format: lora}", ["--format.branches", "3", "--format", "multi_lora"], {**MULTI, "branches": 3}),
         ("adapter: {format: multi_lora, branches: 2}", [], MULTI),  # as older code had it
-        ("adapter: {format: lora, branches: 2}", [], "lora"),
+        ("adapter: {format: lora, branches: 4}", [], "lora"),  # likewise: it wrote every setting with its default
     ],
 )
 def test_a_method_and_its_options_come_from_file_and_command_line(file, line, plain, resolved):
     assert to_dict(resolved(*line, file=file))["adapter"]["format"] == plain
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("train: {callbacks: [in_turn]}", []),
+        ("train: {callbacks: in_turn}", []),
+        ("train: {callbacks: {name: in_turn}}", []),
+        ("train: {callbacks: in_turn}", ["--callbacks", "in_turn"]),
+        (None, ["--callbacks", "in_turn"]),
+    ],
+)
+def test_one_method_is_a_list_of_one(file, line, resolved):
+    assert to_dict(resolved(*line, file=file))["train"]["callbacks"] == ["in_turn"]
 
 
 def test_older_settings_become_options_of_their_methods(resolved):
@@ -220,16 +243,15 @@ def test_older_settings_become_options_of_their_methods(resolved):
     ("line", "file", "message"),
     [
         (["--branches", "2"], None, "option --branches is now written --format.branches"),
-        (["--weight-decay", "2"], None, "option --weight-decay is now written --optimizer.weight_decay"),
+        (["--weight-decay", "2"], None, "option --weight-decay is now written --optimizer.weight-decay"),
         (["--format.branches", "2"], None, "adapter format 'tr' has no option 'branches'"),
         (["--format", "multi_lora", "--format.branches", "0"], None, "adapter format 'multi_lora': branches = '0': "),
         (["--format.branch", "2"], None, "unknown option '--format.branch', did you mean '--format.branches'?"),
         (["--learning-rate", "1"], None, "unknown option '--learning-rate', did you mean '--lr'?"),
-        (["--num-workers", "1"], None, "unknown option '--num-workers', did you mean '--loader-workers'?"),
         (["--callbacks", "in_trun"], None, "unknown callback 'in_trun', did you mean 'in_turn'?"),
         (["--callbacks", "in_turn", "in_turn"], None, "callback 'in_turn' is named twice"),
-        ([], "adapter: {format: {branches: 2}}", "adapter.format = {'branches': 2}: wanted a name, or a mapping"),
-        ([], "train: {callbacks: in_turn}", "train.callbacks = 'in_turn': "),
+        ([], "adapter: {format: {branches: 2}}", "adapter.format = {'branches': 2}: wanted a name, or {name: NAME"),
+        ([], "train: {callbacks: 3}", "train.callbacks = 3: "),
         (
             [],
             "adapter: {format: {name: multi_lora, branches: 2}, branches: 3}",

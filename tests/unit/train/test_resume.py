@@ -31,7 +31,6 @@ def resume(make_trainer, interrupted, tmp_path):
         write_state(folder, state)
         seal(folder)
         trainer = make_trainer(tmp_path / "out")
-        (tmp_path / "out").mkdir()
         trainer.fit(folder)
         return trainer
 

@@ -7,7 +7,7 @@ import pytest
 from metalora.config import Config, from_dict, to_dict
 from metalora.errors import UserError
 from pipelines.campaign.plan import CampaignConfig, Plan
-from pipelines.campaign.spaces import grid, load_space, sample, sections_of, space_names
+from pipelines.campaign.spaces import check_values, grid, load_space, sample, sections_of, space_names
 from pipelines.campaign.trials import TrialSpec
 from pipelines.options import settings_of
 
@@ -19,6 +19,7 @@ MAPPING_SETTINGS = set(to_dict(Config())["mapping"])
 def test_every_space_is_valid_and_leaks_nothing(name):
     """No point gives a setting that its format does not have."""
     space = load_space(name)
+    check_values(space, Config())
     settings_of(CampaignConfig, space.campaign, "campaign")
     points = [*grid(space, 3), *itertools.islice(sample(space, 0), 50)]
     assert points
@@ -91,12 +92,24 @@ SETTINGS = {"epochs": 3}
         ("SPACE = [{'lr': 0.1}]\nSETTINGS = {'leraning': 0.2}", "unknown setting 'leraning'"),
         ("SPACE = [{'lr': 0.1}]\nCAMPAIGN = 3", "CAMPAIGN must be a dict"),
         ("SPACE = [{'lr': tune.randn()}]", "no grid and no ends"),
+        ("SPACE = [{'format.branches': 2}]", "adapter format 'tr' has no option 'branches'"),
+        ("SPACE = [{'format': tune.choice(['multi_lora', 'lora']), 'format.branches': 2}]", "'lora' has no option"),
+        ("SPACE = [{'branches': 2}]", "branches is now format.branches, an option of multi_lora, and format is 'tr'"),
+        ("SPACE = [{'format': tune.choice(['multi_lora', 'cp']), 'branches': 2}]", "and format is 'cp'"),
     ],
 )
 def test_a_bad_space_is_said(tmp_path, text, message):
     with pytest.raises(UserError, match=r"mine\.py") as caught:
-        load_space(write(tmp_path, text))
+        check_values(load_space(write(tmp_path, text)), Config())
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["branches", "format.branches"])
+def test_the_method_of_an_option_may_be_set_elsewhere(tmp_path, option):
+    options = f"SPACE = [{{'{option}': tune.choice([2, 3])}}]\n"
+    check_values(load_space(write(tmp_path, options)), from_dict({"adapter": {"format": "multi_lora"}}))
+    space = load_space(write(tmp_path, options + "SETTINGS = {'format': 'multi_lora'}"))
+    check_values(space, from_dict(sections_of(space.settings)))
 
 
 def test_an_unknown_space_comes_with_the_nearest():

@@ -83,7 +83,7 @@ def test_the_lock_of_a_process_that_died_holds_nobody(tmp_path):
 
 def test_a_made_up_name_is_a_folder_name_whatever_it_is_made_of(tmp_path):
     config = from_dict({"cluster": {"output": str(tmp_path)}, "tracking": {"tracking_uri": "none"}})
-    with named_run(config, False, "my:space ") as (named, folder):
+    with named_run(config, False, "my:space ", "tune") as (named, folder):
         assert folder.name.startswith("my_space_-resnet20-")
         assert named.tracking.run_name == folder.name
         check_name(folder.name)

@@ -44,6 +44,19 @@ def test_a_run_is_found_by_name_and_by_folder(project, monkeypatch):
         find_run("b", project / "runs")
 
 
+def test_a_run_of_another_kind_is_told(project):
+    for name, file in (("all", "campaign.yaml"), ("table", "table.yaml")):
+        (project / "runs" / name).mkdir()
+        (project / "runs" / name / file).touch()
+    output = project / "runs"
+    with pytest.raises(UserError, match=r"'all' is a campaign, and a run is wanted: its trials are runs, .*NAME"):
+        find_run("all", output)
+    with pytest.raises(UserError, match=r"^'a' is a run, and a campaign is wanted$"):
+        find_run("a", output, "campaign.yaml", "campaign")
+    with pytest.raises(UserError, match=r"^'table' is a table, and a run is wanted$"):
+        find_run("table", output)
+
+
 def test_a_moved_and_renamed_project_finds_its_own(project, tmp_path):
     new = tmp_path / "new"
     project.rename(new)
