@@ -4,15 +4,13 @@ import errno
 import importlib
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 from metalora.errors import LONGEST, UserError, one_line
 from metalora.reading import short
 from metalora.redact import redact
 from metalora.registry import nearest
-from pipelines.surroundings import usable_surroundings
+from pipelines.surroundings import handle, usable_surroundings
 
 COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
@@ -42,8 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: Callable[[], None]) -> None:
     """Run a function; a `UserError` becomes one line and exit status 2, an interrupt 130, a SIGTERM 143."""
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = handle(signal.SIGTERM, terminate)
     try:
-        with _terminable(), usable_surroundings():
+        with usable_surroundings():
             command()
     except UserError as error:
         print(f"metalora: error: {redact(one_line(error, LONGEST))}", file=sys.stderr)
@@ -54,30 +59,11 @@ def run(command: Callable[[], None]) -> None:
         print(f"metalora: error: {short(str(error.filename))}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as error:
-        _end("interrupted", error)
-        raise SystemExit(130) from None
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
-        _end("terminated", error)
-        raise SystemExit(128 + signal.SIGTERM) from None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ray's handler does: by `SystemExit`, so that it can finish its run."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-    try:
-        yield
+        said = "terminated" if terminated else "interrupted"
+        print(f"metalora: {said}", *getattr(error, "__notes__", ())[-1:], sep="\n", file=sys.stderr)
+        raise SystemExit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _end(what: str, error: BaseException) -> None:
-    print(f"metalora: {what}", *getattr(error, "__notes__", ())[-1:], sep="\n", file=sys.stderr)
+        handle(signal.SIGTERM, before)
 
 
 def dispatch(arguments: Sequence[str], commands: Mapping[str, str], usage: str, kind: str, package: str) -> None:

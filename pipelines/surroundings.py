@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import metalora
 from metalora.files import cache_path
@@ -22,6 +25,14 @@ def usable_surroundings() -> Iterator[None]:
         changes.enter_context(_some_home())
         changes.enter_context(_kept_compilations())
         yield
+
+
+def handle(number: signal.Signals, handler: Any) -> Any:
+    """Set the handler of a signal, and return the one before; only the main thread can, others change nothing."""
+    before = signal.getsignal(number) or signal.SIG_DFL  # None: a handler that is not Python's
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+    return before
 
 
 def keep_compiled() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from metalora.config import ClusterConfig
 from metalora.errors import UserError, one_line
+from pipelines.surroundings import handle
 
 ANSWER_SECONDS = 5.0
 HIGHEST_PORT = 65535  # the system takes a higher one for another, lower one
@@ -38,15 +39,17 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
         # Else Ray makes a token in the home folder: a container's user cannot write there, and two first starts race.
         if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
     except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray turns the signal into this
-            raise
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM and callable(terminate):
+            terminate(signal.SIGTERM, None)  # the signal came while Ray's own handler was there
         where = "cannot be started on this machine" if address is None else f"cannot be joined at {address!r}"
         raise UserError(f"Ray {where}: {one_line(error)}") from None
     try:
+        handle(signal.SIGTERM, terminate)  # Ray's own handler aborts the process
         check_resources(settings, ray.cluster_resources(), f"the Ray cluster at {address}")
         yield
     finally:

@@ -1,6 +1,7 @@
 """Training on Ray Train: the driver's part."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from pipelines.backend.ray_checkpoints import RAY_STATE, drop_unusable, opened
 from pipelines.backend.worker import WorkerArguments, train_rank
 from pipelines.run.folder import ERROR, last_line
 from pipelines.run.log import RunLog
+from pipelines.surroundings import handle
 
 TRAIN_POLL_SECONDS = "0.2"
 
@@ -117,10 +119,15 @@ def run_on_ray(
     }
     drop_unusable(folder / RAY_STATE)
     trainer = _trainer(config, arguments, folder)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None  # Ray Train's handler of SIGINT ends the process
     except TrainingFailedError as error:
         raise UserError(mailbox.failure(folder.name) or _reason(error, folder / ERROR)) from None
+    finally:
+        handle(signal.SIGINT, interrupt)
     failure = mailbox.failure(folder.name)
     if failure:
         raise UserError(failure)

@@ -69,7 +69,7 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
             if runner is not None:
                 runner.run(parent)
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:

@@ -103,7 +103,7 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
             report = read_report(folder)
             with only_shows("the summary", console.print):
                 _summarize(console, prepared, report, folder, tracker)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:

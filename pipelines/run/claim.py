@@ -27,7 +27,7 @@ FORBIDDEN = set("/\\:")  # in the names of folders or of MLflow's models
 def named_run(config: Config, resume: bool, kind: str, command: str) -> Iterator[tuple[Config, Path]]:
     """Give a run its name, its tracking URI and its folder, which belongs to this command until the block ends.
 
-    An interrupt or a SIGTERM (in Ray's programs `SystemExit`) gets a message that says how the run is continued.
+    An interrupt gets a note that says how the run is continued.
 
     Args:
         config: Settings of the run.
@@ -49,7 +49,7 @@ def named_run(config: Config, resume: bool, kind: str, command: str) -> Iterator
     with claimed(Path(config.cluster.output), name or re.sub(r"[^\w.-]", "_", made_up), resume, name is None) as folder:
         try:
             yield replace(config, tracking=replace(config.tracking, run_name=folder.name, tracking_uri=uri)), folder
-        except (KeyboardInterrupt, SystemExit) as error:
+        except KeyboardInterrupt as error:
             if all(path.name == LOCK for path in folder.iterdir()):
                 raise
             name = folder.name if folder.parent == absolute("runs") else str(folder)

@@ -51,11 +51,19 @@ def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, t
     assert series(run, "train/loss") == series(undisturbed, "train/loss")
 
 
-def test_killed_driver_is_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
+def test_ended_and_killed_drivers_are_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
     arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
     run = folder / "runs" / "again"
+    for number, step, said in ((signal.SIGTERM, 3, "terminated"), (signal.SIGINT, 6, "interrupted")):
+        process = _start(folder, *arguments)
+        _wait_for((run / f"checkpoint_{step:08d}").exists, process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 128 + number, output[-4000:]
+        assert output.endswith(f"metalora: {said}\nto continue: metalora train --resume again\n")
+        arguments = ["train", "--resume", "again"]
     process = _start(folder, *arguments)
-    _wait_for(lambda: (run / "checkpoint_00000009").exists(), process)
+    _wait_for((run / "checkpoint_00000009").exists, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=60)
