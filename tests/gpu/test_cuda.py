@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # advice, not asked for
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler uses old parts of torch
 ]
 
 FORMATS = ["lora", "multi_lora", "cp", "tr"]
