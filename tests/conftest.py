@@ -1,5 +1,6 @@
 """What all tests share: a cache of their own, and small data."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.repeat((ink + generator.normal(0, 12, ink.shape)).clip(0, 255)[..., None], 3, -1)
                 Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT be heard, here and in programs that are started: a shell's background jobs inherit that it is not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

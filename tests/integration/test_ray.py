@@ -51,6 +51,7 @@ def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, t
     assert series(run, "train/loss") == series(undisturbed, "train/loss")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ended_and_killed_drivers_are_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
     arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
     run = folder / "runs" / "again"

@@ -255,7 +255,7 @@ def test_layers_inside_modules_to_save_are_not_adapted(fresh: MakeModel) -> None
         ({"mapping_width": 0}, "mapping.mapping_width = 0: input should be greater than or equal to 1"),
         ({"format": {"name": "multi_lora", "branches": 0}}, "'multi_lora': branches = 0: input should be greater"),
         ({"format": {"name": "multi_lora", "branch": 2}}, "'multi_lora' has no option 'branch', did you mean 'branc"),
-        ({"format": {"branches": 2}}, "adapter.format = .*: wanted a name, or a mapping with 'name' and options"),
+        ({"format": {"branches": 2}}, "adapter.format = .*: wanted a name, or {name: NAME, OPTION: VALUE}"),
         ({"rank": 0}, "adapter.rank = 0: input should be greater than or equal to 1"),
         ({"branches": 2}, "setting 'branches' is now an option of a method: format="),
         ({"rnak": 2}, r"unknown setting adapter.rnak, did you mean 'rank'"),

@@ -74,7 +74,7 @@ def test_its_settings_are_shown_under_todays_names(project, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--format.branches", "4"), "adapter.format was {'branches': 3, 'name': 'multi_lora'}, is {'branches': 4"),
+        (("--format.branches", "4"), "adapter.format was 'multi_lora(branches=3)', is 'multi_lora(branches=4)'"),
         (("--optimizer.weight_decay", "0.2"), "train.optimizer was "),
         (("--random-seed", "1"), "train.random_seed was 7, is 1"),
     ],

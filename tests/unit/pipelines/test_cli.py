@@ -277,6 +277,7 @@ def test_a_tracker_lost_at_the_end_does_not_hide_the_results(settings, capsys, m
     assert "--resume mine" in said
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
