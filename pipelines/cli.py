@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
     "tune": "search a space of settings; every trial is a training",
     "evaluate": "score a trained adapter, on its data or on others",
+    "predict": "predict the labels of images with a trained adapter",
     "report": "report a campaign's results in tables and plots",
     "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "measure whether a run's seeds tell tasks and classes apart",

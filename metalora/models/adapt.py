@@ -207,6 +207,7 @@ def assemble(backbone: nn.Module, spec: AdapterSpec, extractor: nn.Module | None
         spec,
         identity_of_backbone,
         None if extractor is None else identify(extractor),
+        getattr(backbone, "inputs", None),
     )
     reference = next(backbone.parameters())
     for part in (model.network.mapping, model.head):

@@ -12,7 +12,9 @@ from metalora.adapters.layer import AdaptedLayer
 from metalora.adapters.seed_slot import Call
 from metalora.errors import UserError
 from metalora.models.extractor import Extractor
+from metalora.models.inputs import Inputs
 from metalora.models.network import AdaptedNetwork
+from metalora.models.predictor import BATCH, Prediction, Predictor
 from metalora.models.spec import AdapterSpec
 from metalora.reading import short
 from metalora.tensor_files import check_like
@@ -49,6 +51,7 @@ class MetaLoRAModel(nn.Module):
         spec: The structure of the model.
         backbone_identity: Name, weights and hash of the backbone.
         extractor_identity: Name, weights and hash of the extractor; None if it is the backbone.
+        inputs: The preprocessing that the backbone's weights expect, for `predict`; None if the backbone has none.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class MetaLoRAModel(nn.Module):
         spec: AdapterSpec,
         backbone_identity: dict[str, Any],
         extractor_identity: dict[str, Any] | None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
         self.backbone_identity = backbone_identity
@@ -69,6 +73,7 @@ class MetaLoRAModel(nn.Module):
         self.head = head
         self.layers = layers
         self.spec = spec
+        self.inputs = inputs
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Any:
         """Compute the adapted backbone's output for images.
@@ -91,6 +96,36 @@ class MetaLoRAModel(nn.Module):
             raise UserError("this model has no classifier head: make it with labels=[...]")
         scores: Tensor = self.head(self(x, condition).to(self.head.weight.dtype))
         return scores
+
+    def predict(self, images: Any, top: int = 1, features: bool = False, batch_size: int = BATCH) -> list[Prediction]:
+        """Predict the labels of images as they are; all preprocessing is done here.
+
+        >>> import metalora
+        >>> from PIL import Image
+        >>> model = metalora.adapt(metalora.build_backbone("resnet20", "none"), labels=["cat", "dog"])
+        >>> (one,) = model.predict(Image.new("RGB", (200, 100)), top=2)
+        >>> one.label == one.top[0][0], len(one.top)
+        (True, 2)
+
+        Args:
+            images: One image or several: paths, the bytes of image files, Pillow images, arrays (H, W, 3) or (N, H, W,
+                3), tensors (3, H, W) or (N, 3, H, W). Arrays and tensors hold uint8, or floats from 0 to 1.
+            top: Number of labels to return for each image.
+            features: Whether to return the adapted backbone's features too.
+            batch_size: Images that are computed at a time.
+
+        Returns:
+            One `Prediction` for each image: ``label``, ``probability``, ``top``, ``features``.
+
+        Raises:
+            UserError: the model was made without labels or for a backbone without ``inputs``, or an image cannot be
+                read.
+        """
+        training = self.training
+        try:
+            return Predictor(self, batch_size).predict(images, top, features)
+        finally:
+            self.train(training)
 
     def seed(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Generate the seeds of images, (B, S).

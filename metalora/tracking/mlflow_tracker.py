@@ -125,7 +125,7 @@ class MlflowTracker:
             mlflow.set_tracking_uri(self.uri)
             mute = redirect_stderr(io.StringIO())  # it announces each version that it registers
             with mlflow.start_run(run_id=self.run_id), warnings.catch_warnings(), mute:
-                warnings.simplefilter("ignore")  # it asks for an input example, beside a signature that says more
+                warnings.simplefilter("ignore")  # it would infer a signature from the example, beside ours
                 logged = mlflow.pyfunc.log_model(
                     name="model",
                     registered_model_name=name or None,
@@ -133,6 +133,7 @@ class MlflowTracker:
                     artifacts=artifacts,
                     code_paths=[str(package)],
                     signature=served_model.signature(),
+                    input_example=served_model.example(),
                     pip_requirements=served_model.requirements(),
                 )
         if name:

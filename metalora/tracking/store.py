@@ -1,5 +1,6 @@
 """Add files to runs that have ended, and download models from them."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def download_model(model: str, uri: str, folder: Path) -> Path:
     _be_quick()
     uri = tracking_address(uri)
     mlflow.set_tracking_uri(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         _client(uri)
         mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(folder))

@@ -1,6 +1,5 @@
 """``metalora evaluate``: k-NN and linear accuracy of a trained adapter, on its data or on other data."""
 
-import argparse
 import json
 import os
 import tempfile
@@ -10,22 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
-from metalora.build import build_evaluator, build_networks
+from metalora.build import build_evaluator
 from metalora.config import Config
 from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
-from metalora.models.persist import load
 from metalora.report.tables import accuracy_table
-from metalora.tracking.store import download_model
-from metalora.train.evaluator import ADAPTER
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
 from pipelines.run.console import ProgressDisplay, terminal
-from pipelines.run.folder import find_run, read_report, read_settings, writable_file
+from pipelines.run.folder import read_report, read_settings, writable_file
+from pipelines.run.model import fetch, load_model
 
 # sections and settings that an evaluation reads; an adapter has the others in itself
 READ = ("backbone", "data", "evaluate", "extractor_weights", "cache_features", "random_seed", "output", "tracking_uri")
@@ -51,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = options.report and writable_file(options.report, "--report")
     console = terminal()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _fetch(options, Path(scratch))
+        places = resolve_section(options, "cluster").output, resolve_section(options, "tracking").tracking_uri
+        folder = fetch(options.run, *places, Path(scratch))
         config = resolve(options, read_settings(folder))
         report = evaluate(config, folder, console)
     if file:
@@ -73,13 +71,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         UserError: data, backbone and adapter do not fit together.
     """
     table = load_table(config.data)
-    brought = {part: folder / f"{part}.safetensors" for part in ("backbone", "extractor")}
-    backbone, extractor = build_networks(
-        config,
-        lambda text: console.print(text, soft_wrap=True),
-        {part: file for part, file in brought.items() if file.is_file()},
-    )
-    model = load(backbone, folder / ADAPTER, extractor)
+    model, backbone = load_model(config, folder, lambda text: console.print(text, soft_wrap=True))
     if model.spec.labels != table.labels:
         ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
         raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "
@@ -117,14 +109,3 @@ class Watcher:
 
     def checkpoint(self, step: int, write: Write | None) -> None:
         """Keep no checkpoint, since nothing is trained."""
-
-
-def _fetch(options: argparse.Namespace, scratch: Path) -> Path:
-    """Return a folder with ``adapter`` and ``config.yaml``, downloaded if the run is a model in MLflow."""
-    run = options.run
-    if run.startswith(("models:/", "runs:/")):
-        return download_model(run, resolve_section(options, "tracking").tracking_uri, scratch)
-    folder = find_run(run, Path(resolve_section(options, "cluster").output))
-    if not (folder / ADAPTER).is_dir():
-        raise UserError(f"run {run!r} is not finished: {folder} has no folder {ADAPTER!r}")
-    return folder

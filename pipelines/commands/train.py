@@ -1,5 +1,6 @@
 """``metalora train``: one fine-tuning, from the settings to an adapter that is tracked and can be loaded."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
         f"accuracy of the trained classifier: {report['test_accuracy']:.1%}\n"
         f"run       {folder}\n"
         f"MLflow    {tracker.where()}\n"
+        f"predict   metalora predict {shlex.quote(folder.name)} IMAGES --to predictions.csv\n"
         "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
         soft_wrap=True,
     )
@@ -164,4 +166,5 @@ def loading_code(config: Config, adapter: Path) -> list[str]:
             "backbone.input_size[1])"
         )
         extra = ", extractor"
-    return [*lines, f"model = metalora.load(backbone, {str(adapter)!r}{extra})"]
+    load = f"model = metalora.load(backbone, {str(adapter)!r}{extra})"
+    return [*lines, load, "predictions = model.predict(['image.jpg'])  # label, probability"]

@@ -86,10 +86,11 @@ def test_the_printed_code_loads_the_adapter(folder: Path, tree: Path) -> None:
     lines = done.stdout.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("load it"))
     code = "\n".join(line.removeprefix("load it").strip() for line in lines[first:])
-    script = f"import os; os.chdir({str(folder)!r})\n{code}\nprint(sorted(model.spec.labels))"
+    shutil.copy(next(tree.rglob("*.png")), folder / "image.jpg")
+    script = f"import os; os.chdir({str(folder)!r})\n{code}\nprint(sorted(model.spec.labels), len(predictions))"
     arguments = [sys.executable, "-c", script]
     loaded = subprocess.run(arguments, env=importable(), capture_output=True, text=True, check=False)
-    assert loaded.stdout.strip() == "['circle', 'cross', 'square']", loaded.stderr
+    assert loaded.stdout.strip() == "['circle', 'cross', 'square'] 1", loaded.stderr
 
 
 def test_model_is_served_as_it_was_trained(run: Path, folder: Path, tree: Path) -> None:
@@ -99,7 +100,8 @@ def test_model_is_served_as_it_was_trained(run: Path, folder: Path, tree: Path) 
     run_id = json.loads((run / "run.json").read_text())["run_id"]
     served = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     files = sorted(tree.rglob("*.png"))[::7]
-    answer = served.predict(pd.DataFrame({"image": [file.read_bytes() for file in files]}))
+    request = pd.DataFrame({"image": [file.read_bytes() for file in files]})
+    answer = served.predict(request, {"features": True})
     backbone = _backbone_of(run)
     model = metalora.load(backbone, run / "adapter")
     with torch.no_grad():

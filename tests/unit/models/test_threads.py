@@ -149,7 +149,7 @@ def test_served_answers(lively: MakeModel, tmp_path: Path) -> None:
     serving.load_context(SimpleNamespace(artifacts=artifacts))  # type: ignore[arg-type]
 
     requests = [pd.DataFrame({"image": [png(10 * i + j) for j in range(1 + i % 3)]}) for i in range(THREADS)]
-    calls = [lambda request=request: serving.predict(None, request) for request in requests]
+    calls = [lambda request=request: serving.predict(None, request, {"features": True}) for request in requests]
     wanted = [call() for call in calls]
     assert len({str(answer["features"][0]) for answer in wanted}) == THREADS
     for answers, alone in zip(at_once(calls), wanted, strict=True):

@@ -1,0 +1,111 @@
+"""``metalora predict``: the labels of images, as a trained adapter sees them, in a file."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from metalora.config import Config
+from metalora.data.unlabelled import Unlabelled
+from metalora.errors import UserError
+from metalora.files import sha256
+from metalora.models.predictor import BATCH, Predictor
+from metalora.places import absolute
+from metalora.train.evaluator import ADAPTER
+from metalora.train.reporter import Progress
+from pipelines.backend.predicting import Chunk, predict_here, predict_on_ray
+from pipelines.command_line import add_run, make_parser, parse
+from pipelines.options import add_settings, resolve, resolve_section
+from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.folder import read_settings
+from pipelines.run.model import fetch, load_model
+from pipelines.run.predictions import Predictions
+
+PART = 10  # images of a part; what an interrupted command has to do again at most
+READ = ("weights", "extractor_weights", "output", "tracking_uri", "ray_address", "cpus_per_worker", "gpus_per_worker")
+NAMES = {"batch": "batch-size", "actors": "workers"}  # of options that are settings of a training elsewhere
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``metalora predict`` with command-line arguments.
+
+    Raises:
+        UserError: the command line, the run or the images cannot be used.
+    """
+    parser = make_parser(
+        "metalora predict",
+        "Predict the labels of images. The same command again continues what was interrupted.",
+        "RUN IMAGES --to FILE [--top N] [--features] [--workers N]",
+    )
+    add_run(parser, "run", ", or MLflow's models:/NAME@champion or runs:/ID/model")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="an image file, a folder of them at any depth, or Parquet with a column 'image'",
+    )
+    parser.add_argument("--to", metavar="FILE", required=True, help="file to write: .parquet or .csv")
+    parser.add_argument("--top", metavar="N", type=int, default=1, help="labels for each image (default: 1)")
+    parser.add_argument("--features", action="store_true", help="also write the adapted features, to Parquet")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=BATCH, dest="batch", help=f"images at a time (default: {BATCH})"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=0, dest="actors",
+        help="actors on Ray; 0: in this process, without Ray (default: 0)",
+    )  # fmt: skip
+    add_settings(parser, READ)
+    parser.set_defaults(config=None)
+    options = parse(parser, arguments)
+    for name, least in (("top", 1), ("batch", 1), ("actors", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{NAMES.get(name, name)} must be {least} or more, got {getattr(options, name)}")
+    predict(options)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict as the options of the command say, and print a summary."""
+    console = terminal()
+    images = Unlabelled(absolute(options.images))
+    with tempfile.TemporaryDirectory() as scratch:
+        places = resolve_section(options, "cluster").output, resolve_section(options, "tracking").tracking_uri
+        folder = fetch(options.run, *places, Path(scratch))
+        config = resolve(options, read_settings(folder))
+        _check(config, options.run)
+        model, _ = load_model(config, folder, lambda text: console.print(text, soft_wrap=True))
+        adapter = sha256(folder / ADAPTER / "adapter.safetensors")
+    top = min(options.top, len(model.spec.labels))
+    plan = {"adapter": adapter, "images": images.fingerprint, "top": top, "features": options.features}
+    file = Predictions(options.to, plan, top, options.features)
+    parts = -(-len(images) // PART)
+    missing = ((number, chunk) for number, chunk in enumerate(_chunks(images)) if not file.has(number))
+    find = partial(predict_on_ray, config.cluster, options.actors) if options.actors else predict_here
+    done = sum(map(file.has, range(parts)))
+    with ProgressDisplay(console) as display:
+        for number, names, found in find(Predictor(model, options.batch), missing, top, options.features):
+            file.write(number, names, found)
+            done += 1
+            display.show(Progress("predict", min(done * PART, len(images)), len(images)))
+    count, failed = file.finish(parts)
+    unread = f", {failed:,} of which could not be read: column 'error' says why" if failed else ""
+    console.print(f"predicted {count:,} images{unread}\nwritten   {file.file}", soft_wrap=True)
+
+
+def _check(config: Config, run: str) -> None:
+    if config.mapping.seed_granularity == "task":
+        raise UserError(
+            f"run {run!r} was trained with one seed per task (seed_granularity task), and images by themselves have no "
+            "task; metalora evaluate takes the seeds of tasks from the training images"
+        )
+
+
+def _chunks(images: Unlabelled) -> Iterator[Chunk]:
+    """Yield the images part by part."""
+    chunk: Chunk = []
+    for image in images:
+        chunk.append(image)
+        if len(chunk) == PART:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
