@@ -10,6 +10,7 @@ from metalora.errors import LONGEST, UserError, one_line
 from metalora.reading import short
 from metalora.redact import redact
 from metalora.registry import nearest
+from metalora.version import __version__
 from pipelines.surroundings import handle, usable_surroundings
 
 COMMANDS = {
@@ -30,7 +31,7 @@ USAGE = f"""usage: metalora COMMAND [OPTIONS]
 commands:
 {chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
 
-metalora COMMAND --help lists a command's options."""
+metalora COMMAND --help lists a command's options, metalora --version tells the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,6 +83,9 @@ def dispatch(arguments: Sequence[str], commands: Mapping[str, str], usage: str, 
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"metalora {__version__}")
         return
     name = arguments[0]
     if name not in commands:

@@ -7,6 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from metalora.report.measures import measures
+
 VOTES = {"uniform": "uniform vote", "weighted": "weighted vote"}
 HOLDOUT = {"seen": "held out", "unseen": "held out, own gallery"}
 
@@ -36,6 +38,30 @@ def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], form
         for name, before, after in parts:
             _add_rows(table, name, before, after, vote, numbers)
         table.add_section()
+    return table
+
+
+def measures_table(report: Mapping[str, Any]) -> Table:
+    """Return the accuracies in % over all test images by every measure: k-NN, a linear classifier, the trained one.
+
+    ``±`` is the standard error of the gain, sqrt(p (1 - p) / n + q (1 - q) / n), as if both were measured on different
+    images: on the same images it is smaller.
+
+    Args:
+        report: The content of ``knn.json``.
+    """
+    title = f"accuracy in % on all {report['queries']:,} test images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("measure")
+    for heading in ("original", str(report["format"]), "gain", "±"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for measure in measures(report):
+        before, after = measure.original, measure.adapted
+        gain = [Text(""), Text("")]
+        if before is not None and after is not None:
+            gain = [_gain(100 * (after - before)), Text(f"{100 * measure.error(report['queries']):.1f}")]
+        cells = (Text("" if value is None else f"{100 * value:.1f}") for value in (before, after))
+        table.add_row(measure.name, *cells, *gain)
     return table
 
 

@@ -137,11 +137,14 @@ class Evaluator:
         values = {"test/accuracy": accuracy}
         for prefix, found in adapted.items():
             values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
+        for prefix, found in original.items():
+            values |= {f"original/{prefix}/linear": found.linear, **metrics(f"original/{prefix}", found.knn)}
         report: dict[str, Any] = {
             "format": self.model.spec.format.name,
             "gallery": len(parts[0]),
             "queries": len(parts[1]),
             "test_accuracy": accuracy,
+            "chance": float(labels.bincount().max() / len(labels)),
             "original": as_report(original),
             "adapted": as_report(adapted),
         }

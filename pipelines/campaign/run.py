@@ -61,6 +61,12 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
     complete = resume and points is not None
     complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.repeats)
+    if complete:
+        console.print(
+            f"all {len(points or ())} points of the grid have been tried, nothing is left to run (another --space or "
+            "--searcher is another campaign)",
+            soft_wrap=True,
+        )
     with nullcontext() if complete else open_cluster(config.cluster):
         runner = None if complete else CampaignRunner(plan, folder, prepared, points, console)
         parent = _start(tracker, plan, folder)

@@ -15,12 +15,11 @@ from metalora.data import load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
-from metalora.report.tables import accuracy_table
 from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
-from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.console import ProgressDisplay, show_report, terminal
 from pipelines.run.folder import read_report, read_settings, writable_file
 from pipelines.run.model import fetch, load_model
 
@@ -85,8 +84,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         _, write = evaluator.test()
         write(Path(scratch))
         report = read_report(Path(scratch))
-    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
-    console.print(f"accuracy of the trained classifier: {report['test_accuracy']:.1%}")
+    show_report(console, report)
     return report
 
 

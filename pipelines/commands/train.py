@@ -9,7 +9,6 @@ from rich.console import Console
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
-from metalora.report.tables import accuracy_table
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
@@ -20,7 +19,7 @@ from pipelines.backend.prepare import Prepared, prepare
 from pipelines.command_line import add_resume, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
 from pipelines.run.claim import named_run
-from pipelines.run.console import ProgressDisplay, only_tells, terminal
+from pipelines.run.console import ProgressDisplay, only_tells, show_report, terminal
 from pipelines.run.folder import (
     CONFIG,
     METRICS,
@@ -127,7 +126,7 @@ def _fit(
 ) -> None:
     """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
     folder = checkpoints.folder
-    log = RunLog(folder / METRICS, tracker, display.say, display.show, checkpoints)
+    log = RunLog(folder / METRICS, tracker, display.say, display.show, checkpoints, display.validated)
     if prepared.config.cluster.workers:
         from pipelines.backend.workers import train_on_ray
 
@@ -138,11 +137,10 @@ def _fit(
 
 
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
-    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    show_report(console, report)
     trained, total = prepared.model.count_parameters()
     console.print(
-        f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%}); "
-        f"accuracy of the trained classifier: {report['test_accuracy']:.1%}\n"
+        f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%})\n"
         f"run       {folder}\n"
         f"MLflow    {tracker.where()}\n"
         f"predict   metalora predict {shlex.quote(folder.name)} IMAGES --to predictions.csv\n"

@@ -3,9 +3,10 @@
 import io
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from metalora.redact import redact
+from metalora.report.measures import warnings_of
+from metalora.report.tables import accuracy_table, measures_table
 from metalora.train.reporter import Progress as State
 
 LINE_SECONDS = 10.0
@@ -63,6 +66,14 @@ def terminal() -> Console:
     return Console(file=output, markup=False, emoji=False, highlight=False)
 
 
+def show_report(console: Console, report: Mapping[str, Any]) -> None:
+    """Print the accuracies of ``knn.json``, by task and by measure, and what they warn of."""
+    console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
+    console.print(measures_table(report))
+    for line in warnings_of(report):
+        console.print(f"warning: {line}", style="yellow", soft_wrap=True)
+
+
 @contextmanager
 def only_tells(tell: Callable[[Exception], None]) -> Iterator[None]:
     """Report an error in the block and continue; for drawing or sending results that the run's folder has.
@@ -86,6 +97,7 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.phase = ""
+        self.epoch = 0
         self.printed = -math.inf
         self.began: dict[str, tuple[float, int]] = {}  # phase: when, at which step
         self.bar = Progress(
@@ -107,8 +119,17 @@ class ProgressDisplay:
         """Show a message to the user."""
         self.console.print(text, style="yellow", soft_wrap=True)
 
+    def validated(self, metrics: Mapping[str, float]) -> None:
+        """Print the figures of a validation, in a line of their own."""
+        knn = [name for name in metrics if re.fullmatch(r"val/knn\d+", name)]
+        parts = [f"k-NN, K = {name.removeprefix('val/knn')}: {metrics[name]:.1%}" for name in knn]
+        if "val/accuracy" in metrics:
+            parts.append(f"classifier {metrics['val/accuracy']:.1%}, loss {metrics['val/loss']:.4f}")
+        self.console.print(f"epoch {self.epoch} validated  {'  '.join(parts)}", soft_wrap=True)
+
     def show(self, state: State) -> None:
         """Show a state of the progress."""
+        self.epoch = state.epoch or self.epoch
         now = time.monotonic()
         again = state.phase == "train" or state.phase == self.phase  # training goes on after a validation
         if not (again and state.phase in self.began and state.step >= self.began[state.phase][1]):

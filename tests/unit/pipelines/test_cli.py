@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import metalora
 from metalora.tracking.mlflow_tracker import TIMEOUT_SECONDS, MlflowTracker
 from pipelines.cli import main
 
@@ -31,9 +32,15 @@ def test_the_installed_command_ends_with_status_2_and_one_line():
     code = "from pipelines.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    commands = "train, tune, evaluate, report, reproduce, seeds, methods, bench"
+    commands = "train, tune, evaluate, predict, report, reproduce, seeds, methods, bench"
     assert done.stderr == f"metalora: error: unknown command 'trian', did you mean 'train'? (commands: {commands})\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("argument", ["--version", "-V"])
+def test_the_version_is_told(capsys, argument):
+    main([argument])
+    assert capsys.readouterr().out == f"metalora {metalora.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

@@ -1,12 +1,16 @@
 """The accuracy table as text."""
 
 import io
+import math
 import re
 from typing import Any
 
+import numpy as np
+import pytest
 from rich.console import Console
 
-from metalora.report.tables import accuracy_table
+from metalora.report.measures import measures, warnings_of
+from metalora.report.tables import accuracy_table, measures_table
 
 
 def _result(shift: float) -> dict[str, Any]:
@@ -55,3 +59,56 @@ def test_held_out_domains_follow_with_either_gallery() -> None:
         *("held out, own gallery", "sketch", "photo[x]"),
     ]
     assert [row[4] for row in uniform] == ["+10.0"] * 3 + ["+5.0"] * 3 + ["-10.0"] * 3
+
+
+def report(images: int = 1000, **changes: Any) -> dict[str, Any]:
+    original, adapted = {**_result(0), "linear": 0.588}, {**_result(0.1), "linear": 0.6}
+    return {
+        "format": "cp", "queries": images, "test_accuracy": 0.6, "chance": 0.25, "original": original,
+        "adapted": adapted, **changes,
+    }  # fmt: skip
+
+
+def test_every_measure_is_shown_with_its_error() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(measures_table(report()))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines()]
+    assert rows[0] == ["accuracy in % on all 1,000 test images"]
+    assert ["measure", "original", "cp", "gain", "±"] in rows
+    error = 100 * math.sqrt(0.588 * 0.412 / 1000 + 0.6 * 0.4 / 1000)
+    assert ["linear classifier on the features", "58.8", "60.0", "+1.2", f"{error:.1f}"] in rows
+    assert ["trained classifier", "60.0"] in rows
+    assert ["always the most frequent label", "25.0"] in rows
+
+
+def test_a_report_of_older_code_is_shown_too() -> None:
+    old = report()
+    del old["chance"], old["original"]["linear"], old["adapted"]["linear"]
+    Console(file=io.StringIO()).print(measures_table(old))
+    assert warnings_of(old) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, []),
+        ({"adapted": {**_result(0.1), "linear": 0.527}}, ["linear classifier on the features: the training lowered it "
+                                                          "from 58.8% to 52.7%"]),
+        ({"adapted": {**_result(0.1), "linear": 0.58}}, []),  # less than two standard errors
+        ({"test_accuracy": 0.26}, ["the trained classifier is right for 26.0% of 1,000 test images, the most"]),
+        ({"test_accuracy": 0.1}, ["the trained classifier is right for 10.0%"]),
+        ({"images": 20, "test_accuracy": 0.4}, ["the trained classifier is right for 40.0%"]),
+    ],
+)  # fmt: skip
+def test_what_fell_and_what_is_near_chance_is_told(changes: dict[str, Any], wanted: list[str]) -> None:
+    lines = warnings_of(report(**changes))
+    assert len(lines) == len(wanted)
+    for line, begins in zip(lines, wanted, strict=True):
+        assert line.startswith(begins)
+
+
+def test_the_errors_are_those_of_simulated_gains() -> None:
+    measure = measures(report())[1]
+    generator = np.random.default_rng(0)
+    gains = [generator.binomial(1000, 0.6) / 1000 - generator.binomial(1000, 0.588) / 1000 for _ in range(4000)]
+    assert measure.error(1000) == pytest.approx(np.std(gains), rel=0.05)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from metalora.tracking.tracker import NullTracker
+from metalora.train.reporter import Progress as State
 from pipelines.run.console import Output, ProgressDisplay, terminal
+from pipelines.run.log import RunLog
 
 ROOT = Path(__file__).parents[4]
 
@@ -79,3 +82,15 @@ def test_the_bar_shows_phases_as_they_are(capsys):
     with ProgressDisplay(terminal()) as display:
         display.show(Progress("[b]phase", 1, 2))
     assert "[b]phase" in capsys.readouterr().out
+
+
+def test_the_figures_of_a_validation_are_a_line_in_the_order_of_k(capsys, tmp_path):
+    display = ProgressDisplay(terminal())
+    display.show(State("train", 5, 10, 2, 3))
+    log = RunLog(tmp_path / "m.jsonl", NullTracker(), display.say, display.show, validated=display.validated)
+    log.metrics(5, {"train/loss": 1.0})
+    metrics = {"val/loss": 0.5, "val/accuracy": 0.75, "val/knn5": 0.5, "val/knn5/sketch": 0.1, "val/knn5_weighted": 0.2}
+    log.metrics(5, {**metrics, "val/knn10": 0.25})
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "epoch 2 validated  k-NN, K = 5: 50.0%  k-NN, K = 10: 25.0%  classifier 75.0%, loss 0.5000"
+    assert len([line for line in said if "validated" in line]) == 1
