@@ -379,8 +379,8 @@ def test_inputs_that_are_token_ids(format, keep_images, listener, tmp_path, tree
 
 
 def test_the_readmes_method_is_one(net):
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("## Adding a method")[2].partition("```python")[2].partition("```")[0]
+    readme = (Path(__file__).parents[3] / "metalora" / "adapters" / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("```python")[2].partition("```")[0]
     exec(block, {})
     model = metalora.adapt(net, {"name": "multi_cp", "branches": 3}, 2, target_modules=["0", "4"], input_size=(3, 9, 9))
     model.eval()
