@@ -18,7 +18,7 @@ class TrainConfig:
         default=8,
         ge=1,
         description="passes over the train split",
-        words=("num_epochs", "max_epochs", "num_train_epochs"),
+        words=("num_epochs", "n_epochs", "max_epochs", "num_train_epochs"),
     )
     lr: float = setting(
         default=6e-3, gt=0, description="peak learning rate of adapter and head", words=("learning_rate",)
@@ -113,7 +113,7 @@ class ClusterConfig:
         default=None,
         ge=0,
         description="GPUs per worker (default: 1 if there are enough GPUs, else 0)",
-        words=("num_gpus",),
+        words=("gpus", "num_gpus", "devices"),
     )
     cpus_per_worker: float = fixed(default=1.0, gt=0, description="CPUs per worker")
     retries: int = fixed(

@@ -91,7 +91,7 @@ class BackboneConfig:
     backbone: str = fixed(
         default="resnet20",
         description="resnet20, mixer_tiny, torchvision/NAME or timm/NAME, e.g. timm/mixer_b16_224",
-        words=("model_name", "architecture"),
+        words=("model_name", "architecture", "model", "arch"),
     )
     weights: WeightsPlace = fixed(
         default="default",
@@ -142,7 +142,7 @@ class DataConfig:
         default=64,
         ge=1,
         description="images per optimizer step, over all workers and accumulation steps",
-        words=("bs", "per_device_train_batch_size"),
+        words=("bs", "train_batch_size", "per_device_train_batch_size"),
     )
     domain_sampling: Literal["balanced", "natural"] = fixed(
         default="balanced", description="images of all domains in equal shares, or as often as they occur"

@@ -24,7 +24,8 @@ def train_here(prepared: Prepared, log: RunLog, checkpoints: CheckpointFolder, r
     Returns:
         The folder of the last checkpoint, with the results in it.
     """
-    config, device = prepared.config, this_device()
+    config, gpus = prepared.config, prepared.config.cluster.gpus_per_worker
+    device = this_device(None if gpus is None else gpus > 0)
     trainer = build_trainer(
         config,
         prepared.model.to(device),

@@ -103,6 +103,9 @@ def test_a_printed_config_gives_the_same_config(resolved, capsys, line):
     [
         (["--btch-size", "3"], "unknown option '--btch-size', did you mean '--batch-size'?"),
         (["--num_workers", "2"], "unknown option '--num-workers', did you mean '--loader-workers' or '--workers'?"),
+        (["--gpus", "2"], "unknown option '--gpus', did you mean '--gpus-per-worker'?"),
+        (["--model", "resnet20"], "unknown option '--model', did you mean '--backbone'?"),
+        (["--bs", "2"], "unknown option '--bs', did you mean '--batch-size'?"),
         (["--no-compil"], "unknown option '--no-compil', did you mean '--no-compile'?"),
         (["--rnk=3"], "unknown option '--rnk', did you mean '--rank'?"),
         (["--ran", "3"], "unknown option '--ran', did you mean '--rank'?"),  # no abbreviations

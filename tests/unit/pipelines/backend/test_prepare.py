@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 
-from metalora.data import images
+from metalora.config import from_dict
+from metalora.data import images, load_table
 from pipelines.cli import main
+from pipelines.run.folder import read_settings
 
 
 @pytest.mark.parametrize("keep_images", ["1", "0"])
@@ -38,3 +40,18 @@ def test_bad_images_are_left_out_of_what_is_kept(settings, tree, tmp_path, monke
         main(settings("--data", str(own), "--on-bad-image", "skip", "--run-name", name, "--seed", "3"))
         reports.append((tmp_path / "runs" / name / "knn.json").read_text())
     assert len(set(reports)) == 1
+
+
+def test_the_data_are_told_and_gpus_that_are_not_there_are_refused(settings, tmp_path, monkeypatch, capsys, refused):
+    monkeypatch.chdir(tmp_path)
+    main(settings("--holdout-domains", "b", "--run-name", "mine"))
+    table = load_table(from_dict(read_settings(tmp_path / "runs" / "mine")).data)
+    counts = [int((table.rows(split) >= 0).sum()) for split in ("train", "val", "test")]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
+    counted = ", ".join(f"{count} {split}" for count, split in zip(counts, ("train", "val", "test"), strict=True))
+    assert line == f"data      {counted} images (20 more in held-out ones) of 2 classes in 1 domains"
+    assert sum(counts) == 20
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = "gpus_per_worker 1: PyTorch finds no GPU on this machine"
+    assert refused(settings("--gpus-per-worker", "1", "--run-name", "other")) == message
+    assert not (tmp_path / "runs" / "other").exists()
