@@ -29,9 +29,9 @@ def usable_surroundings() -> Iterator[None]:
 
 def handle(number: signal.Signals, handler: Any) -> Any:
     """Set the handler of a signal, and return the one before; only the main thread can, others change nothing."""
-    before = signal.getsignal(number) or signal.SIG_DFL  # None: a handler that is not Python's
+    before = signal.getsignal(number)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(number, handler)
+        signal.signal(number, handler or signal.SIG_DFL)  # None: one that is not Python's
     return before
 
 

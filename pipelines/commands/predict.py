@@ -22,7 +22,7 @@ from pipelines.run.folder import read_settings
 from pipelines.run.model import fetch, load_model
 from pipelines.run.predictions import Predictions
 
-PART = 10  # images of a part; what an interrupted command has to do again at most
+PART = 1024  # images of a part; what an interrupted command has to do again at most
 READ = ("weights", "extractor_weights", "output", "tracking_uri", "ray_address", "cpus_per_worker", "gpus_per_worker")
 NAMES = {"batch": "batch-size", "actors": "workers"}  # of options that are settings of a training elsewhere
 
