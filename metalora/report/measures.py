@@ -23,7 +23,7 @@ class Measure:
     adapted: float | None
 
     def error(self, images: int) -> float:
-        """Return the standard error of the gain, as if it were measured on twice so many different images."""
+        """Return the standard error of the gain, as if both accuracies were measured on different images."""
         return math.sqrt(sum(p * (1 - p) / max(1, images) for p in (self.original, self.adapted) if p is not None))
 
 

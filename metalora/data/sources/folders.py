@@ -95,7 +95,7 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
         UserError: there are no images; there are folders of splits beside others, or none to train on; a domain folder
             has no images; a class has fewer than two; a folder or a file cannot be read.
     """
-    tree = _read_tree(root, excluded)
+    tree = read_tree(root, excluded)
     levels = _levels(tree)
     classes = _classes(tree, levels, excluded)
     given = {image.split for members in classes.values() for image in members}
@@ -196,7 +196,7 @@ def _drawn(images: list[_Image], val_fraction: float, test_fraction: float) -> l
     return [replace(image, split=drawn.get(image.file, image.split)) for image in images]
 
 
-def _read_tree(root: Path, excluded: Collection[str]) -> _Tree:
+def read_tree(root: Path, excluded: Collection[str] = ()) -> _Tree:
     """List what is visible below a root; top folders that are excluded are not looked into.
 
     Raises:

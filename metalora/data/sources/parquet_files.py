@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import Any
@@ -154,11 +155,17 @@ def read_rows(source: Source) -> Iterator[Rows]:
         yield from _read_file(source, file)
 
 
+@contextmanager
+def opened(source: Source, info: Any) -> Iterator[tuple[Any, Any]]:
+    """Open a file of a source, as a `pyarrow.parquet.ParquetFile` and as a file; errors in the block name the file."""
+    with gate(f"Parquet file {printable(info.path)}"), source.filesystem.open_input_file(info.path) as handle:
+        # with a buffer, a row group of many gigabytes is not read as a whole
+        yield pq.ParquetFile(handle, buffer_size=1 << 22, page_checksum_verification=True), handle
+
+
 def _read_file(source: Source, info: Any) -> Iterator[Rows]:
     file, below = printable(info.path), _below(source.folder, info.path)
-    with gate(f"Parquet file {file}"), source.filesystem.open_input_file(info.path) as handle:
-        # with a buffer, a row group of many gigabytes is not read as a whole
-        reader = pq.ParquetFile(handle, buffer_size=1 << 22, page_checksum_verification=True)
+    with opened(source, info) as (reader, handle):
         if not reader.metadata.num_rows:
             return
         schema = reader.schema_arrow
