@@ -76,17 +76,16 @@ def predict(options: argparse.Namespace) -> None:
         adapter = sha256(folder / ADAPTER / "adapter.safetensors")
     top = min(options.top, len(model.spec.labels))
     plan = {"adapter": adapter, "images": images.fingerprint, "top": top, "features": options.features}
-    file = Predictions(options.to, plan, top, options.features)
     parts = -(-len(images) // PART)
-    missing = ((number, chunk) for number, chunk in enumerate(_chunks(images)) if not file.has(number))
     find = partial(predict_on_ray, config.cluster, options.actors) if options.actors else predict_here
-    done = sum(map(file.has, range(parts)))
-    with ProgressDisplay(console) as display:
+    with Predictions(options.to, plan, top, options.features) as file, ProgressDisplay(console) as display:
+        missing = ((number, chunk) for number, chunk in enumerate(_chunks(images)) if not file.has(number))
+        done = sum(map(file.has, range(parts)))
         for number, names, found in find(Predictor(model, options.batch), missing, top, options.features):
             file.write(number, names, found)
             done += 1
             display.show(Progress("predict", min(done * PART, len(images)), len(images)))
-    count, failed = file.finish(parts)
+        count, failed = file.finish(parts)
     unread = f", {failed:,} of which could not be read: column 'error' says why" if failed else ""
     console.print(f"predicted {count:,} images{unread}\nwritten   {file.file}", soft_wrap=True)
 

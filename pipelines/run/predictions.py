@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from metalora.errors import UserError, one_line
 from metalora.files import atomic_file
@@ -17,7 +19,7 @@ from metalora.places import absolute
 from metalora.reading import read_json
 
 ENDINGS = (".parquet", ".csv")
-PLAN = "plan.json"
+PLAN, LOCK = "plan.json", ".lock"
 
 
 class Predictions:
@@ -30,7 +32,7 @@ class Predictions:
         features: Whether rows have features.
 
     Raises:
-        UserError: the file exists or cannot be written, has another ending, or the parts are of another plan.
+        UserError: the file exists, or has another ending.
     """
 
     def __init__(self, path: str, plan: Mapping[str, Any], labels: int, features: bool) -> None:
@@ -42,24 +44,53 @@ class Predictions:
             raise UserError("--features needs --to FILE.parquet: CSV has no columns of vectors")
         if self.file.exists():
             raise UserError(f"--to {path!r} exists: remove it, or choose another file")
+        self.path, self.plan = path, dict(plan)
         self.schema = _schema(labels, features)
-        self._begin(path, dict(plan))
+        self.lock = FileLock(self.folder / LOCK)
 
-    def _begin(self, path: str, plan: Mapping[str, Any]) -> None:
-        note = self.folder / PLAN
-        if note.exists():
-            before: dict[str, Any] = read_json(note, f"{note}")
-            changed = [name for name in plan if before.get(name) != plan[name]]
-            if changed:
-                raise UserError(f"{self.folder} has parts of another prediction ({', '.join(changed)} differ): "
-                                "remove it, or choose another --to")  # fmt: skip
-            return
+    def __enter__(self) -> "Predictions":
+        """Begin, or continue what is there; one command at a time does.
+
+        Raises:
+            UserError: another command writes the file or has just written it, it cannot be written, or its parts are of
+                another plan.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(note) as file:
-                file.write_text(json.dumps(plan) + "\n", encoding="utf-8")
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"--to {self.path!r} is being written by another command") from None
         except OSError as error:
-            raise UserError(f"--to {path!r} cannot be written: {error.strerror}") from None
+            raise UserError(f"--to {self.path!r} cannot be written: {error.strerror}") from None
+        try:
+            self._begin()
+        except UserError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            (self.folder / LOCK).unlink()  # while it is held: another command looks whether its lock is still the file
+        self.lock.release()
+        with suppress(OSError):
+            self.folder.rmdir()  # if it is empty
+
+    def _begin(self) -> None:
+        note = self.folder / PLAN
+        if self.file.exists():  # another command has come to its end meanwhile
+            raise UserError(f"--to {self.path!r} exists: remove it, or choose another file")
+        if not note.exists():
+            with atomic_file(note) as file:
+                file.write_text(json.dumps(self.plan) + "\n", encoding="utf-8")
+            return
+        before: dict[str, Any] = read_json(note, f"{note}")
+        changed = [name for name in self.plan if before.get(name) != self.plan[name]]
+        if changed:
+            differ = ", ".join(changed)
+            raise UserError(
+                f"{self.folder} has parts of another prediction ({differ} differ): remove it, or choose another --to"
+            )
 
     def has(self, number: int) -> bool:
         """Tell whether a part is there."""

@@ -16,6 +16,7 @@ from pipelines.commands import predict as command
 from pipelines.commands import train
 from pipelines.run.folder import read_settings
 from pipelines.run.model import load_model
+from pipelines.run.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,20 @@ def test_an_interrupted_prediction_goes_on_and_another_does_not(monkeypatch):
     assert Path("again.csv").read_text() == Path("whole.csv").read_text()
     with pytest.raises(UserError, match=r"'again\.csv' exists: remove it"):
         command.main(["mine", "new", "--to", "again.csv"])
+
+
+def test_one_command_at_a_time_writes_a_file():
+    message = r"--to 'twice\.csv' is being written by another command"
+    with Predictions("twice.csv", {}, 1, False), pytest.raises(UserError, match=message):
+        command.main(["mine", "new", "--to", "twice.csv"])
+    with Predictions("twice.csv", {}, 1, False) as second:
+        assert not second.has(0)
+    late = Predictions("twice.csv", {}, 1, False)
+    Path("twice.csv").touch()  # the other command has ended
+    with pytest.raises(UserError, match="exists: remove it"), late:
+        pass
+    with pytest.raises(UserError, match="exists: remove it"):
+        Predictions("twice.csv", {}, 1, False)
 
 
 @pytest.mark.slow
