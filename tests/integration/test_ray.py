@@ -42,8 +42,7 @@ def test_two_workers_are_one_process(undisturbed: Path, folder: Path, tree: Path
 def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, tree: Path) -> None:
     arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "killed", "--workers", "2", *LONG]
     run = folder / "runs" / "killed"
-    process = _start(folder, *arguments)
-    _wait_for(lambda: (run / "checkpoint_00000006").exists(), process)
+    process = _start_and_wait(folder, run, *arguments)
     os.kill(_worker_of(process), signal.SIGKILL)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output[-4000:]
@@ -55,16 +54,14 @@ def test_killed_worker_ends_in_the_same_table(undisturbed: Path, folder: Path, t
 def test_ended_and_killed_drivers_are_resumed(undisturbed: Path, folder: Path, tree: Path) -> None:
     arguments = ["train", "--data", relative(tree, folder), *SMALL, "--run-name", "again", "--workers", "2", *LONG]
     run = folder / "runs" / "again"
-    for number, step, said in ((signal.SIGTERM, 3, "terminated"), (signal.SIGINT, 6, "interrupted")):
-        process = _start(folder, *arguments)
-        _wait_for((run / f"checkpoint_{step:08d}").exists, process)
+    for number, said in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
+        process = _start_and_wait(folder, run, *arguments)
         process.send_signal(number)
         output, _ = process.communicate(timeout=100)
         assert process.returncode == 128 + number, output[-4000:]
         assert output.endswith(f"metalora: {said}\nto continue: metalora train --resume again\n")
         arguments = ["train", "--resume", "again"]
-    process = _start(folder, *arguments)
-    _wait_for((run / "checkpoint_00000009").exists, process)
+    process = _start_and_wait(folder, run, *arguments)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=60)
@@ -135,6 +132,18 @@ def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def _start_and_wait(folder: Path, run: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a training; return when it has written a checkpoint that was not there before."""
+    before = _checkpoints(run)
+    process = _start(folder, *arguments)
+    _wait_for(lambda: _checkpoints(run) - before, process)
+    return process
+
+
+def _checkpoints(run: Path) -> set[str]:
+    return {path.name for path in run.glob("checkpoint_????????")}
 
 
 def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
