@@ -23,6 +23,7 @@ from metalora.train.kept import Decoded, Shared
 from metalora.train.learner import AdapterLearner
 from metalora.train.optimizers import OPTIMIZERS
 from metalora.train.reporter import Reporter, SilentReporter
+from metalora.train.selection import check_selection
 from metalora.train.trainer import Trainer, plan_of
 
 
@@ -159,7 +160,7 @@ def build_evaluator(
 
 
 def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> None:
-    """Check that a training's batches can be drawn and its callbacks go with it, on so many workers.
+    """Check that a training's batches can be drawn, on so many workers, and that callbacks and validations go with it.
 
     Raises:
         UserError: settings that do not go with the data or the model.
@@ -167,5 +168,6 @@ def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: I
     group = Group(torch.device("cpu"), world=workers)
     learner = AdapterLearner(config, model, table, inputs, group, SilentReporter())
     OPTIMIZERS.make(config.train.optimizer)
+    check_selection(config, table)
     plan = plan_of(config.train, learner, group)
     Callbacks([CALLBACKS.make(choice) for choice in config.train.callbacks]).attach(learner, plan)

@@ -16,12 +16,14 @@ class Facts:
     Attributes:
         searched: Whether it may differ between the trials of a campaign.
         free: Whether it may change when a training is resumed.
+        extends: Whether it may be raised when a training is resumed, which is then trained longer.
         graph_needs: The only value that allows steps to be replayed as CUDA graphs.
         words: Other words that people type for it; an error message then names the setting.
     """
 
     searched: bool = True
     free: bool = False
+    extends: bool = False
     graph_needs: Any = _ANY
     words: tuple[str, ...] = ()
 
@@ -36,6 +38,7 @@ def setting(
     description: str,
     searched: bool = True,
     free: bool = False,
+    extends: bool = False,
     graph_needs: Any = _ANY,
     words: tuple[str, ...] = (),
     **checks: Any,
@@ -47,11 +50,12 @@ def setting(
         description: One line of help.
         searched: As for `Facts`.
         free: As for `Facts`.
+        extends: As for `Facts`.
         graph_needs: As for `Facts`.
         words: As for `Facts`.
         checks: Arguments of pydantic's ``Field``, such as ``ge=1``.
     """
-    facts = Facts(searched, free, graph_needs, words)
+    facts = Facts(searched, free, extends, graph_needs, words)
     return Field(default=default, description=description, json_schema_extra={"facts": facts}, **checks)  # type: ignore[dict-item]
 
 

@@ -17,7 +17,8 @@ class TrainConfig:
     epochs: int = setting(
         default=8,
         ge=1,
-        description="passes over the train split",
+        description="passes over the train split; a run that is resumed can be given more",
+        extends=True,
         words=("num_epochs", "n_epochs", "max_epochs", "num_train_epochs"),
     )
     lr: float = setting(
@@ -79,6 +80,24 @@ class TrainConfig:
     )
     checkpoint_every: int | None = setting(
         default=None, ge=1, description="optimizer steps between checkpoints (default: one per epoch)", free=True
+    )
+    keep: Literal["last", "best"] = setting(
+        default="last",
+        description="weights to test and save: those after the last step, or at the validation with the best monitor",
+        words=("load_best_model_at_end", "save_best_only"),
+    )
+    monitor: str | None = setting(
+        default=None,
+        description="metric of the validations that keep best and patience go by: val/accuracy, val/loss, val/knn5, "
+        "val/knn5/DOMAIN (default: val/knn at the largest K)",
+        words=("metric_for_best_model",),
+    )
+    patience: int | None = setting(
+        default=None,
+        ge=1,
+        description="end the training after so many validations without a better monitor (default: never)",
+        extends=True,
+        words=("early_stopping_patience", "early_stopping"),
     )
     keep_checkpoints: int = setting(default=2, ge=1, description="number of checkpoints to keep", free=True)
 

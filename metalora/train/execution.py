@@ -27,7 +27,7 @@ class Execution:
 
     Attributes:
         dtype: The type that autocast computes in; None without autocast.
-        speedups: The enabled accelerations, reported as metrics; set by `prepare`.
+        speedups: How it is computed, reported as metrics; set by `prepare`.
     """
 
     def __init__(self, settings: TrainConfig, device: torch.device, obstacles: list[str]) -> None:
@@ -88,7 +88,12 @@ class Execution:
             graphed = fused > 0 and self.device.type == "cuda" and not self.obstacles
         if graphed:
             self.capture(module, model, example(count))
-        self.speedups = {"train/fused_convolutions": float(fused), "train/cuda_graph": float(graphed)}
+        self.speedups = {
+            "train/gpu": float(self.device.type == "cuda"),
+            "train/bfloat16": float(self.dtype is not None),
+            "train/fused_convolutions": float(fused),
+            "train/cuda_graph": float(graphed),
+        }
         return module
 
     def fuses(self) -> bool:

@@ -25,7 +25,7 @@ from metalora.train.feed import build_feed
 from metalora.train.kept import Shared
 from metalora.train.objectives import OBJECTIVES, Draw
 from metalora.train.reporter import Reporter, Write
-from metalora.train.resume import State, comparable, networks, read_resumable
+from metalora.train.resume import State, comparable, extended, networks, read_resumable
 
 
 class Seen(NamedTuple):
@@ -54,7 +54,7 @@ class Learner(Protocol):
         task_names: Names of all tasks, for messages.
         one_task: Whether each step has images of one task only.
         steps_per_epoch: Optimizer steps per epoch.
-        speedups: The enabled accelerations, reported as metrics; set by `module`.
+        speedups: How it is computed, reported as metrics; set by `module`.
     """
 
     tasks: Sequence[int]
@@ -97,8 +97,8 @@ class Learner(Protocol):
             UserError: the checkpoint cannot be read, or belongs to another training.
         """
 
-    def finished(self, folder: Path) -> bool:
-        """Tell whether a checkpoint holds the results of `test`."""
+    def finished(self, folder: Path, state: State) -> bool:
+        """Tell whether a checkpoint holds the results of `test`, and this training is to be no longer than that."""
 
     def state(self) -> dict[str, Any]:
         """Return the learner's part of a checkpoint."""
@@ -244,9 +244,9 @@ class AdapterLearner:
         """Read a checkpoint of the same settings, data and networks. See `Learner.read`."""
         return read_resumable(folder, self.config, self.table, self.model)
 
-    def finished(self, folder: Path) -> bool:
-        """Tell whether a checkpoint holds the results. See `Learner.finished`."""
-        return has_results(folder)
+    def finished(self, folder: Path, state: State) -> bool:
+        """Tell whether the training of a checkpoint has ended. See `Learner.finished`."""
+        return has_results(folder) and not extended(state, self.config)
 
     def state(self) -> dict[str, Any]:
         """Return the adapter, and the settings, data and networks of this training. See `Learner.state`."""

@@ -1,6 +1,7 @@
 """Resume a training from a checkpoint: which settings may have changed, and what is read from it."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import ConfigDict, NonNegativeInt, Strict
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from metalora.config import Config, current_sections, facts_of, spelled_out, to_dict
+from metalora.config import SECTIONS, Config, current_sections, facts_of, spelled_out, to_dict
 from metalora.data import Table
 from metalora.errors import UserError
 from metalora.models.model import MetaLoRAModel
@@ -18,6 +19,7 @@ from metalora.places import movable
 from metalora.reading import check_form, gate, short
 from metalora.registry import Choice
 from metalora.train.checkpoint import PREFIX, read_state
+from metalora.train.selection import Selected, Selection
 
 
 class State(TypedDict):
@@ -32,7 +34,16 @@ class State(TypedDict):
     settings: dict[str, Any]
     data: str
     networks: NotRequired[list[str | None]]
+    selection: NotRequired[Selected | None]
     callbacks: NotRequired[dict[str, dict[str, Any]]]
+
+
+class _Weights(TypedDict):
+    """The form of an `AdapterLearner`'s state, as far as its tensors are concerned."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # type: ignore[misc]
+
+    model: dict[str, Tensor]
 
 
 def read_resumable(folder: Path, config: Config, table: Table, model: MetaLoRAModel) -> State:
@@ -50,21 +61,60 @@ def read_resumable(folder: Path, config: Config, table: Table, model: MetaLoRAMo
         changes = _changes(state, config, table, model)
         if not changes:
             model.check_adapter_state(state["model"], exact=True)
+            selected = state.get("selection")
+            if selected is not None and "state" in selected:
+                best: _Weights = check_form(selected["state"], _Weights, "best weights")
+                model.check_adapter_state(best["model"], exact=True)
     if changes:
         raise UserError(f"{folder.parent.name} cannot be resumed, its settings changed: {'; '.join(changes)}")
+    if extended(state, config) and _stopped(state, config):
+        raise UserError(
+            f"{folder.parent.name} ended early, after {config.train.patience} validations without a better one: "
+            "raise --patience to train it longer"
+        )
     return state
+
+
+def _stopped(state: State, config: Config) -> bool:
+    selection = Selection(config)
+    selection.selected = state.get("selection")
+    return selection.over
 
 
 def _changes(state: State, config: Config, table: Table, model: MetaLoRAModel) -> list[str]:
     """Return texts on the differences between a checkpoint's training and this one."""
-    now = comparable(config)
-    known = {name: value for name, value in _current(state["settings"]).items() if name in now}
-    changes = differences({**comparable(Config()), **known}, now)  # what older code did not know had its default
+    before, now = _before(state), comparable(config)
+    changes = differences({**before, **_raised(before, now)}, now)
     if state["data"] != table.fingerprint:
         changes.append("the data differ")
     if state.get("networks", networks(model)) != networks(model):
         changes.append("the tensors of backbone or extractor differ")
     return changes
+
+
+def extended(state: State, config: Config) -> bool:
+    """Tell whether a training is to be longer than the one that wrote a checkpoint."""
+    return bool(_raised(_before(state), comparable(config)))
+
+
+def _before(state: State) -> dict[str, Any]:
+    """Return the settings, flat, of the training that wrote a checkpoint."""
+    defaults = comparable(Config())  # what older code did not know had its default
+    return {**defaults, **{name: value for name, value in _current(state["settings"]).items() if name in defaults}}
+
+
+def _raised(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the present values of settings that make a training longer than it was; None is no limit."""
+    found = {}
+    for field in dataclasses.fields(SECTIONS["train"]):
+        name = f"train.{field.name}"
+        if facts_of(field).extends and _limit(now[name]) > _limit(before[name]):
+            found[name] = now[name]
+    return found
+
+
+def _limit(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _current(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The training loop. It uses torch.distributed, not Ray, and reports to a `Reporter`."""
 
+import copy
 import itertools
 import math
 import time
@@ -22,6 +23,7 @@ from metalora.train.optimizers import OPTIMIZERS, restore
 from metalora.train.reporter import Progress, Reporter, Write
 from metalora.train.resume import State
 from metalora.train.schedule import warmup_cosine
+from metalora.train.selection import Selection
 
 LOG_EVERY = 10
 
@@ -68,10 +70,12 @@ class Trainer:
         self.started = False
         self.unverified: list[Taken] = []
         self.kept_step: int | None = None
+        self.last: dict[str, Any] | None = None  # the learner's state after the last step, if that of another is tested
         self.steps_per_epoch = learner.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.settings.epochs
         self.callbacks = Callbacks(callbacks)
         self.callbacks.attach(learner, plan_of(self.settings, learner, group))
+        self.selection = Selection(config)
         self.parameters = [one.parameter for one in learner.trainable()]
         self.method = OPTIMIZERS.make(self.settings.optimizer)
         self.optimizer = self.method.build(learner.trainable(), self.settings.lr, learner.scales())
@@ -82,23 +86,32 @@ class Trainer:
         """Train to the end, test, and write the results into the last checkpoint.
 
         Args:
-            resume: Folder of a checkpoint to resume from; if it has the results already, nothing is done.
+            resume: Folder of a checkpoint to resume from; if it has the results already, and this training is no
+                longer than the one that wrote it, nothing is done.
 
         Raises:
             UserError: the loss is not finite, or the checkpoint belongs to another training.
         """
         state = None if resume is None else self.learner.read(resume)
-        if resume is not None and self.learner.finished(resume):
+        if resume is not None and state is not None and self.learner.finished(resume, state):
             return
         self.learner.prepare(begins=state is None)
         if resume is not None and state is not None:
             self._restore(state, resume)
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self.selection.over:
             self.train_epoch()
+        self._take_best()
         self.callbacks.close()
         values, write = self.learner.test()
-        self._tell(values)
+        self._tell({**self.selection.result(), **values})
         self._keep(write)
+
+    def _take_best(self) -> None:
+        """Load the weights of the best validation, if they are to be kept."""
+        selected = self.selection.selected
+        if selected is not None and "state" in selected:
+            self.last = copy.deepcopy(self.learner.state())
+            self.learner.load_state(selected["state"])
 
     def train_epoch(self) -> None:
         """Train to the end of the present epoch."""
@@ -116,9 +129,15 @@ class Trainer:
             if ends or due:
                 self.learner.agree()
             if ends and self._validation_due(epoch):
-                self._tell(self.learner.validate())
-            if due:
+                self._validate(epoch)
+            if due and not self.selection.over:  # the last step's checkpoint waits for the results
                 self._keep()
+
+    def _validate(self, epoch: int) -> None:
+        values = self.learner.validate()
+        self._tell(values)
+        if self.selection.active:
+            self.selection.see(epoch + 1, self.group.gather_objects(dict(values))[0], self.learner.state)
 
     def train_step(self, batches: Iterable[Any]) -> None:
         """Take one optimizer step on the given micro-batches."""
@@ -186,7 +205,6 @@ class Trainer:
             self.reporter.metrics(self.step, values)
 
     def _checkpoint_due(self) -> bool:
-        """The last step's checkpoint waits for the results."""
         due = self.step % (self.settings.checkpoint_every or self.steps_per_epoch) == 0
         return due and self.step < self.total_steps
 
@@ -214,8 +232,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generators": generators,
             "callbacks": self.callbacks.state_dict(),
+            "selection": self.selection.selected,
             "sealed": True,  # older code wrote no checksums
-            **self.learner.state(),
+            **(self.last or self.learner.state()),
         }
 
     def _restore(self, state: State, folder: Path) -> None:
@@ -225,6 +244,7 @@ class Trainer:
             self.learner.load_state(state)
             restore(self.method, self.optimizer, self.schedule, state["optimizer"], state["step"])
             self.callbacks.load_state_dict(state.get("callbacks", {}))
+            self.selection.selected = state.get("selection")
             self.step = self.kept_step = state["step"]
             if len(state["generators"]) == self.group.world:
                 restore_generators(state["generators"][self.group.rank], self.group.device)

@@ -13,7 +13,7 @@ from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
 from metalora.train.evaluator import ADAPTER, has_results
-from metalora.train.resume import read_resumable
+from metalora.train.resume import extended, read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.command_line import add_resume, make_parser, parse
@@ -83,15 +83,17 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     """
     console = terminal()
     with named_run(config, resume, config.adapter.format.name, "train") as (config, folder):
+        console.print(f"run       {_described(config)}", soft_wrap=True)
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
         prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
         newest = checkpoints.latest() if resume else None
         last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
         if last is not None:
-            read_resumable(last, config, prepared.table, prepared.model)  # before the run's settings are written anew
-            if has_results(last):
-                console.print(f"run {folder.name} has ended, there is nothing left to train", soft_wrap=True)
+            # before the run's settings are written anew
+            state = read_resumable(last, config, prepared.table, prepared.model)
+            if has_results(last) and not extended(state, config):
+                console.print(f"run {folder.name} has ended (--epochs N trains longer)", soft_wrap=True)
         tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format.name}
         uri = config.tracking.tracking_uri
         start_tracking(tracker, folder, uri, run_params(config), tags, {CONFIG: to_yaml(config)})
@@ -111,6 +113,15 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     return report
 
 
+def _described(config: Config) -> str:
+    """Return what is trained, in a line."""
+    workers = config.cluster.workers
+    where = f"{workers} Ray worker{'s' * (workers > 1)}" if workers else "this process, without Ray"
+    rank = config.adapter.rank if config.adapter.parameter_budget is None else "by budget"
+    adapter = f"{config.adapter.format}, rank {rank}, on {config.backbone.backbone}"
+    return f"{config.tracking.run_name}: {adapter}; {config.train.epochs} epochs; {where}"
+
+
 def _finish(tracker: Tracker, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
     """End the tracked run, with the results if there are any."""
     with only_tells(tell_untracked(f"train --resume {folder.name}", console)):
@@ -126,7 +137,7 @@ def _fit(
 ) -> None:
     """Train, here or on Ray, from the last checkpoint on, and put the results into the run's folder."""
     folder = checkpoints.folder
-    log = RunLog(folder / METRICS, tracker, display.say, display.show, checkpoints, display.validated)
+    log = RunLog(folder / METRICS, tracker, display.say, display.show, checkpoints, display.tell)
     if prepared.config.cluster.workers:
         from pipelines.backend.workers import train_on_ray
 

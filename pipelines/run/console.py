@@ -119,8 +119,16 @@ class ProgressDisplay:
         """Show a message to the user."""
         self.console.print(text, style="yellow", soft_wrap=True)
 
-    def validated(self, metrics: Mapping[str, float]) -> None:
-        """Print the figures of a validation, in a line of their own."""
+    def tell(self, metrics: Mapping[str, float]) -> None:
+        """Print what a person waits for, each in a line of its own: how it is computed, validations, what was kept."""
+        if "train/first_step_seconds" in metrics:
+            self.console.print(_computed(metrics), soft_wrap=True)
+        if any(name.startswith("val/") for name in metrics):
+            self._validated(metrics)
+        if "best/epoch" in metrics:
+            self.console.print(f"keeping the weights of epoch {metrics['best/epoch']:.0f}, its best", soft_wrap=True)
+
+    def _validated(self, metrics: Mapping[str, float]) -> None:
         knn = [name for name in metrics if re.fullmatch(r"val/knn\d+", name)]
         parts = [f"k-NN, K = {name.removeprefix('val/knn')}: {metrics[name]:.1%}" for name in knn]
         if "val/accuracy" in metrics:
@@ -148,6 +156,18 @@ class ProgressDisplay:
             return ""
         seconds = int((now - began) / (state.step - first) * (state.total - state.step))
         return f"  {seconds // 60}:{seconds % 60:02d} left"
+
+
+def _computed(metrics: Mapping[str, float]) -> str:
+    """Return how a training is computed, from the metrics of its first step, in a line."""
+    fused = metrics.get("train/fused_convolutions", 0)
+    parts = [
+        "on a GPU" if metrics.get("train/gpu") else "on a CPU",
+        "bfloat16" if metrics.get("train/bfloat16") else "float32",
+        f"{fused:.0f} fused convolutions" if fused else "plain kernels",
+        *(["CUDA graphs"] if metrics.get("train/cuda_graph") else []),
+    ]
+    return f"training  {', '.join(parts)}; the first step took {metrics['train/first_step_seconds']:.1f} s"
 
 
 def _title(state: State) -> str:

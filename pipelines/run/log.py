@@ -30,7 +30,7 @@ class RunLog:
         say: Shows a message to the user, also if the file cannot be written.
         show: Shows the progress; None: the progress is not shown.
         checkpoints: Keeps the checkpoints of a training in this process.
-        validated: Shows the metrics of a validation; None: they are not shown.
+        tell: Shows metrics that a person waits for; None: they are not shown.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class RunLog:
         say: Callable[[str], None],
         show: Callable[[Progress], None] | None = None,
         checkpoints: CheckpointFolder | None = None,
-        validated: Callable[[Mapping[str, float]], None] | None = None,
+        tell: Callable[[Mapping[str, float]], None] | None = None,
     ) -> None:
         self.file = file
         self.tracker = tracker
         self.say = say
         self.show = show
         self.checkpoints = checkpoints
-        self.validated = validated
+        self.tell = tell
         self.last: dict[str, int] = {}
         for step, _, values in read_metrics(file):
             self.last.update(dict.fromkeys(values, step))
@@ -78,8 +78,8 @@ class RunLog:
         except OSError as error:  # the training can go on without; whether checkpoints can be written is told there
             self.say(f"{self.file} cannot be written: {error.strerror}")
         self.tracker.metrics(record)
-        if self.validated is not None and any(name.startswith("val/") for name in new):
-            self.validated(new)
+        if self.tell is not None:
+            self.tell(new)
 
     def checkpoint(self, step: int, write: Write | None) -> None:
         """Keep a checkpoint of a training in this process."""

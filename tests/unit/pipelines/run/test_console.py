@@ -87,7 +87,7 @@ def test_the_bar_shows_phases_as_they_are(capsys):
 def test_the_figures_of_a_validation_are_a_line_in_the_order_of_k(capsys, tmp_path):
     display = ProgressDisplay(terminal())
     display.show(State("train", 5, 10, 2, 3))
-    log = RunLog(tmp_path / "m.jsonl", NullTracker(), display.say, display.show, validated=display.validated)
+    log = RunLog(tmp_path / "m.jsonl", NullTracker(), display.say, display.show, tell=display.tell)
     log.metrics(5, {"train/loss": 1.0})
     metrics = {"val/loss": 0.5, "val/accuracy": 0.75, "val/knn5": 0.5, "val/knn5/sketch": 0.1, "val/knn5_weighted": 0.2}
     log.metrics(5, {**metrics, "val/knn10": 0.25})
