@@ -13,6 +13,7 @@ from metalora.models import backbones
 from metalora.models.adapt import adapt_by
 from metalora.models.backbones import Backbone
 from metalora.models.backbones.small_networks import EMBEDDED
+from metalora.models.initial import Initial, begin_with
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
 from metalora.train.callbacks import CALLBACKS, Callbacks
@@ -84,18 +85,32 @@ def build_networks(
 
 
 def build_model(
-    config: Config, backbone: Backbone, extractor: nn.Module | None, labels: Sequence[str]
+    config: Config,
+    backbone: Backbone,
+    extractor: nn.Module | None,
+    labels: Sequence[str],
+    initial: Initial | None = None,
 ) -> MetaLoRAModel:
     """Put fresh adapters and a head on a backbone, with initial values that depend on ``train.random_seed`` alone.
 
+    Args:
+        config: All settings.
+        backbone: The backbone.
+        extractor: The extractor; None if it is the backbone.
+        labels: Names of the classes.
+        initial: The adapter whose values the adapters get.
+
     Raises:
-        UserError: a target or a rank that does not fit.
+        UserError: a target or a rank that does not fit, or an initial adapter of another structure.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.random_seed)
-        return adapt_by(
+        model = adapt_by(
             backbone, config.adapter, config.mapping, extractor, labels, random_seed=config.train.random_seed
         )
+    if initial is not None:
+        begin_with(model, initial)
+    return model
 
 
 def build_trainer(

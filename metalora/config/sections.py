@@ -23,6 +23,11 @@ class AdapterConfig:
 
     format: Method = setting(default=Choice("tr"), description="kind of low-rank update")
     initializer: Method = setting(default=Choice("lora"), description="first values of the factors")
+    init_adapter: Place | None = fixed(
+        default=None,
+        description="adapter to begin with: a run's name or folder, whose backbone, adapter and mapping settings are "
+        "then the defaults, or an adapter's folder",
+    )
     rank: int = setting(
         default=4, ge=1, description="rank R of the update (tr uses R*R channels)", words=("r", "lora_r")
     )

@@ -98,7 +98,7 @@ def load(backbone: nn.Module, path: str | Path, extractor: nn.Module | None = No
             a tensor is missing, extra or of another shape.
     """
     state, content = read_adapter(Path(path))
-    description = _described(Path(path), content)
+    description = described(Path(path), content)
     backbone = plain(backbone)
     extractor = None if extractor is None else plain(extractor, "extractor")
     for part, network in (("backbone", backbone), ("extractor", extractor)):
@@ -120,10 +120,10 @@ def describe(path: Path) -> Description:
     Raises:
         UserError: the file cannot be read, or lacks something.
     """
-    return _described(path, read_description(path))
+    return described(path, read_description(path))
 
 
-def _described(path: Path, content: dict[str, Any]) -> Description:
+def described(path: Path, content: dict[str, Any]) -> Description:
     what = f"adapter {path}: {DESCRIPTION}"
     if content.get("file_version") == 1 and isinstance(spec := content.get("spec"), dict):
         older = {"format": spec.get("format"), "branches": spec.pop("branches", None)}

@@ -74,25 +74,33 @@ class Evaluator:
         return features
 
     def prepare(self) -> None:
-        """Compute the extractor's features of the train split, for the mapping net's standardisation and the cache."""
+        """Compute the extractor's features of the train split, for the mapping net's standardisation and the cache.
+
+        A mapping net that was trained before keeps the standardisation that it was trained with.
+        """
         mapping = self.model.network.mapping
         if mapping is None:
             return
+        fresh = self.config.adapter.init_adapter is None
         rows = self.table.rows("train")
         if self.shared is not None:
             features = torch.tensor(self.shared.conditions[self.config.mapping.extractor_features])
-            mapping.standardize(features[rows])
+            if fresh:
+                mapping.standardize(features[rows])
             self.cache = ConditionCache(features, torch.ones(len(features), dtype=torch.bool))
             return
         if self.config.mapping.cache_features:
             rows = np.concatenate([rows, self.table.rows("val")])
+        elif not fresh:
+            return
         elif len(rows) > STANDARDIZE_SAMPLE:
             generator = np.random.default_rng(self.config.train.random_seed)
             chosen = generator.choice(len(rows), STANDARDIZE_SAMPLE, replace=False)
             rows = rows[np.sort(chosen)]
         found, (features,) = self._embed("extract features", rows, lambda x, r: (self._extract(x, r),))
-        train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
-        mapping.standardize(features[train])
+        if fresh:
+            train = torch.from_numpy(self.table.split[found.numpy()] == SPLITS.index("train"))
+            mapping.standardize(features[train])
         if self.config.mapping.cache_features:
             self.cache = ConditionCache.of(found, features, len(self.table))
 

@@ -194,7 +194,7 @@ class AdapterLearner:
         self.feed.keep(self.config.data.keep_images * 2**30)
         self.evaluator.prepare()
         initializer = INITIALIZERS.make(self.config.adapter.initializer)
-        if begins and initializer.needs == "gradients":
+        if begins and self.config.adapter.init_adapter is None and initializer.needs == "gradients":
             self._initialize(initializer)
 
     def _initialize(self, initializer: Initializer) -> None:

@@ -95,17 +95,19 @@ def check_selection(config: Config, table: Table) -> None:
     asked = "--keep best" if selection.keep_best else "--patience"
     if not len(table.rows("val")):
         raise UserError(f"{asked} needs validation images, and the data have none in the split val (--val-fraction)")
-    known = ["val/loss", "val/accuracy"]
-    for k in config.evaluate.knn:
-        votes = [f"val/knn{k}", f"val/knn{k}_weighted"]
-        domains = {table.domains[d] for d in table.domain[table.rows("val")]}
-        known += votes + [f"{vote}/{domain}" for vote in votes for domain in sorted(domains)]
-    if selection.monitor not in known:
-        shown = ", ".join(name for name in known if name.count("/") == 1)
+    overall, by_domain = validation_metrics(config, table)
+    if selection.monitor not in overall + by_domain:
         raise UserError(
-            f"--monitor {selection.monitor!r} is no metric of the validations{nearest(selection.monitor, known)} "
-            f"(there are: {shown}, and k-NN's of each domain, such as val/knn{max(config.evaluate.knn)}/DOMAIN)"
+            f"--monitor {selection.monitor!r} is no metric of the validations"
+            f"{nearest(selection.monitor, overall + by_domain)} (there are: {', '.join(overall)}, and by domain)"
         )
+
+
+def validation_metrics(config: Config, table: Table) -> tuple[list[str], list[str]]:
+    """Return the names of all metrics that a validation has: the overall ones, and those by domain."""
+    knn = [f"val/knn{k}{vote}" for k in config.evaluate.knn for vote in ("", "_weighted")]
+    domains = [domain for domain in table.domains if domain not in table.holdout]
+    return ["val/loss", "val/accuracy", *knn], [f"{name}/{domain}" for name in knn for domain in domains]
 
 
 def _better(value: float, best: float, monitor: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from metalora.data.table import SPLITS
 from metalora.data.verify import Keeper
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
+from metalora.models.initial import Initial, read_initial
 from metalora.models.model import MetaLoRAModel
 from metalora.train.kept import Decoded
 
@@ -27,14 +29,21 @@ class Prepared:
     extractor: Backbone | None
     model: MetaLoRAModel
     decoded: Decoded | None = None
+    initial: Initial | None = None
+
+    @property
+    def networks(self) -> tuple[Backbone, Backbone | None, Initial | None]:
+        """Backbone, extractor and initial adapter, which workers and trials build their model from."""
+        return self.backbone, self.extractor, self.initial
 
 
-def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
+def prepare(config: Config, say: Callable[[str], None], begins: bool = True) -> Prepared:
     """Build and check everything that needs no cluster.
 
     Args:
         config: All settings.
         say: Told what takes long, and what was left out.
+        begins: Whether the training has no checkpoint to go on from.
 
     Raises:
         UserError: what the user can mend.
@@ -63,11 +72,17 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
-    model = build_model(config, backbone, extractor, table.labels)
+    place = config.adapter.init_adapter
+    initial = read_initial(Path(place)) if place is not None and begins else None
+    model = build_model(config, backbone, extractor, table.labels, initial)
     check_training(config, model, table, backbone.inputs, max(1, config.cluster.workers))
     say(_described(table))
     decoded = None if keeper.codes is None else Decoded(keeper.codes, table.fingerprint)
-    return Prepared(config, table, backbone, extractor, model, decoded)
+    if initial is not None:
+        known, labels = initial.known(table.labels), len(table.labels)
+        said = "all classes" if len(known) == labels else f"{len(known):,} of {labels:,} classes, the others are new"
+        say(f"begins    with the adapter {initial.place}; its classifier knows {said}")
+    return Prepared(config, table, backbone, extractor, model, decoded, initial)
 
 
 def _described(table: Table) -> str:

@@ -25,7 +25,7 @@ class WorkerArguments(TypedDict):
 
     Attributes:
         config: The settings in Ray's object store, as `metalora.config.to_dict` returns them.
-        networks: Backbone and extractor in Ray's object store.
+        networks: Backbone, extractor and initial adapter in Ray's object store.
         mailbox: The driver's mailbox.
         name: Name of the run or trial, under which the workers report.
         resume: Folder of a checkpoint to resume from, if Ray has no checkpoint of its own.
@@ -60,8 +60,8 @@ def train_rank(arguments: WorkerArguments) -> None:
         table = load_table(config.data)
         if len(set(group.gather_objects(table.fingerprint))) > 1:
             raise UserError(f"data {config.data.data!r}: the workers' nodes do not have the same images")
-        backbone, extractor = ray.get(arguments["networks"])
-        model = build_model(config, backbone, extractor, table.labels).to(group.device)
+        backbone, extractor, initial = ray.get(arguments["networks"])
+        model = build_model(config, backbone, extractor, table.labels, initial).to(group.device)
         workers = count_loader_workers(config.data.loader_workers, config.cluster.cpus_per_worker)
         shared = arguments["shared"] and ray.get(arguments["shared"])
         decoded = arguments["decoded"] and ray.get(arguments["decoded"])

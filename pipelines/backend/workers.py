@@ -14,6 +14,7 @@ from metalora.config import Config, to_dict
 from metalora.errors import UserError
 from metalora.files import atomic_file
 from metalora.models.backbones.base import Backbone
+from metalora.models.initial import Initial
 from metalora.redact import redact
 from metalora.train.kept import Decoded
 from metalora.train.reporter import Progress
@@ -50,8 +51,7 @@ def train_on_ray(prepared: Prepared, log: RunLog, folder: Path, resume: Path | N
         with Courier(mailbox, partial(_record, log), log.say):
             last = run_on_ray(
                 prepared.config,
-                prepared.backbone,
-                prepared.extractor,
+                prepared.networks,
                 mailbox,
                 folder,
                 resume,
@@ -80,8 +80,7 @@ def _record(log: RunLog, event: Event) -> None:
 
 def run_on_ray(
     config: Config,
-    backbone: Backbone,
-    extractor: Backbone | None,
+    networks: tuple[Backbone, Backbone | None, Initial | None],
     mailbox: Mailbox,
     folder: Path,
     resume: Path | None,
@@ -92,8 +91,8 @@ def run_on_ray(
 
     Args:
         config: All settings.
-        backbone: The backbone, built by the driver; Ray's object store brings its weights to the workers.
-        extractor: The extractor, likewise; None if it is the backbone.
+        networks: Backbone, extractor (None if it is the backbone) and initial adapter (None if there is none), built
+            and read by the driver; Ray's object store brings them to the workers.
         mailbox: The mailbox to which the workers report, under the folder's name.
         folder: The run's folder; its name is the Ray Train run's name, by which Ray finds an earlier part of it.
         resume: A checkpoint to resume from, if Ray has no checkpoint of its own.
@@ -110,7 +109,7 @@ def run_on_ray(
 
     arguments: WorkerArguments = {
         "config": ray.put(to_dict(config)),  # not the settings themselves: Ray's dashboard shows these arguments
-        "networks": ray.put((backbone, extractor)),
+        "networks": ray.put(networks),
         "mailbox": mailbox,
         "name": folder.name,
         "resume": str(resume.resolve()) if resume else None,

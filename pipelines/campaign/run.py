@@ -15,6 +15,7 @@ from metalora.registry import nearest
 from metalora.tracking.build import build_tracker
 from metalora.tracking.mlflow_tracker import CHAMPION
 from metalora.tracking.tracker import Tracker, flatten
+from metalora.train.selection import validation_metrics
 from pipelines.backend.cluster import Open, cluster
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.campaign.plan import Plan
@@ -90,9 +91,8 @@ def _complete(plan: Plan, prepared: Prepared) -> Plan:
         raise UserError("a campaign is judged on the validation split, and the data have none (--val-fraction)")
     if not config.evaluate.validate_every:
         raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
-    names = [PARAMETERS, STEP_SECONDS, "val/loss", "val/accuracy"]
-    names += [f"val/knn{k}{vote}" for k in config.evaluate.knn for vote in ("", "_weighted")]
-    by_domain = [f"{name}/{domain}" for name in names[4:] for domain in table.domains if domain not in table.holdout]
+    overall, by_domain = validation_metrics(config, table)
+    names = [PARAMETERS, STEP_SECONDS, *overall]
     for objective in objectives:
         if objective not in names + by_domain:
             raise UserError(
@@ -119,7 +119,7 @@ def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
         key = f"{config.adapter} {config.mapping}"
         if key not in verdicts:
             try:
-                build_model(config, prepared.backbone, prepared.extractor, prepared.table.labels)
+                build_model(config, prepared.backbone, prepared.extractor, prepared.table.labels, prepared.initial)
                 verdicts[key] = ""
             except UserError as error:
                 verdicts[key] = str(error)

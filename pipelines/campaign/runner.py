@@ -136,7 +136,7 @@ class CampaignRunner:
 
     def _materials(self, mailbox: Mailbox, before: Sequence[TrialRecord], display: CampaignDisplay) -> Materials:
         """Compute the materials that the trials share, once."""
-        networks = ray.put((self.prepared.backbone, self.prepared.extractor))
+        networks = ray.put(self.prepared.networks)
         keep, size = self._keep_images()
         settings = self.plan.config.cluster
         began = time.monotonic()

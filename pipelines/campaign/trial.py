@@ -46,7 +46,7 @@ class Materials:
     Attributes:
         plan: The plan of the campaign.
         mailbox: The mailbox to which trials report.
-        networks: Backbone and extractor in Ray's object store.
+        networks: Backbone, extractor and initial adapter in Ray's object store.
         shared: A `Shared` in Ray's object store.
         checkpoints: Checkpoints to resume from, by the name of a trial that an earlier part of the campaign began.
         storage: Folder or URI for the checkpoints of nested trainings.
@@ -155,14 +155,14 @@ def share(
 
     Args:
         plan: The plan of the campaign.
-        networks: Backbone and extractor.
+        networks: Backbone, extractor and initial adapter.
         mailbox: Gets the progress.
         keep_images: Whether to keep the images' pixels.
         kinds: Every ``extractor_features`` that a trial may ask for.
         decoded: The samples of the table, if they were decoded before.
     """
     keep_compiled()
-    backbone, extractor = networks
+    backbone, extractor, _ = networks
     table = load_table(plan.config.data)
     device = this_device(bool(ray.get_gpu_ids()))
     models = {}
@@ -179,10 +179,10 @@ def share(
 
 def _alone(settings: Config, materials: Materials, reporter: MailReporter, resume: Path | None) -> None:
     """Train in this process."""
-    backbone, extractor = ray.get(materials.networks)
+    backbone, extractor, initial = ray.get(materials.networks)
     table = load_table(settings.data)
     device = this_device(bool(ray.get_gpu_ids()))
-    model = build_model(settings, backbone, extractor, table.labels).to(device)
+    model = build_model(settings, backbone, extractor, table.labels, initial).to(device)
     reporter.metrics(0, {PARAMETERS: float(model.count_parameters()[0])})
     build_trainer(
         settings,
@@ -200,16 +200,16 @@ def _nested(
     settings: Config, materials: Materials, reporter: MailReporter, told: TrialReporter, resume: Path | None
 ) -> None:
     """Train on workers of Ray Train: they post to the campaign's mailbox, where this process reads along for Tune."""
-    backbone, extractor = ray.get(materials.networks)
+    networks = backbone, extractor, initial = ray.get(materials.networks)
     labels = load_table(settings.data).labels
-    model = build_model(settings, backbone, extractor, labels)
+    model = build_model(settings, backbone, extractor, labels, initial)
     reporter.metrics(0, {PARAMETERS: float(model.count_parameters()[0])})
     folder = materials.folder / reporter.name
     folder.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, cluster=replace(settings.cluster, storage_path=materials.storage))
     mailbox = materials.mailbox
     with Courier(mailbox, told.listen, reporter.say, reader=reporter.name):
-        last = run_on_ray(settings, backbone, extractor, mailbox, folder, resume, materials.shared)
+        last = run_on_ray(settings, networks, mailbox, folder, resume, materials.shared)
     with last as results:
         told.deliver(results)
 

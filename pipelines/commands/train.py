@@ -35,6 +35,7 @@ from pipelines.run.folder import (
     upload_results,
 )
 from pipelines.run.log import RunLog
+from pipelines.run.model import begin_with_run
 from pipelines.run.tracking import start_tracking, tell_untracked
 from pipelines.run.trust import check_places
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {folder.name}"
             )
     else:
-        config = resolve(options)
+        config = resolve(options, begin_with_run(options, Path(resolve_section(options, "cluster").output)))
     if options.print_config:
         terminal().print(to_yaml(config), end="", soft_wrap=True)
         return
@@ -85,10 +86,10 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
     with named_run(config, resume, config.adapter.format.name, "train") as (config, folder):
         console.print(f"run       {_described(config)}", soft_wrap=True)
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
-        prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
         newest = checkpoints.latest() if resume else None
         last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
+        prepared = prepare(config, lambda text: console.print(text, soft_wrap=True), begins=last is None)
         if last is not None:
             # before the run's settings are written anew
             state = read_resumable(last, config, prepared.table, prepared.model)

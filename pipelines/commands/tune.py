@@ -18,6 +18,7 @@ from pipelines.run.folder import (
     find_run,
     read_settings,
 )
+from pipelines.run.model import begin_with_run
 from pipelines.run.trust import check_places
 
 
@@ -43,7 +44,9 @@ def _new_plan(options: argparse.Namespace) -> Plan:
     space = load_space(str(asked.get("space", CampaignConfig().space)))
     trust_space(space.name)
     settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
-    base = sections_of(space.settings)
+    base = begin_with_run(options, Path(resolve_section(options, "cluster").output))
+    for section, values in sections_of(space.settings).items():
+        base[section] = {**base.get(section, {}), **values}
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
     _refuse_searched(space, options, file)
     config = resolve(options, base, file)

@@ -1,17 +1,22 @@
 """The model of a finished run: from its folder, or from MLflow."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from metalora.adapters.files import DESCRIPTION
 from metalora.build import build_networks
 from metalora.config import Config
 from metalora.errors import UserError
 from metalora.models.backbones import Backbone
 from metalora.models.model import MetaLoRAModel
 from metalora.models.persist import load
+from metalora.places import absolute
 from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER
-from pipelines.run.folder import find_run
+from pipelines.options import config_file
+from pipelines.run.folder import CONFIG, find_run, read_settings
 
 
 def fetch(run: str, output: str, tracking_uri: str, scratch: Path) -> Path:
@@ -28,10 +33,54 @@ def fetch(run: str, output: str, tracking_uri: str, scratch: Path) -> Path:
     """
     if run.startswith(("models:/", "runs:/")):
         return download_model(run, tracking_uri, scratch)
-    folder = find_run(run, Path(output))
+    return finished_run(run, Path(output))
+
+
+def finished_run(run: str, output: Path) -> Path:
+    """Return the folder of a finished run.
+
+    Args:
+        run: Its name or folder.
+        output: Folder of all runs.
+
+    Raises:
+        UserError: there is no such run, or it is not finished.
+    """
+    folder = find_run(run, output)
     if not (folder / ADAPTER).is_dir():
         raise UserError(f"run {run!r} is not finished: {folder} has no folder {ADAPTER!r}")
     return folder
+
+
+def begin_with_run(options: argparse.Namespace, output: Path) -> dict[str, dict[str, Any]]:
+    """Find the adapter that ``--init-adapter`` names, and return the settings of its run as defaults.
+
+    The option is changed to the adapter's folder.
+
+    Args:
+        options: The command line; its config file may hold the option too.
+        output: Folder of all runs.
+
+    Returns:
+        The sections backbone, adapter and mapping; empty if no adapter is named, or it is not in a run's folder.
+
+    Raises:
+        UserError: there is no such run or adapter, or the run is not finished.
+    """
+    in_file = config_file(options).get("adapter")
+    name = getattr(options, "init_adapter", in_file.get("init_adapter") if isinstance(in_file, Mapping) else None)
+    if name in (None, "none", "null"):
+        return {}
+    adapter = absolute(str(name))
+    if not (adapter / DESCRIPTION).is_file():
+        adapter = finished_run(str(name), output) / ADAPTER
+    options.init_adapter = str(adapter)
+    if not (adapter.parent / CONFIG).is_file():
+        return {}
+    settings = read_settings(adapter.parent)
+    found = {section: dict(settings.get(section) or {}) for section in ("backbone", "adapter", "mapping")}
+    found["adapter"].pop("init_adapter", None)
+    return found
 
 
 def load_model(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[MetaLoRAModel, Backbone]:
