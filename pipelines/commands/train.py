@@ -116,11 +116,11 @@ def train(config: Config, resume: bool = False) -> dict[str, Any]:
 
 def _described(config: Config) -> str:
     """Return what is trained, in a line."""
-    workers = config.cluster.workers
+    workers, epochs = config.cluster.workers, config.train.epochs
     where = f"{workers} Ray worker{'s' * (workers > 1)}" if workers else "this process, without Ray"
     rank = config.adapter.rank if config.adapter.parameter_budget is None else "by budget"
     adapter = f"{config.adapter.format}, rank {rank}, on {config.backbone.backbone}"
-    return f"{config.tracking.run_name}: {adapter}; {config.train.epochs} epochs; {where}"
+    return f"{config.tracking.run_name}: {adapter}; {epochs} epoch{'s' * (epochs > 1)}; {where}"
 
 
 def _finish(tracker: Tracker, prepared: Prepared, folder: Path, status: str, console: Console) -> None:
