@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from metalora.adapters import formats, initializers
 from metalora.config import SECTIONS, Config, methods_in, spelled_out, to_dict
+from metalora.data import augmentations
 from metalora.errors import UserError
 from metalora.registry import KINDS, nearest
 from metalora.train import callbacks, objectives, optimizers
 
-REGISTERED = (formats, initializers, objectives, callbacks, optimizers)  # importing them fills `KINDS`
+REGISTERED = (formats, initializers, augmentations, objectives, callbacks, optimizers)  # importing them fills `KINDS`
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class Config:
             raise ValueError(f"cuda_graph cannot be combined with {', '.join(self.graph_obstacles)}")
         if not self.evaluate.validate_every and (self.train.keep == "best" or self.train.patience is not None):
             raise ValueError("keep best and patience go by validations: validate_every must not be 0")
+        if self.data.class_sampling == self.train.class_weights == "balanced":
+            raise ValueError("class_sampling balanced and class_weights balanced do the same: choose one of them")
         both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
         if both:
             raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")

@@ -29,6 +29,16 @@ class TrainConfig:
         default=20, ge=0, description="optimizer steps of linear warm-up, before the cosine", words=("warmup",)
     )
     objective: Method = setting(default=Choice("classification"), description="the loss of each image")
+    class_weights: Literal["none", "balanced"] = setting(
+        default="none",
+        description="weight of each image's loss; balanced: images of the domain / (its classes x images of the class)",
+        words=("class_weight", "pos_weight", "loss_weights"),
+    )
+    augment: Methods = setting(
+        default=(),
+        description="random changes of the train images, in this order",
+        words=("augmentation", "augmentations", "auto_augment", "transforms", "aug"),
+    )
     callbacks: Methods = setting(default=(), description="methods that act around each optimizer step")
     clip_norm: float | None = setting(
         default=1.0,

@@ -152,6 +152,11 @@ class DataConfig:
     domain_sampling: Literal["balanced", "natural"] = fixed(
         default="balanced", description="images of all domains in equal shares, or as often as they occur"
     )
+    class_sampling: Literal["natural", "balanced"] = fixed(
+        default="natural",
+        description="images of each class of a domain as often as they occur, or all its classes in equal shares",
+        words=("sampler", "weighted_sampler", "balanced_sampling"),
+    )
     loader_workers: int | None = fixed(
         default=None,
         ge=0,

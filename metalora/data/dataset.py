@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -58,3 +60,27 @@ class SampleDataset(torch.utils.data.Dataset[Any]):
         codes = self._encode(self._store.read(stored), self._store.name(stored))
         label, domain, row = self._label[index], self._domain[index], self._rows[index]
         return Batch(codes, int(label), int(domain), int(row))  # type: ignore[arg-type]
+
+
+class KeptDataset(torch.utils.data.Dataset[Any]):
+    """Some rows of a table whose codes are in memory; items are those of `SampleDataset`.
+
+    Args:
+        table: The samples.
+        rows: (n,) rows of the table.
+        codes: (N, ...) codes of all rows of the table.
+    """
+
+    def __init__(self, table: Table, rows: IntArray, codes: npt.NDArray[np.generic]) -> None:
+        self._table = table
+        self._rows = rows
+        self._codes = codes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one sample: its codes, and three integers."""
+        row = self._rows[index]
+        codes = torch.from_numpy(self._codes[row].copy())
+        return Batch(codes, int(self._table.label[row]), int(self._table.domain[row]), int(row))  # type: ignore[arg-type]

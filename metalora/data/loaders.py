@@ -7,19 +7,22 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from metalora.data.augmented import AugmentedDataset, DrawnSampler
 from metalora.data.dataset import SampleDataset
 from metalora.data.sampler import BatchSampler
 
 
-def train_loader(dataset: SampleDataset, sampler: BatchSampler, loader_workers: int) -> DataLoader[Any]:
+def train_loader(
+    dataset: SampleDataset | AugmentedDataset, sampler: BatchSampler | DrawnSampler, loader_workers: int
+) -> DataLoader[Any]:
     """Build the loader of one rank's micro-batches.
 
-    It yields `Batch`es. ``sampler.set_position`` between two iterations sets where the next one begins; skipped images
-    are not read.
+    It yields `Batch`es, or `Augmented` ones. ``set_position`` of the `BatchSampler` between two iterations sets where
+    the next one begins; skipped images are not read.
 
     Args:
         dataset: The train images.
-        sampler: The order and the position; made for this data set's domains.
+        sampler: The order and the position; made for this data set's domains and kind.
         loader_workers: Decoding processes; 0 decodes in this one.
     """
     return DataLoader(

@@ -15,11 +15,12 @@ from metalora.errors import UserError
 
 Sampling = Literal["balanced", "natural"]
 
-# so that no two uses of a seed share a stream
+# so that no two uses of a seed share a stream; 3 and 4 are those of episodes and augmentations
 _NATURAL, _STREAM, _BLOCK = range(3)
+_CLASS_STREAM, _CLASS_BLOCK = 5, 6
 
 
-def epoch_order(domain: IntArray, seed: int, epoch: int, sampling: Sampling) -> IntArray:
+def epoch_order(domain: IntArray, seed: int, epoch: int, sampling: Sampling, label: IntArray | None = None) -> IntArray:
     """Return the order of an epoch, as positions of the train images.
 
     "natural": a permutation. "balanced": blocks of D positions, one of each of the D domains in random
@@ -27,33 +28,56 @@ def epoch_order(domain: IntArray, seed: int, epoch: int, sampling: Sampling) -> 
     without end, and each epoch continues where the last one stopped. So large domains are seen in full over
     several epochs, and small ones several times in one epoch.
 
+    With labels, a domain's images (for "natural": all images) follow one another in blocks in turn: one of each of
+    their classes, whose images follow one another in the same way.
+
     Args:
         domain: (N,) domain of each train image.
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
         sampling: "balanced" or "natural".
+        label: (N,) label of each train image, if classes are to be shown equally often.
 
     Returns:
         (N,) positions into ``domain``.
     """
     if sampling == "natural":
-        return np.random.default_rng([_NATURAL, seed, epoch]).permutation(len(domain))
+        if label is None:
+            return np.random.default_rng([_NATURAL, seed, epoch]).permutation(len(domain))
+        return _by_class(np.arange(len(domain)), label, [seed, 0], epoch, len(domain))
     domains = np.unique(domain)
     quota = -(-len(domain) // len(domains))
-    taken = np.stack([_take(np.flatnonzero(domain == d), seed, int(d), epoch, quota) for d in domains])
-    blocks = np.tile(np.arange(len(domains)), (quota, 1))
-    blocks = np.random.default_rng([_BLOCK, seed, epoch]).permuted(blocks, axis=1)
-    order: IntArray = taken[blocks, np.arange(quota)[:, None]].reshape(-1)[: len(domain)]
+    taken = []
+    for d in domains:
+        members, key = np.flatnonzero(domain == d), [seed, int(d)]
+        if label is None:
+            taken.append(_take(members, [_STREAM, *key], epoch, quota))
+        else:
+            taken.append(_by_class(members, label, key, epoch, quota))
+    return _in_blocks(np.stack(taken), [_BLOCK, seed, epoch])[: len(domain)]
+
+
+def _by_class(members: IntArray, label: IntArray, key: list[int], epoch: int, count: int) -> IntArray:
+    """Return ``count`` of some positions, with an equal share of each of their classes."""
+    classes = np.unique(label[members])
+    quota = -(-count // len(classes))
+    taken = [_take(members[label[members] == c], [_CLASS_STREAM, *key, int(c)], epoch, quota) for c in classes]
+    return _in_blocks(np.stack(taken), [_CLASS_BLOCK, *key, epoch])[:count]
+
+
+def _in_blocks(taken: IntArray, key: list[int]) -> IntArray:
+    """Return positions (groups, quota) as (groups * quota,): in blocks of one of each group, in random order."""
+    groups, quota = taken.shape
+    blocks = np.random.default_rng(key).permuted(np.tile(np.arange(groups), (quota, 1)), axis=1)
+    order: IntArray = taken[blocks, np.arange(quota)[:, None]].reshape(-1)
     return order
 
 
-def _take(members: IntArray, seed: int, domain: int, epoch: int, quota: int) -> IntArray:
-    """Return elements epoch * quota onwards, ``quota`` of them, of a domain's endless stream."""
+def _take(members: IntArray, key: list[int], epoch: int, quota: int) -> IntArray:
+    """Return elements epoch * quota onwards, ``quota`` of them, of the endless stream of some positions."""
     start = epoch * quota
     first, last = start // len(members), (start + quota - 1) // len(members)
-    passes = [
-        np.random.default_rng([_STREAM, seed, domain, number]).permutation(members) for number in range(first, last + 1)
-    ]
+    passes = [np.random.default_rng([*key, number]).permutation(members) for number in range(first, last + 1)]
     skip = start - first * len(members)
     return np.concatenate(passes)[skip : skip + quota]
 
@@ -65,6 +89,9 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
     j-th of ``accumulate`` contiguous pieces of that, and rank r has ``piece[r::world]``. The incomplete
     batch at the end of an epoch is dropped. A new sampler starts at epoch 0, step 0.
 
+    Attributes:
+        epoch: The epoch of the position.
+
     Args:
         domain: (N,) domain of each train image.
         batch_size: Images of one optimizer step, over all ranks and micro-batches.
@@ -73,6 +100,7 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         accumulate: Micro-batches per optimizer step.
         rank: This process, from 0.
         world: Number of processes.
+        label: As for `epoch_order`.
 
     Raises:
         UserError: there are fewer images than ``batch_size``, or ``batch_size`` does not divide evenly.
@@ -88,6 +116,7 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
+        label: IntArray | None = None,
     ) -> None:
         if len(domain) < batch_size:
             raise UserError(f"batch_size {batch_size} exceeds the {len(domain)} images of the train split: lower it "
@@ -97,6 +126,7 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
                 f"batch_size {batch_size} must be a multiple of workers x accumulate = {world} x {accumulate}"
             )
         self._domain = domain
+        self._label = label
         self._batch_size = batch_size
         self._seed = seed
         self._sampling: Sampling = sampling
@@ -115,20 +145,25 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         """Set the position: the next iteration yields the rest of ``epoch`` from optimizer step ``step`` on."""
         if not 0 <= step <= self.steps:
             raise ValueError(f"step {step} is not within an epoch of {self.steps} steps")
-        self._epoch = epoch
+        self.epoch = epoch
         self._step = step
 
     def order(self, epoch: int) -> IntArray:
         """Return the positions of an epoch, batch after batch."""
-        return epoch_order(self._domain, self._seed, epoch, self._sampling)
+        return epoch_order(self._domain, self._seed, epoch, self._sampling, self._label)
 
     def __len__(self) -> int:
         """Return the number of micro-batches from the position to the end of the epoch."""
         return (self.steps - self._step) * self._accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.order(self._epoch)
+        order = self.order(self.epoch)
+        for places in self.places():
+            yield order[places].tolist()
+
+    def places(self) -> Iterator[IntArray]:
+        """Yield this rank's micro-batches from the position on, as places in `order`."""
         size = self._batch_size // self._accumulate
         for start in range(self._step * self._batch_size, self.steps * self._batch_size, size):
-            units = order[start : start + size].reshape(-1, self._unit)
-            yield units[self._rank :: self._world].reshape(-1).tolist()
+            units = np.arange(start, start + size).reshape(-1, self._unit)
+            yield units[self._rank :: self._world].reshape(-1)

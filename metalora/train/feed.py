@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from metalora.adapters.formats import FORMATS
 from metalora.config import Config
-from metalora.data.dataset import Batch, SampleDataset
+from metalora.data.augmentations import AUGMENTATIONS
+from metalora.data.augmented import Augment, Augmented, AugmentedDataset, DrawnSampler
+from metalora.data.dataset import Batch, KeptDataset, SampleDataset
 from metalora.data.loaders import evaluation_loader, share_of, train_loader
 from metalora.data.sampler import BatchSampler
 from metalora.data.table import IntArray, Table
+from metalora.errors import UserError
 from metalora.evaluate.embed import embed
 from metalora.group import Group
 from metalora.models.inputs import Inputs
@@ -40,6 +44,7 @@ class Feed:
         loader_workers: Decoding processes of this rank.
         batch_size: Samples that a rank evaluates at a time.
         shared: What has been computed for this and other trainings: the codes, perhaps.
+        augment: How train images are changed; None: they are not.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Feed:
         loader_workers: int,
         batch_size: int,
         shared: Shared | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.table = table
         self.inputs = inputs
@@ -60,6 +66,7 @@ class Feed:
         self.reporter = reporter
         self.loader_workers = loader_workers
         self.batch_size = batch_size
+        self.augment = augment
         self.codes: CodeArray | None = None
         self.resident: Tensor | None = None
         self._loader: DataLoader[Any] | None = None
@@ -77,14 +84,24 @@ class Feed:
         share = [batch.codes for batch in self._batches("decode images", np.arange(len(self.table)))]
         self.use(self.group.gather_rows(torch.cat(share) if share else None).numpy())
 
-    def train_batches(self, sampler: BatchSampler) -> Iterator[Batch]:
+    def train_batches(self, sampler: BatchSampler) -> Iterator[Batch | Augmented]:
         """Yield the micro-batches of the train split that a sampler (always the same one) draws from its position."""
         rows = self.table.rows("train")
-        if self.codes is not None:
+        if self.codes is not None and self.augment is None:
             return (self._kept(rows[positions]) for positions in sampler)
         if self._loader is None:  # its processes live as long as it does
-            self._loader = train_loader(self._dataset(rows), sampler, self.loader_workers)
+            self._loader = self._train_loader(rows, sampler)
         return iter(self._loader)
+
+    def _train_loader(self, rows: IntArray, sampler: BatchSampler) -> DataLoader[Any]:
+        if self.augment is None:
+            return train_loader(self._dataset(rows), sampler, self.loader_workers)
+        base: SampleDataset | KeptDataset = self._dataset(rows)
+        if self.codes is not None and not self.loader_workers:  # else each process would get a copy of them
+            base = KeptDataset(self.table, rows, self.codes)
+        size = self.inputs.example(1).shape[1:]
+        dataset = AugmentedDataset(base, self.table.domain[rows], size, self.augment)
+        return train_loader(dataset, DrawnSampler(sampler), self.loader_workers)
 
     def prepare(self, codes: Tensor) -> Tensor:
         """Bring codes (B, ...) to the device, in its memory format, and make of them what the networks take."""
@@ -164,10 +181,27 @@ def build_feed(
         shared: What has been computed for this and other trainings.
         graphable: Whether the callbacks let steps be replayed as CUDA graphs.
     """
+    augment = _augment(config, inputs)
     obstacles = [*config.graph_obstacles, *([] if graphable else ["one of the callbacks"])]
     execution = Execution(config.train, group.device, obstacles)
     size = config.evaluate.evaluation_batch_size
-    return Feed(table, inputs, group, execution, reporter, loader_workers, size, shared)
+    return Feed(table, inputs, group, execution, reporter, loader_workers, size, shared, augment)
+
+
+def _augment(config: Config, inputs: Inputs) -> Augment | None:
+    """Return how train images are changed, by settings; an extractor always sees them unchanged.
+
+    Raises:
+        UserError: the inputs are no images.
+    """
+    methods = tuple(AUGMENTATIONS.make(choice) for choice in config.train.augment)
+    if not methods:
+        return None
+    example = inputs.example(1)
+    if example.dim() != 4 or example.shape[1] != 3 or example.dtype != torch.uint8:
+        raise UserError(f"augment {methods[0].name}: only images can be changed, and the backbone takes something else")
+    seeded = FORMATS.make(config.adapter.format).seed == "generated"
+    return Augment(methods, config.train.random_seed, plain=seeded and not config.mapping.cache_features)
 
 
 def code_bytes(count: int, inputs: Inputs) -> int:

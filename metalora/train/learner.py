@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from metalora.adapters.initializers import INITIALIZERS, Initializer, fill_layers
 from metalora.config import Config
+from metalora.data.augmentations import Mixture
+from metalora.data.augmented import Augmented
+from metalora.data.balance import class_weights
 from metalora.data.dataset import Batch
 from metalora.data.table import Table
 from metalora.errors import UserError
@@ -163,16 +167,28 @@ class AdapterLearner:
             config.data.batch_size,
             config.train.random_seed,
             config.data.domain_sampling,
+            config.data.class_sampling,
             config.train.accumulate,
             group.rank,
             group.world,
         )
+        balanced = config.train.class_weights == "balanced"
+        weights = class_weights(table.label[rows], table.domain[rows]) if balanced else None
+        self.weights = None if weights is None else torch.from_numpy(weights).to(group.device)
+        self._check_mixtures()
         self.sampler = self.objective.sampler(table.label[rows], table.domain[rows], draw)
         self.tasks: Sequence[int] = np.unique(table.domain[rows]).tolist()
         self.task_names: Sequence[str] = table.domains
         self.one_task = self.objective.one_task or len(self.tasks) == 1
         self.steps_per_epoch = self.sampler.steps
         self.speedups: Mapping[str, float] = {}
+
+    def _check_mixtures(self) -> None:
+        methods = () if self.feed.augment is None else self.feed.augment.methods
+        mixtures = [one.name for one in methods if isinstance(one, Mixture)]
+        if mixtures and not self.objective.mixes:
+            raise UserError(f"--augment {mixtures[0]} does not go with --objective {self.objective.name}, which needs "
+                            "one label for each image")  # fmt: skip
 
     def module(self) -> nn.Module:
         """Make the module of network and head, fused, compiled or captured. See `Learner.module`."""
@@ -208,22 +224,37 @@ class AdapterLearner:
             for tensor in layer.factors.state_dict().values():
                 self.group.take_first(tensor)
 
-    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, step: int) -> Iterator[Batch | Augmented]:
         """Yield the micro-batches of the objective's sampler. See `Learner.batches`."""
         self.model.train()
         self.sampler.set_position(epoch, step)
         return self.feed.train_batches(self.sampler)
 
-    def losses(self, module: nn.Module, batch: Batch) -> Seen:
-        """Compute the objective's losses of images. See `Learner.losses`."""
+    def losses(self, module: nn.Module, batch: Batch | Augmented) -> Seen:
+        """Compute the objective's losses of images. See `Learner.losses`.
+
+        The seed of an image that is changed at random is that of the image itself: what tells its task is not changed,
+        and features that are cached stay true.
+        """
+        changed = batch if isinstance(batch, Augmented) else None
+        batch = batch.batch if isinstance(batch, Augmented) else batch
         images = self.feed.prepare(batch.codes)
-        condition = self.evaluator.condition(images, batch.rows)
+        plain = self.feed.prepare(changed.plain) if changed is not None and changed.plain.numel() else images
+        condition = self.evaluator.condition(plain, batch.rows)
         by_task = self.config.mapping.seed_granularity == "task"
         with self.execution.autocast():
             inputs = images, condition, batch.domains.to(self.group.device) if by_task else None
             features, scores = module(*(tensor for tensor in inputs if tensor is not None))
         labels = batch.labels.to(self.group.device, non_blocking=True)
-        return Seen(self.objective.losses(features, scores, labels), batch.domains, labels, features, scores)
+        losses = self._losses(features, scores, labels, batch.domains)
+        if changed is not None and bool((changed.shares < 1).any()):  # on the CPU: nothing waits
+            shares, others = (t.to(self.group.device, non_blocking=True) for t in (changed.shares, changed.others))
+            losses = shares * losses + (1 - shares) * self._losses(features, scores, others, batch.domains)
+        return Seen(losses, batch.domains, labels, features, scores)
+
+    def _losses(self, features: Tensor, scores: Tensor, labels: Tensor, domains: Tensor) -> Tensor:
+        losses = self.objective.losses(features, scores, labels)
+        return losses if self.weights is None else losses * self.weights[domains.to(labels.device), labels]
 
     def agree(self) -> None:
         """Average the statistics of trained batch norms over the ranks, which DDP does not. See `Learner.agree`."""

@@ -12,6 +12,7 @@ import torch
 from metalora.build import build_model, build_networks, build_trainer
 from metalora.config import Config
 from metalora.data import Table, load_table
+from metalora.data.dataset import Batch
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
@@ -125,7 +126,9 @@ def _extractor_alone(trainer: Trainer) -> Callable[[], None]:
     learner = _learner(trainer)
     extractor = learner.model.extractor
     assert extractor is not None
-    images = learner.feed.prepare(next(learner.batches(0, 0)).codes)
+    batch = next(learner.batches(0, 0))
+    assert isinstance(batch, Batch)
+    images = learner.feed.prepare(batch.codes)
 
     def extract() -> None:
         with torch.no_grad():

@@ -1,7 +1,8 @@
 """``metalora train``: one fine-tuning, from the settings to an adapter that is tracked and can be loaded."""
 
+import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metalora.train.resume import extended, read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.command_line import add_resume, make_parser, parse
-from pipelines.options import add_settings, resolve, resolve_section
+from pipelines.options import add_settings, config_file, resolve, resolve_section
 from pipelines.run.claim import named_run
 from pipelines.run.console import ProgressDisplay, only_tells, show_report, terminal
 from pipelines.run.folder import (
@@ -35,7 +36,7 @@ from pipelines.run.folder import (
     upload_results,
 )
 from pipelines.run.log import RunLog
-from pipelines.run.model import begin_with_run
+from pipelines.run.model import find_adapter
 from pipelines.run.tracking import start_tracking, tell_untracked
 from pipelines.run.trust import check_places
 
@@ -61,12 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"--run-name {config.tracking.run_name}: a run that is resumed keeps its name, {folder.name}"
             )
     else:
-        config = resolve(options, begin_with_run(options, Path(resolve_section(options, "cluster").output)))
+        config = resolve(options, begun_with(options))
     if options.print_config:
         terminal().print(to_yaml(config), end="", soft_wrap=True)
         return
     check_places(config, options, folder)
     train(config, resume=options.resume is not None)
+
+
+def begun_with(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the settings of the run that ``--init-adapter`` names, as defaults; the option becomes a folder.
+
+    Raises:
+        UserError: there is no such run or adapter, or the run is not finished.
+    """
+    in_file = config_file(options).get("adapter")
+    name = getattr(options, "init_adapter", in_file.get("init_adapter") if isinstance(in_file, Mapping) else None)
+    if name in (None, "none", "null"):
+        return {}
+    adapter, settings = find_adapter(str(name), Path(resolve_section(options, "cluster").output))
+    options.init_adapter = str(adapter)
+    return settings
 
 
 def train(config: Config, resume: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space, check_values, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.campaign.trials import check_plan
 from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.commands.train import begun_with
 from pipelines.options import add_section, add_settings, config_file, given, resolve, resolve_section, settings_of
 from pipelines.run.folder import (
     CAMPAIGN,
@@ -18,7 +19,6 @@ from pipelines.run.folder import (
     find_run,
     read_settings,
 )
-from pipelines.run.model import begin_with_run
 from pipelines.run.trust import check_places
 
 
@@ -44,7 +44,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
     space = load_space(str(asked.get("space", CampaignConfig().space)))
     trust_space(space.name)
     settings = settings_of(CampaignConfig, {**space.campaign, **asked}, "campaign")
-    base = begin_with_run(options, Path(resolve_section(options, "cluster").output))
+    base = begun_with(options)
     for section, values in sections_of(space.settings).items():
         base[section] = {**base.get(section, {}), **values}
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}

@@ -1,7 +1,6 @@
 """The model of a finished run: from its folder, or from MLflow."""
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from metalora.models.persist import load
 from metalora.places import absolute
 from metalora.tracking.store import download_model
 from metalora.train.evaluator import ADAPTER
-from pipelines.options import config_file
 from pipelines.run.folder import CONFIG, find_run, read_settings
 
 
@@ -52,35 +50,29 @@ def finished_run(run: str, output: Path) -> Path:
     return folder
 
 
-def begin_with_run(options: argparse.Namespace, output: Path) -> dict[str, dict[str, Any]]:
-    """Find the adapter that ``--init-adapter`` names, and return the settings of its run as defaults.
-
-    The option is changed to the adapter's folder.
+def find_adapter(name: str, output: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Find the adapter that a training is to begin with, and the settings of its run.
 
     Args:
-        options: The command line; its config file may hold the option too.
+        name: Name or folder of a run, or an adapter's folder.
         output: Folder of all runs.
 
     Returns:
-        The sections backbone, adapter and mapping; empty if no adapter is named, or it is not in a run's folder.
+        The adapter's folder, and the sections backbone, adapter and mapping; these are empty if it is not in a run's
+        folder.
 
     Raises:
         UserError: there is no such run or adapter, or the run is not finished.
     """
-    in_file = config_file(options).get("adapter")
-    name = getattr(options, "init_adapter", in_file.get("init_adapter") if isinstance(in_file, Mapping) else None)
-    if name in (None, "none", "null"):
-        return {}
-    adapter = absolute(str(name))
+    adapter = absolute(name)
     if not (adapter / DESCRIPTION).is_file():
-        adapter = finished_run(str(name), output) / ADAPTER
-    options.init_adapter = str(adapter)
+        adapter = finished_run(name, output) / ADAPTER
     if not (adapter.parent / CONFIG).is_file():
-        return {}
+        return adapter, {}
     settings = read_settings(adapter.parent)
     found = {section: dict(settings.get(section) or {}) for section in ("backbone", "adapter", "mapping")}
     found["adapter"].pop("init_adapter", None)
-    return found
+    return adapter, found
 
 
 def load_model(config: Config, folder: Path, say: Callable[[str], None]) -> tuple[MetaLoRAModel, Backbone]:

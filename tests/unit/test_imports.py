@@ -20,7 +20,7 @@ ALLOWED = {
     "models": ["adapters", "data"],
     "evaluate": ["data", "group"],
     "train": ["adapters", "models", "data", "evaluate", "group"],
-    "methods": ["adapters", "train"],
+    "methods": ["adapters", "data", "train"],
     "build": ["models", "data", "evaluate", "train", "group"],
     "tracking": [],
     "tracking.served_model": ["models", "data"],

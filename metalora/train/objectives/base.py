@@ -5,6 +5,7 @@ Shapes: B images of a micro-batch on this rank, D features, C classes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Draw:
         batch_size: Images of one optimizer step, over all ranks and micro-batches.
         seed: Random seed of the order.
         sampling: Images of all domains in equal shares ("balanced"), or as often as they occur ("natural").
+        class_sampling: Likewise for the classes of each domain.
         accumulate: Micro-batches per optimizer step.
         rank: This process, from 0.
         world: Number of processes.
@@ -29,11 +31,12 @@ class Draw:
     batch_size: int
     seed: int
     sampling: Sampling = "balanced"
+    class_sampling: Sampling = "natural"
     accumulate: int = 1
     rank: int = 0
     world: int = 1
 
-    def share(self) -> dict[str, int]:
+    def share(self) -> dict[str, Any]:
         """Return what every sampler takes: the random seed, and this rank's share of the batches."""
         return {"seed": self.seed, "accumulate": self.accumulate, "rank": self.rank, "world": self.world}
 
@@ -50,6 +53,11 @@ class Objective(ABC):
     """
 
     name: str
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the loss of an image that two are mixed in is the mean of both labels' losses, by their shares."""
+        return False
 
     @property
     def one_task(self) -> bool:
@@ -77,7 +85,8 @@ class Objective(ABC):
         Raises:
             UserError: these images do not allow the objective's batches.
         """
-        return BatchSampler(domain, draw.batch_size, sampling=draw.sampling, **draw.share())
+        by_class = label if draw.class_sampling == "balanced" else None
+        return BatchSampler(domain, draw.batch_size, sampling=draw.sampling, label=by_class, **draw.share())
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "objective")

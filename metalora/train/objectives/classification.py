@@ -16,6 +16,11 @@ class Classification(Objective):
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing e")
 
+    @property
+    def mixes(self) -> bool:
+        """Cross-entropy is linear in the labels' shares. See `Objective.mixes`."""
+        return True
+
     def losses(self, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross-entropy of each image, (B,). See `Objective.losses`."""
         return F.cross_entropy(scores.float(), labels, label_smoothing=self.label_smoothing, reduction="none")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metalora.data.episodes import EpisodeSampler
 from metalora.data.table import IntArray
+from metalora.errors import UserError
 from metalora.registry import Field
 from metalora.train.objectives.base import OBJECTIVES, Draw
 from metalora.train.objectives.classification import Classification
@@ -28,6 +29,11 @@ class Episodic(Classification):
     temperature: float = Field(default=0.1, gt=0, description="softmax temperature t of the vote")
 
     @property
+    def mixes(self) -> bool:
+        """An episode's vote needs one label for each image. See `Objective.mixes`."""
+        return False
+
+    @property
     def one_task(self) -> bool:
         """Whether each episode is drawn from one task. See `Objective.one_task`."""
         return self.tasks == "one"
@@ -40,6 +46,8 @@ class Episodic(Classification):
 
     def sampler(self, label: IntArray, domain: IntArray, draw: Draw) -> EpisodeSampler:
         """Build the sampler of whole episodes. See `Objective.sampler`."""
+        if draw.class_sampling == "balanced":
+            raise UserError("--class-sampling balanced does not go with --objective episodic: it draws classes itself")
         return EpisodeSampler(
             label,
             domain,

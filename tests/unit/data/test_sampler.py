@@ -101,3 +101,26 @@ def test_too_few_images_for_a_batch():
 def test_a_batch_that_does_not_divide():
     with pytest.raises(UserError, match="batch_size 24 must be a multiple of workers x accumulate = 5 x 1"):
         BatchSampler(UNEVEN, 24, seed=0, world=5)
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "natural"])
+def test_classes_of_a_domain_are_shown_equally_often(sampling):
+    domain = np.array([0] * 60 + [1] * 30)
+    label = np.array([0] * 50 + [1] * 8 + [2] * 2 + [0] * 20 + [1] * 10)
+    seen = np.concatenate([epoch_order(domain, 3, epoch, sampling, label) for epoch in range(12)])
+    for d in range(2) if sampling == "balanced" else (None,):
+        among = seen if d is None else seen[domain[seen] == d]
+        counts = np.unique(label[among], return_counts=True)[1]
+        assert counts.max() - counts.min() <= 24  # what a cut block leaves, in each of twelve epochs
+    for group in ((domain == 0) & (label == 2), (domain == 1) & (label == 1)):
+        times = np.unique(seen[group[seen]], return_counts=True)[1]
+        assert len(times) == group.sum()  # each image, as often as the others of its class
+        assert times.max() - times.min() <= 4  # likewise
+    assert len(epoch_order(domain, 3, 0, sampling, label)) == len(domain)
+
+
+def test_class_sampling_leaves_the_order_of_other_trainings_as_it_was():
+    """These positions were drawn by the code before there was class sampling."""
+    domain = np.repeat([0, 1, 2], [7, 5, 3])
+    assert epoch_order(domain, 4, 2, "balanced").tolist() == [11, 4, 14, 0, 8, 13, 3, 12, 10, 9, 13, 1, 14, 4, 7]
+    assert epoch_order(domain, 4, 2, "natural").tolist() == [8, 11, 7, 3, 5, 4, 6, 0, 13, 9, 14, 10, 2, 1, 12]
