@@ -5,6 +5,7 @@ and wherever a run is resumed, it is the same. An image that an epoch shows twic
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,9 +90,7 @@ class AugmentedDataset(torch.utils.data.Dataset[Any]):
             UserError: the sample cannot be read or decoded; the message names it.
         """
         sample = self._base[drawn.position]
-        seeds = np.random.SeedSequence([_AUGMENT, self._augment.random_seed, drawn.epoch, drawn.place])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        with _seeded([_AUGMENT, self._augment.random_seed, drawn.epoch, drawn.place]):
             codes, other, share = self._mixed(self._changed(sample.codes), sample.labels, drawn.position)
         plain = sample.codes if self._augment.plain else torch.empty(0, dtype=torch.uint8)
         return Augmented(sample._replace(codes=codes), plain, other, share)  # type: ignore[arg-type]
@@ -114,6 +113,18 @@ class AugmentedDataset(torch.utils.data.Dataset[Any]):
         both = torch.stack([image, self._changed(other.codes)]).float()
         mixed, shares = mixer(both, torch.tensor([0, 1]))
         return mixed[0].round().to(image.dtype), int(other.labels), shares[0, 0].float()
+
+
+@contextmanager
+def _seeded(key: list[int]) -> Iterator[None]:
+    """Seed torch's generator on the CPU within the block; `torch.manual_seed` is slow: it seeds all devices."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    try:
+        yield
+    finally:
+        generator.set_state(before)
 
 
 class DrawnSampler(torch.utils.data.Sampler[list[Drawn]]):

@@ -5,16 +5,14 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from metalora.data.augmented import AugmentedDataset, DrawnSampler
+from metalora.data.augmented import DrawnSampler
 from metalora.data.dataset import SampleDataset
 from metalora.data.sampler import BatchSampler
 
 
-def train_loader(
-    dataset: SampleDataset | AugmentedDataset, sampler: BatchSampler | DrawnSampler, loader_workers: int
-) -> DataLoader[Any]:
+def train_loader(dataset: Dataset[Any], sampler: BatchSampler | DrawnSampler, loader_workers: int) -> DataLoader[Any]:
     """Build the loader of one rank's micro-batches.
 
     It yields `Batch`es, or `Augmented` ones. ``set_position`` of the `BatchSampler` between two iterations sets where

@@ -1,4 +1,4 @@
-"""Measure the images per second that are decoded and resized for training, by number of loader processes."""
+"""Measure the images per second that are decoded, resized and changed for training, by number of loader processes."""
 
 import io
 import os
@@ -8,14 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from metalora.build import build_networks
 from metalora.config import Config
 from metalora.data import BatchSampler, SampleDataset, Table, decode, load_table, train_loader
+from metalora.data.augmentations import AUGMENTATIONS
+from metalora.data.augmented import Augment, AugmentedDataset, DrawnSampler
+from metalora.data.dataset import KeptDataset
+from metalora.data.table import IntArray
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
+from metalora.train.kept import CodeArray
 from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
 from pipelines.bench.training import training_settings, with_photos
 
@@ -24,6 +30,7 @@ SIZES = {
     "images": Size("photographs, if they are the data", 400, 2000),
     "max-workers": Size("largest number of loader processes", 2, os.cpu_count() or 1),
 }
+KEPT = "kept"
 NETWORK = "timm/resnet50"  # whose preprocessing is measured, unless another is given
 
 
@@ -62,7 +69,21 @@ def measure(
     }
     # Processes stay from round to round, as they do from epoch to epoch.
     calls |= {str(n): _consume(train_loader(dataset, sampler, n)) for n in counts}
+    calls |= _changes(table, rows, sampler, np.stack([dataset[i].codes.numpy() for i in range(len(rows))]))
     return len(encoded), timed(calls, repeats)
+
+
+def _changes(table: Table, rows: IntArray, sampler: BatchSampler, codes: CodeArray) -> dict[str, Callable[[], None]]:
+    """Return, by name, epochs in this process of images that are in memory: as they are (KEPT), and changed."""
+    every = np.zeros((len(table), *codes.shape[1:]), codes.dtype)
+    every[rows] = codes
+    kept = KeptDataset(table, rows, every)
+    calls = {KEPT: _consume(train_loader(kept, sampler, 0))}
+    for name in AUGMENTATIONS:
+        augment = Augment((AUGMENTATIONS.make(name),), 0, plain=False)
+        changed = AugmentedDataset(kept, table.domain[rows], codes.shape[1:], augment)
+        calls[f"augment {name}"] = _consume(train_loader(changed, DrawnSampler(sampler), 0))
+    return calls
 
 
 def _bare(data: bytes) -> Image.Image:
@@ -82,15 +103,16 @@ def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[in
     cores = os.cpu_count() or 1
     bare = images / times["bare"].median
     rows: list[dict[str, Any]] = []
-    for name in ("bare", "no loader", *map(str, counts)):
+    for name in times:
         busy = min(max(1, int(name)), cores) if name.isdecimal() else 1
         rate = images / times[name].median
+        most = images / times[KEPT].median if name.startswith("augment") else busy * bare
         rows.append(
             {
                 "loader processes": name,
                 "images/s": rate,
-                "floor images/s": busy * bare,
-                "to floor": rate / (busy * bare),
+                "floor images/s": most,
+                "to floor": rate / most,
                 "spread": times[name].spread,
             }
         )
@@ -100,11 +122,12 @@ def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[in
     measured = (
         f"Images per second of {what}, decoded, resized for {network} and collated in batches of "
         f"{config.data.batch_size}, by number of loader processes (0: in the trainer's own); "
-        '"no loader" only decodes and resizes.'
+        '"no loader" only decodes and resizes. "kept" reads images that are in memory, in one process; "augment ..." '
+        "changes these."
     )
     floor = (
         'Pillow decoding the same bytes to RGB in one process, and nothing else ("bare"), times the processes that '
-        f"have a core of their own ({cores} cores)."
+        f"have a core of their own ({cores} cores). Of changes: the images that are kept, unchanged."
     )
-    best = max(row["images/s"] for row in rows[2:])
+    best = max(images / times[str(n)].median for n in counts)
     return Result("data", measured, floor, rows, {"best images/s": best, "bare images/s": bare})
