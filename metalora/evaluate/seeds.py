@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from metalora.data.sources.parquet_files import read_batches
 from metalora.errors import UserError
-from metalora.files import atomic_file
-from metalora.limits import limits
-from metalora.reading import gate, short
+from metalora.evaluate.sample_files import Form, read_samples, write_samples
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FOLDS = 5
 SILHOUETTE_SAMPLE = 5000  # the silhouette takes all pairwise distances
-_EXPANSION = 100  # what is read of a file, to its own size
 COLUMNS = ("id", "domain", "label", "split")
 
 
@@ -88,7 +84,8 @@ def write_seeds(
     domains: Sequence[str],
     labels: Sequence[str],
     splits: Sequence[str],
-    seeds: np.ndarray,
+    seeds: Array,
+    **more: Sequence[str] | Array,
 ) -> None:
     """Write seeds to Parquet with columns id, domain, label, split (strings) and seed (a list of S float32).
 
@@ -99,16 +96,10 @@ def write_seeds(
         labels: Name of each sample's label, N.
         splits: ``train``, ``val`` or ``test`` for each sample, N.
         seeds: The seeds, (N, S).
+        more: Further columns, as for `write_samples`.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    flat = pa.array(np.ascontiguousarray(seeds, dtype=np.float32).reshape(-1))
     names = dict(zip(COLUMNS, (ids, domains, labels, splits), strict=True))
-    columns = {name: pa.array(values, pa.string()) for name, values in names.items()}
-    columns["seed"] = pa.FixedSizeListArray.from_arrays(flat, seeds.shape[1])
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
+    write_samples(path, {**names, **more, "seed": seeds})
 
 
 def read_seeds(path: Path) -> Seeds:
@@ -118,53 +109,10 @@ def read_seeds(path: Path) -> Seeds:
         UserError: the file does not exist, is of another kind, has columns of other types, a null, seeds of several
             sizes or no rows, or has far more rows than its bytes can hold.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with gate(f"seeds {str(path)!r}"):
-        if not path.is_file():
-            raise ValueError("it is no file")
-        with pa.OSFile(str(path)) as handle:
-            reader = pq.ParquetFile(handle, page_checksum_verification=True)
-            _check_columns(reader.schema_arrow)
-            size, batches = handle.size(), []
-            room = max(limits().rows_bytes, _EXPANSION * size)
-            for batch in read_batches(reader, handle, [*COLUMNS, "seed"], size):
-                room -= batch.nbytes
-                if room < 0:
-                    raise ValueError(f"its {size} bytes hold the same rows again and again")
-                batches.append(batch)
-        if not batches:
-            raise ValueError("it has no rows")
-        table = pa.Table.from_batches(batches)
-        ids, domains, labels, splits = (table[name].to_pylist() for name in COLUMNS)
-        return Seeds(ids, domains, labels, splits, _vectors(table))
-
-
-def _check_columns(schema: Any) -> None:
-    import pyarrow as pa
-
-    for name in (*COLUMNS, "seed"):
-        if schema.names.count(name) != 1:
-            raise ValueError(f"it has {schema.names.count(name)} columns {name!r}; wanted: one")
-        found = schema.field(name).type
-        if name != "seed":
-            accepted, wanted = found == pa.string(), "string"
-        else:
-            is_list = pa.types.is_fixed_size_list(found) and 0 < found.list_size <= limits().width
-            accepted, wanted = is_list and found.value_type == pa.float32(), "a list of float32, each as long"
-        if not accepted:
-            raise ValueError(f"column {name!r} is of type {short(str(found))}; wanted: {wanted}")
-
-
-def _vectors(table: Any) -> Array:
-    """Return the seeds (N, S) of a table without nulls."""
-    seeds = table["seed"].combine_chunks()
-    for name, column in [*((name, table[name]) for name in COLUMNS), ("seed", seeds), ("seed", seeds.flatten())]:
-        if column.null_count:
-            raise ValueError(f"column {name!r} has a null")
-    vectors: Array = seeds.flatten().to_numpy().reshape(len(table), -1)
-    return vectors
+    forms: dict[str, Form] = {**dict.fromkeys(COLUMNS, "text"), "seed": "vector"}
+    found = read_samples(path, forms, f"seeds {str(path)!r}")
+    ids, domains, labels, splits = (found[name] for name in COLUMNS)
+    return Seeds(ids, domains, labels, splits, found["seed"])
 
 
 def analyse(seeds: Seeds) -> SeedAnalysis:
