@@ -1,5 +1,6 @@
 """A picture with some images of each domain and class."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ PER_CELL = 4  # images, two beside two
 _GAP, _WIDE_GAP = 2, 10
 _CELL = 2 * SIDE + _GAP
 _DPI = 100
-_EMPTY, _PAPER = 225, 255
+_EMPTY, _PAPER = 235, 255
+_LINE = 16  # characters of a name that fit over a cell
 
 
 def draw_contact_sheet(
@@ -25,7 +27,7 @@ def draw_contact_sheet(
     cells: Mapping[tuple[int, int], Sequence[Array]],
     caption: str,
 ) -> None:
-    """Draw images into a PNG: a row for each domain, a column for each class. Cells without images are grey.
+    """Draw images into a PNG: a row for each domain, a column for each class.
 
     Args:
         path: The PNG file.
@@ -36,9 +38,9 @@ def draw_contact_sheet(
     """
     sheet = _sheet(len(domains), len(classes), cells)
     height, width = sheet.shape[:2]
-    names = [shown(name) for name in classes]
-    slanted = max(map(len, names)) > 12
-    with drawn(path, max(5, width / _DPI + 2.5), height / _DPI + (2.5 if slanted else 1.2), _DPI) as figure:
+    names = [textwrap.fill(shown(name), _LINE) for name in classes]
+    lines = 1 + max(name.count("\n") for name in names)
+    with drawn(path, max(5, width / _DPI + 2.5), height / _DPI + 0.7 + 0.2 * lines, _DPI) as figure:
         axes = figure.subplots()
         axes.imshow(sheet)
         step = _CELL + _WIDE_GAP
@@ -46,10 +48,6 @@ def draw_contact_sheet(
         axes.set_yticks([step * number + _CELL / 2 for number in range(len(domains))], [shown(one) for one in domains])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        if slanted:
-            axes.tick_params("x", labelrotation=45)
-            for label in axes.get_xticklabels():
-                label.set_horizontalalignment("left")
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_xlabel(caption)
@@ -61,11 +59,9 @@ def _sheet(rows: int, columns: int, cells: Mapping[tuple[int, int], Sequence[Arr
     sheet = np.full((rows * step - _WIDE_GAP, columns * step - _WIDE_GAP, 3), _PAPER, dtype=np.uint8)
     for row in range(rows):
         for column in range(columns):
-            images = cells.get((row, column), ())
             top, left = row * step, column * step
-            if not images:
-                sheet[top : top + _CELL, left : left + _CELL] = _EMPTY
-            for number, image in enumerate(images[:PER_CELL]):
+            sheet[top : top + _CELL, left : left + _CELL] = _EMPTY
+            for number, image in enumerate(cells.get((row, column), ())[:PER_CELL]):
                 height, width = image.shape[:2]
                 y = top + (number // 2) * (SIDE + _GAP) + (SIDE - height) // 2
                 x = left + (number % 2) * (SIDE + _GAP) + (SIDE - width) // 2

@@ -157,6 +157,6 @@ def _draw(table: Table, found: Survey, file: Path) -> None:
             cells[i, j] = [np.asarray(tile) for tile in tiles(table, rows[spread(len(rows), PER_CELL)], SIDE)]
     shown = ((domains, table.domains, "domains"), (classes, table.labels, "classes"))
     some = [f"{len(part):,} of {len(whole):,} {kind}" for part, whole, kind in shown if len(part) < len(whole)]
-    caption = "; ".join([*some, f"up to {PER_CELL} images of each domain and class; grey: none"])
+    caption = "; ".join([*some, f"up to {PER_CELL} images of each domain and class"])
     names = [table.domains[i] for i in domains], [table.labels[i] for i in classes]
     draw_contact_sheet(file, *names, cells, caption)
