@@ -1,6 +1,7 @@
 """What is built and checked before a training."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,18 @@ def test_bad_images_are_left_out_of_what_is_kept(settings, tree, tmp_path, monke
         main(settings("--data", str(own), "--on-bad-image", "skip", "--run-name", name, "--seed", "3"))
         reports.append((tmp_path / "runs" / name / "knn.json").read_text())
     assert len(set(reports)) == 1
+
+
+def test_a_table_gives_the_training_that_its_folder_gives(settings, tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tree, tmp_path / "own")
+    files = sorted((file.relative_to("own") for file in Path("own").rglob("*.png")), key=lambda file: file.name)
+    rows = [f"{file},{file.parts[1]},{file.parts[0]}" for file in files]
+    main(settings("--data", "own", "--run-name", "folder"))
+    Path("own/images.csv").write_text("\n".join(["path,label,domain", *rows]))
+    main(settings("--data", "own/images.csv", "--run-name", "table"))
+    for file in ("knn.json", "adapter/adapter.safetensors"):
+        assert Path("runs/folder", file).read_bytes() == Path("runs/table", file).read_bytes()
 
 
 def test_a_class_with_few_images_is_named(settings, tree, tmp_path, monkeypatch, capsys):
