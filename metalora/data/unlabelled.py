@@ -37,7 +37,7 @@ class Unlabelled:
         if not path.exists():
             raise UserError(f"no images: there is no file or folder {str(path)!r}")
         self.parquet = find_files(str(path)) if is_parquet(path) else None
-        if (is_csv(path) and path.is_file()) or (self.parquet is not None and names_files(self.parquet)):
+        if (is_csv(path) and not path.is_dir()) or (self.parquet is not None and names_files(self.parquet)):
             self._open_listing(path)
         elif self.parquet is not None:
             self.count = sum(self._rows_of(self.parquet, info) for info in self.parquet.files)

@@ -4,7 +4,6 @@ Its rows are read as texts and put in the order that a tree of folders has (doma
 the files of such a tree, its rows in any order, is the same data set as the tree, with the same splits drawn.
 """
 
-import os
 import stat
 from bisect import bisect_right
 from collections import defaultdict
@@ -282,7 +281,7 @@ class ListingSource(DataSource):
 
     def opens(self, data: str) -> bool:
         """Tell whether there is such a file. See `DataSource.opens`."""
-        return "://" not in data and is_csv(Path(data)) and os.path.isfile(data)  # noqa: PTH113
+        return "://" not in data and is_csv(Path(data)) and Path(data).exists() and not Path(data).is_dir()
 
     def open(self, config: DataConfig) -> Table:
         """Read the table. See `load_listing`."""

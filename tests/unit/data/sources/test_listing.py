@@ -156,6 +156,14 @@ def test_missing_files_are_told_in_one_line_with_row_and_count(root, rows):
                      "no file can have this name"]  # fmt: skip
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(root):
+    os.mkfifo(root / "a.csv")
+    for read in (load, Unlabelled):
+        with pytest.raises(UserError, match=r"a\.csv' cannot be read: it is a pipe or a device"):
+            read(root / "a.csv")
+
+
 def change(row, column, value):
     def act(rows):
         rows[row][column] = value
