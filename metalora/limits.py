@@ -30,6 +30,8 @@ class Limits:
         request_images: Number of images in one request.
         image_side: The side of a network's square input.
         name_bytes: A label, domain, split or id of a data set.
+        table_bytes: A CSV file, decompressed, or the texts of a Parquet file that names image files.
+        table_rows: Rows of a table that names image files.
         rows_bytes: Rows of a Parquet file in memory at a time; at least one row.
         width: Features, channels, labels, branches or seeds of an adapter, and the width of its mapping net.
         depth: Layers of a mapping net.
@@ -45,6 +47,8 @@ class Limits:
     request_images: int = 4096
     image_side: int = 8192
     name_bytes: int = 1024
+    table_bytes: int = 2**29
+    table_rows: int = 2**23
     rows_bytes: int = 2**28
     width: int = 2**20
     depth: int = 256

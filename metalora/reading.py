@@ -5,6 +5,7 @@ lists, strings, numbers, booleans, null.
 """
 
 import functools
+import gzip
 import json
 import math
 import reprlib
@@ -90,7 +91,7 @@ def read_bytes(file: Path, most: int, what: str) -> bytes:
 
 
 def read_lines(file: Path, what: str) -> Iterator[bytes]:
-    """Yield the lines of a file; none if the file does not exist.
+    """Yield the lines of a file, decompressed if its name ends in .gz; none if the file does not exist.
 
     Raises:
         UserError: the file cannot be read, is no plain file, or has a line longer than `limits` allow.
@@ -100,7 +101,7 @@ def read_lines(file: Path, what: str) -> Iterator[bytes]:
     most = limits().text_bytes
     with gate(what):
         check_plain(file)
-        with file.open("rb") as stream:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
             while line := stream.readline(most + 1):
                 if len(line) > most:
                     raise ValueError(f"it has a line of more than {most} bytes")

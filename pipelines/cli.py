@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "search a space of settings; every trial is a training",
     "evaluate": "score a trained adapter, on its data or on others",
     "predict": "predict the labels of images with a trained adapter",
+    "data": "look at a data set before a training: metalora data inspect DATA",
     "report": "report a campaign's results in tables and plots",
     "reproduce": "compare all methods as the paper does, each tuned alike",
     "seeds": "measure whether a run's seeds tell tasks and classes apart",

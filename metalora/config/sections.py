@@ -118,8 +118,8 @@ class DataConfig:
 
     data: DataPlace = fixed(
         default="embedded",
-        description="embedded, a folder root/domain/class/image (or below root: train, val and test), or Parquet: a "
-        "file, a folder of files or a URI",
+        description="embedded, a folder root/domain/class/image (or below root: train, val and test), Parquet (a file, "
+        "a folder of files or a URI), or CSV that names image files",
         free=True,
         words=("dataset", "data_dir"),
     )
@@ -127,8 +127,15 @@ class DataConfig:
     holdout_domains: tuple[str, ...] = fixed(
         default=(), description="domains never trained on, only evaluated at the end"
     )
-    val_fraction: float = fixed(default=0.1, ge=0, lt=1, description="share of a folder source held out for validation")
-    test_fraction: float = fixed(default=0.2, gt=0, lt=1, description="share of a folder source held out for the test")
+    val_fraction: float = fixed(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of each class held out for validation, if folders or a table of paths give no such split",
+    )
+    test_fraction: float = fixed(
+        default=0.2, gt=0, lt=1, description="share of each class held out for the test, likewise"
+    )
     allow_different_labels: bool = fixed(
         default=False, description="accept domains that lack some labels of other domains"
     )

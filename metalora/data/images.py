@@ -80,6 +80,12 @@ def decode(data: bytes, name: str, max_pixels: int = DataConfig().max_pixels) ->
         raise UserError(f"cannot decode image {name}: {one_line(error)}") from None
 
 
+def describe(data: bytes) -> tuple[str, int, int]:
+    """Return the format, and the width and height as stored, of an image that `decode` accepts."""
+    with _open(data) as image:
+        return str(image.format), image.width, image.height
+
+
 @functools.cache
 def extensions() -> frozenset[str]:
     """Return the file name extensions of `FORMATS`, in lower case and with their dot."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from metalora.config import DataConfig
 from metalora.data.domains import check, hold_out
 from metalora.data.sources import SOURCES
+from metalora.data.sources.image_files import refuse_missing
 from metalora.data.table import Table
 from metalora.data.verify import Keeper, verify
 from metalora.errors import UserError
@@ -26,6 +27,13 @@ def load_table(config: DataConfig) -> Table:
 
 def open_table(config: DataConfig) -> Table:
     """Read the data set that a config names, without looking at its images yet. See `load_table`."""
+    table = find_table(config)
+    refuse_missing(table.missing)
+    return table
+
+
+def find_table(config: DataConfig) -> Table:
+    """Read the data set that a config names, though files that it names may be missing. See `open_table`."""
     if config.on_bad_image == "skip" and not config.verify_images:
         raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying")
     return hold_out(replace(_open(config), max_pixels=config.max_pixels), config.holdout_domains)
@@ -51,7 +59,7 @@ def _open(config: DataConfig) -> Table:
         if source.opens(config.data):
             return source.open(config)
     path = Path(config.data)
-    met = "is not a .parquet file" if path.exists() else "does not exist"
+    met = "is no .parquet, .csv or .tsv file" if path.exists() else "does not exist"
     wanted = ", or ".join(
         [", ".join(SOURCES.get(name).wanted for name in list(SOURCES)[:-1]), SOURCES.get(list(SOURCES)[-1]).wanted]
     )

@@ -45,6 +45,7 @@ class Table:
         fingerprint: Hash of the table's content: images, labels, domains, splits, ids.
         skipped: Names of the images that were left out because they cannot be decoded.
         ignored: Names of the files that were left out because they are no images, or lie in the wrong folder.
+        missing: What is wrong with each file that a row names and that cannot be read, in a line.
         max_pixels: Largest number of pixels of an image that is decoded.
         holdout: Names of the domains that are never trained on, only evaluated.
     """
@@ -60,6 +61,7 @@ class Table:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     max_pixels: int = DataConfig().max_pixels
     holdout: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Images without labels, to predict from: a file, any tree of files, or Parquet with a column ``image``."""
+"""Images without labels, to predict from: a file, any tree of files, Parquet, or a table that names image files."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -7,7 +7,10 @@ from typing import Any
 from metalora.data.names import printable
 from metalora.data.sources.base import is_parquet
 from metalora.data.sources.columns import read_images, read_texts
-from metalora.data.sources.folders import FolderStore, read_tree
+from metalora.data.sources.csv_rows import is_csv
+from metalora.data.sources.folders import read_tree
+from metalora.data.sources.image_files import FolderStore, refuse_missing, stamp_of
+from metalora.data.sources.listing import names_files, read_listing
 from metalora.data.sources.parquet_files import Source, find_files, opened, read_batches
 from metalora.data.table import hash_of
 from metalora.errors import UserError
@@ -17,42 +20,60 @@ class Unlabelled:
     """A series of encoded images with their names.
 
     Args:
-        path: An image file, a folder with image files at any depth, or Parquet: a file or a folder of files.
+        path: An image file, a folder with image files at any depth, Parquet (a file or a folder of files), or CSV that
+            names image files.
 
     Attributes:
         fingerprint: Changes when a file is added, removed or changed.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or a table names files that cannot be read.
     """
+
+    store: FolderStore
+    names: list[str]
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise UserError(f"no images: there is no file or folder {str(path)!r}")
         self.parquet = find_files(str(path)) if is_parquet(path) else None
-        if self.parquet is not None:
+        if (is_csv(path) and not path.is_dir()) or (self.parquet is not None and names_files(self.parquet)):
+            self._open_listing(path)
+        elif self.parquet is not None:
             self.count = sum(self._rows_of(self.parquet, info) for info in self.parquet.files)
             self.fingerprint = self.parquet.stamp()
         else:
             inside = path if path.is_dir() else path.parent
-            stamps = read_tree(path).images if path.is_dir() else {(path.name,): _stamp(path)}
+            stamps = read_tree(path).images if path.is_dir() else {(path.name,): stamp_of(path.stat())}
             self.store = FolderStore(inside, tuple("/".join(parts) for parts in stamps))
-            self.count = len(stamps)
+            self.names, self.count = list(map(printable, self.store.files)), len(stamps)
             self.fingerprint = hash_of(f"{'/'.join(parts)} {stamp}" for parts, stamp in stamps.items())
         if not self.count:
-            raise UserError(f"no images found in {str(path)!r}; wanted: image files, or Parquet with a column 'image'")
+            raise UserError(f"no images found in {str(path)!r}; wanted: image files, Parquet or CSV")
+
+    def _open_listing(self, path: Path) -> None:
+        listing = read_listing(str(path), ("path", "id"), self.parquet)
+        missing: dict[int, str] = {}
+        self.parquet, self.count = None, len(listing)
+        self.names = [listing.name(row) for row in range(self.count)]
+        self.store = FolderStore(listing.root, tuple(listing.texts["path"]))
+        stamps = [f"{name} {listing.stamp(row, missing)}" for row, name in enumerate(self.names)]
+        refuse_missing(list(missing.values()))
+        self.fingerprint = hash_of([*stamps, *self.store.files])
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the name and the bytes of each image: of a file its path below the folder, of a row its id or number.
+        """Yield the name and the bytes of each image.
+
+        The name of a file is its path below the folder, that of a row its id, path or number.
 
         Raises:
             UserError: a file cannot be read.
         """
         if self.parquet is None:
-            yield from ((printable(file), self.store.read(row)) for row, file in enumerate(self.store.files))
+            yield from ((name, self.store.read(row)) for row, name in enumerate(self.names))
             return
         for info in self.parquet.files:
             yield from self._rows(self.parquet, info)
@@ -72,12 +93,7 @@ class Unlabelled:
             columns = ["image", *(["id"] if reader.schema_arrow.names.count("id") == 1 else [])]
             for batch in read_batches(reader, handle, columns, info.size):
                 images = read_images(batch["image"], what, first)
-                ids = read_texts(batch["id"], "id", what, first) if "id" in columns else None
+                ids = read_texts(batch["id"], "id", what, first, as_written=True) if "id" in columns else None
                 for row, image in enumerate(images.to_pylist()):
                     yield (f"{name} row {first + row}" if ids is None else ids[row]), image
                 first += len(batch)
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ _FILE = "bad.json"
 _CHUNK = 256
 _DECODER_VERSION = "3"  # raised when `decode` accepts other images than before
 
-
+T = TypeVar("T")
 Encode = Callable[[bytes, str, int], Tensor]
 
 
@@ -105,10 +105,15 @@ def _bad_rows(table: Table, keeper: Keeper | None) -> dict[int, str]:
 def _write_bad_rows(table: Table, file: Path, keeper: Keeper | None) -> None:
     if keeper is not None:
         keeper.begin(len(table))
-    chunks = [range(start, min(start + _CHUNK, len(table))) for start in range(0, len(table), _CHUNK)]
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda chunk: _decode_all(table, chunk, keeper), chunks))
+    found = over_chunks(len(table), lambda rows: _decode_all(table, rows, keeper))
     file.write_text(json.dumps(dict(pair for pairs in found for pair in pairs)), encoding="utf-8")
+
+
+def over_chunks(count: int, act: Callable[[range], T]) -> Iterator[T]:
+    """Yield what a function returns of so many rows, some hundred at a time, in their order; threads call it."""
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        yield from pool.map(act, chunks)
 
 
 def _decode_all(table: Table, rows: Iterable[int], keeper: Keeper | None) -> list[tuple[int, str]]:

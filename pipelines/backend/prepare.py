@@ -9,8 +9,8 @@ import torch
 from metalora.build import build_model, build_networks, check_training
 from metalora.config import Config
 from metalora.data import Table
+from metalora.data.counts import described, imbalance
 from metalora.data.load import open_table, verify_table
-from metalora.data.table import SPLITS
 from metalora.data.verify import Keeper
 from metalora.errors import UserError
 from metalora.models.backbones.base import Backbone
@@ -76,19 +76,13 @@ def prepare(config: Config, say: Callable[[str], None], begins: bool = True) -> 
     initial = read_initial(Path(place)) if place is not None and begins else None
     model = build_model(config, backbone, extractor, table.labels, initial)
     check_training(config, model, table, backbone.inputs, max(1, config.cluster.workers))
-    say(_described(table))
+    say(f"data      {described(table)}")
+    uneven = imbalance(table)
+    if uneven is not None:
+        say(f"          classes differ in size: {uneven}")
     decoded = None if keeper.codes is None else Decoded(keeper.codes, table.fingerprint)
     if initial is not None:
         known, labels = initial.known(table.labels), len(table.labels)
         said = "all classes" if len(known) == labels else f"{len(known):,} of {labels:,} classes, the others are new"
         say(f"begins    with the adapter {initial.place}; its classifier knows {said}")
     return Prepared(config, table, backbone, extractor, model, decoded, initial)
-
-
-def _described(table: Table) -> str:
-    """Return how many images, domains and classes there are, in a line."""
-    splits = ", ".join(f"{len(table.rows(split)):,} {split}" for split in SPLITS)
-    held = sum(len(table.holdout_rows(split)) for split in SPLITS)
-    more = f" ({held:,} more in held-out ones)" if held else ""
-    domains = len(table.domains) - len(table.holdout)
-    return f"data      {splits} images{more} of {len(table.labels):,} classes in {domains:,} domains"

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "images",
         metavar="IMAGES",
-        help="an image file, a folder of them at any depth, or Parquet with a column 'image'",
+        help="an image file, a folder of them at any depth, Parquet, or CSV that names image files",
     )
     parser.add_argument("--to", metavar="FILE", required=True, help="file to write: .parquet or .csv")
     parser.add_argument("--top", metavar="N", type=int, default=1, help="labels for each image (default: 1)")

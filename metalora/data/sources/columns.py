@@ -19,7 +19,7 @@ from metalora.reading import short
 
 _MOST_METADATA = 2**23  # bytes; parsed, they take a hundred times as much
 _WANTED = (
-    "wanted: image (encoded bytes), label, domain (strings), split (train, val or test) "
+    "wanted: image (encoded bytes), or path (of an image file), label, domain (strings), split (train, val or test) "
     "and, if you like, id (string or integer)"
 )
 
@@ -38,15 +38,29 @@ def check_columns(schema: Any, told: Mapping[str, str], file: str) -> list[str]:
     present = [name for name in _ACCEPTED if name in schema.names]
     for name in _ACCEPTED:
         if name not in present and name not in told and name != "id":
-            raise UserError(f"{file} has no column {name!r} (columns: {_listed(schema.names)}); {_WANTED}")
+            raise UserError(f"{file} has no column {name!r} (columns: {listed(schema.names)}); {_WANTED}")
     for name in present:
         if schema.names.count(name) > 1:
             raise UserError(f"{file} has {schema.names.count(name)} columns {name!r}; wanted: one")
-        accepts, wanted = _ACCEPTED[name]
-        found = schema.field(name).type
-        if not accepts(_plain_type(found)):
-            raise UserError(f"{file}: column {name!r} is of type {found}, {wanted} wanted")
+        check_type(schema, name, name, file)
     return present
+
+
+def check_type(schema: Any, name: str, meaning: str, file: str) -> None:
+    """Check that a column has a type that its meaning (image, path, label, ...) is accepted in.
+
+    Raises:
+        UserError: it has another type.
+    """
+    accepts, wanted = _ACCEPTED.get(meaning, (_is_text, _TEXT))
+    found = schema.field(name).type
+    if not accepts(_plain_type(found)):
+        raise UserError(f"{file}: column {name!r} is of type {found}, {wanted} wanted")
+
+
+def has_integers(schema: Any, name: str) -> bool:
+    """Tell whether there is one column of that name, and it holds integers."""
+    return schema.names.count(name) == 1 and bool(pa.types.is_integer(_plain_type(schema.field(name).type)))
 
 
 def is_hugging_face(schema: Any) -> bool:
@@ -55,7 +69,7 @@ def is_hugging_face(schema: Any) -> bool:
     return struct or b"huggingface" in (schema.metadata or {})
 
 
-def class_names(schema: Any) -> dict[str, list[str]]:
+def hugging_face_names(schema: Any) -> dict[str, dict[int, str]]:
     """Return the class names of each column that is a `ClassLabel` in Hugging Face's metadata.
 
     Raises:
@@ -73,7 +87,7 @@ def class_names(schema: Any) -> dict[str, list[str]]:
     for name in (name for names in known.values() for name in names):
         if len(name.encode(errors="replace")) > limits().name_bytes:
             raise ValueError(f"the class name {short(name)} has more than name_bytes = {limits().name_bytes} bytes")
-    return known
+    return {name: dict(enumerate(names)) for name, names in known.items()}
 
 
 def read_images(column: Any, file: str, first: int) -> Any:
@@ -94,8 +108,10 @@ def read_images(column: Any, file: str, first: int) -> Any:
     return column.cast(pa.large_binary())
 
 
-def read_texts(column: Any, name: str, file: str, first: int, names: list[str] | None = None) -> list[str]:
-    """Return the values of a column as strings; labels and domains in NFC.
+def read_texts(
+    column: Any, name: str, file: str, first: int, names: Mapping[int, str] | None = None, as_written: bool = False
+) -> list[str]:
+    """Return the values of a column as strings, in NFC.
 
     Args:
         column: The values.
@@ -103,6 +119,7 @@ def read_texts(column: Any, name: str, file: str, first: int, names: list[str] |
         file: What the error message calls the file.
         first: Row of the first value in the file.
         names: Names of the column's integers, if they are known.
+        as_written: Whether the values stay as they are written, as ids and paths do.
 
     Raises:
         UserError: a value is null, not UTF-8, longer than `limits().name_bytes`, or an integer without a name.
@@ -119,15 +136,22 @@ def read_texts(column: Any, name: str, file: str, first: int, names: list[str] |
         if value is None:
             raise UserError(f"{file} row {row}: column {name!r} is null; a value is wanted")
         texts.append(_text(value, names, f"{file} row {row}: column {name!r}"))
-    return texts if name == "id" else [composed(text) for text in texts]
+    return texts if as_written else [composed(text) for text in texts]
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return the names of columns for error messages."""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return ", ".join(printable(name)[:80] for name in names[:20]) + more
 
 
-def _text(value: int | bytes, names: list[str] | None, place: str) -> str:
+def accepted(names: Mapping[int, str]) -> str:
+    """Return the integers that have names, for error messages."""
+    least, most = min(names, default=0), max(names, default=-1)
+    return f"{least} to {most}" if len(names) == most - least + 1 else f"one of the {len(names)} that have names"
+
+
+def _text(value: int | bytes, names: Mapping[int, str] | None, place: str) -> str:
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -135,8 +159,8 @@ def _text(value: int | bytes, names: list[str] | None, place: str) -> str:
             raise UserError(f"{place} holds {short(value)}, which is not UTF-8; wanted: text in UTF-8") from None
     if names is None:
         return str(value)
-    if not 0 <= value < len(names):
-        raise UserError(f"{place} is {value}, which has no name; wanted: 0 to {len(names) - 1}")
+    if value not in names:
+        raise UserError(f"{place} is {value}, which has no name; wanted: {accepted(names)}")
     return names[value]
 
 

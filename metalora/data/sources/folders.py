@@ -7,16 +7,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from metalora.config import DataConfig
 from metalora.data.domains import check_named
 from metalora.data.images import extensions
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
 from metalora.data.sources.base import SOURCES, DataSource, is_parquet
-from metalora.data.table import SPLITS, Table, encode, hash_of
+from metalora.data.sources.image_files import ImageFile, draw_splits, stamp_of, table_of
+from metalora.data.table import Table, hash_of
 from metalora.errors import UserError
-from metalora.limits import limits
 
 _WANTED = (
     "wanted: a tree root/domain/class/image, root/split/class/image or root/split/domain/class/image, its splits "
@@ -30,34 +28,6 @@ _MOST_LINKS = 100  # to one folder
 
 
 @dataclass(frozen=True)
-class FolderStore:
-    """Reads image files below a folder."""
-
-    root: Path
-    files: tuple[str, ...]  # relative to root
-
-    def read(self, row: int) -> bytes:
-        """Return the content of the row's file; only the beginning if it is larger than an image may be.
-
-        Raises:
-            UserError: the file cannot be read, or is no longer a plain file.
-        """
-        try:
-            # a pipe, which may have come in its place, is not waited for
-            with os.fdopen(os.open(self.root / self.files[row], os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise UserError(f"cannot read image {self.name(row)}: it is a pipe or a device")
-                return file.read(min(status.st_size, limits().image_bytes) + 1)
-        except OSError as error:
-            raise UserError(f"cannot read image {self.name(row)}: {error.strerror}") from None
-
-    def name(self, row: int) -> str:
-        """Return the path of the row's file."""
-        return printable(str(self.root / self.files[row]))
-
-
-@dataclass(frozen=True)
 class _Tree:
     """The visible files below a root, in the order of their names."""
 
@@ -65,15 +35,6 @@ class _Tree:
     folders: list[Parts]
     images: dict[Parts, str]  # to a stamp that changes when the file does
     others: list[Parts]
-
-
-@dataclass(frozen=True)
-class _Image:
-    file: str  # relative to the root
-    stamp: str
-    domain: str
-    label: str
-    split: str
 
 
 def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: Collection[str] = ()) -> Table:
@@ -98,25 +59,10 @@ def load_tree(root: Path, val_fraction: float, test_fraction: float, excluded: C
     tree = read_tree(root, excluded)
     levels = _levels(tree)
     classes = _classes(tree, levels, excluded)
-    given = {image.split for members in classes.values() for image in members}
-    fractions = (0 if "val" in given else val_fraction, 0 if "test" in given else test_fraction)
-    images = [image for members in classes.values() for image in _drawn(members, *fractions)]
-    ids = [printable(image.file) for image in images]
-    label, labels = encode([image.label for image in images])
-    domain, domains = encode([image.domain for image in images])
-    said = (part for name, image in zip(ids, images, strict=True) for part in (name, image.stamp, image.split))
-    return Table(
-        store=FolderStore(root.absolute(), tuple(image.file for image in images)),
-        store_rows=np.arange(len(images)),
-        label=label,
-        domain=domain,
-        split=np.array([SPLITS.index(image.split) for image in images], dtype=np.int8),
-        id=np.array(ids, dtype=object),
-        labels=labels,
-        domains=domains,
-        fingerprint=hash_of(said),
-        ignored=tuple(_path(parts) for parts in sorted([*tree.others, *_misplaced(tree, levels)])),
-    )
+    images = draw_splits(classes.values(), val_fraction, test_fraction)
+    said = (part for image in images for part in (image.id, image.stamp, image.split))
+    ignored = tuple(_path(parts) for parts in sorted([*tree.others, *_misplaced(tree, levels)]))
+    return replace(table_of(root, images, hash_of(said)), ignored=ignored)
 
 
 def _levels(tree: _Tree) -> Parts:
@@ -137,27 +83,28 @@ def _levels(tree: _Tree) -> Parts:
     return ("split", "label") if 3 in at_depth else ("split", "domain", "label")
 
 
-def _classes(tree: _Tree, levels: Parts, excluded: Collection[str]) -> dict[tuple[str, str], list[_Image]]:
+def _classes(tree: _Tree, levels: Parts, excluded: Collection[str]) -> dict[tuple[str, str], list[ImageFile]]:
     """Return the images of each domain and label; folders whose names are one in NFC are one."""
     folders = [parts for parts in tree.folders if levels[0] != "split" or parts[0].casefold() in SPLIT_NAMES]
     above = levels.index("label")  # folders above those of the classes
     domains = {_domain(parts, levels) for parts in folders if len(parts) == above}
     check_named(excluded, domains)
-    classes: dict[tuple[str, str], list[_Image]] = {
+    classes: dict[tuple[str, str], list[ImageFile]] = {
         (_domain(parts, levels), _name(parts[above])): [] for parts in folders if len(parts) == len(levels)
     }
     for parts, stamp in tree.images.items():
         if len(parts) == len(levels) + 1:
             domain, label = _domain(parts, levels), _name(parts[above])
             split = SPLIT_NAMES[parts[0].casefold()] if levels[0] == "split" else "train"
-            classes[domain, label].append(_Image("/".join(parts), stamp, domain, label, split))
+            file = "/".join(parts)
+            classes[domain, label].append(ImageFile(file, printable(file), stamp, domain, label, split))
     classes = {place: images for place, images in classes.items() if place[0] not in excluded}
     _check_found(tree, classes, domains - set(excluded), _misplaced(tree, levels))
     return classes
 
 
 def _check_found(
-    tree: _Tree, classes: dict[tuple[str, str], list[_Image]], domains: set[str], misplaced: list[Parts]
+    tree: _Tree, classes: dict[tuple[str, str], list[ImageFile]], domains: set[str], misplaced: list[Parts]
 ) -> None:
     met = f" but {_path(misplaced[0])}" if misplaced else ""
     if not any(classes.values()):
@@ -181,21 +128,6 @@ def _domain(parts: Parts, levels: Parts) -> str:
     return _name(parts[levels.index("domain")]) if "domain" in levels else ONE_DOMAIN
 
 
-def _drawn(images: list[_Image], val_fraction: float, test_fraction: float) -> list[_Image]:
-    """Return the images of a class with splits drawn from its train images: the first in hash order are test, then val.
-
-    At least one stays in train.
-    """
-    train = [image.file for image in images if image.split == "train"]
-    most = max(0, len(train) - 1)
-    test = min(max(1, round(len(train) * test_fraction)), most) if test_fraction else 0
-    val = min(max(1, round(len(train) * val_fraction)), most - test) if val_fraction else 0
-    # in NFC, since a copy on another machine may spell a name differently
-    order = sorted(train, key=lambda file: (hash_of([composed(printable(file))]), file))
-    drawn = dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test : test + val], "val")
-    return [replace(image, split=drawn.get(image.file, image.split)) for image in images]
-
-
 def read_tree(root: Path, excluded: Collection[str] = ()) -> _Tree:
     """List what is visible below a root; top folders that are excluded are not looked into.
 
@@ -207,7 +139,7 @@ def read_tree(root: Path, excluded: Collection[str] = ()) -> _Tree:
         if stat.S_ISDIR(status.st_mode):
             tree.folders.append(parts)
         elif stat.S_ISREG(status.st_mode) and Path(parts[-1]).suffix.lower() in extensions():
-            tree.images[parts] = f"{status.st_size} {status.st_mtime_ns}"
+            tree.images[parts] = stamp_of(status)
         else:
             tree.others.append(parts)
     return tree

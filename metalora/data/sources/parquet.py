@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -20,14 +20,16 @@ import pyarrow.ipc
 from metalora.config import DataConfig
 from metalora.data.domains import exclude_domains
 from metalora.data.sources.base import SOURCES, DataSource, is_parquet
-from metalora.data.sources.parquet_files import Source, find_files, read_rows
+from metalora.data.sources.csv_rows import is_csv
+from metalora.data.sources.listing import load_listing, names_files
+from metalora.data.sources.parquet_files import Source, find_files, read_rows, with_class_names
 from metalora.data.table import SPLITS, Table, encode, hash_of
 from metalora.errors import UserError
 from metalora.files import cache_dir, cached
 from metalora.places import absolute
 from metalora.reading import gate
 
-_COPY_VERSION = "3"
+_COPY_VERSION = "4"
 _IMAGES, _INDEX = "images.bin", "index.arrow"
 _INDEX_ROWS = 4096  # of a record batch, at least
 _INDEX_SCHEMA = pa.schema(
@@ -98,7 +100,7 @@ class ParquetStore:
         return f"image {self.name(row)}" if self._stored(row) is None else None
 
 
-def load_parquet(path: str) -> Table:
+def load_parquet(path: str, source: Source | None = None) -> Table:
     """Read a Parquet file, or all the ``*.parquet`` files in a folder and the folders below it.
 
     Columns: ``image`` (encoded bytes), ``label``, ``domain`` and ``split`` (train, val or test), ``id`` (default: file
@@ -108,12 +110,13 @@ def load_parquet(path: str) -> Table:
 
     Args:
         path: A local path, or a URI that pyarrow supports (s3://, gs://, file://).
+        source: Its files, if they were found already.
 
     Raises:
         UserError: the path does not exist or is not Parquet, a column is missing or has another type, a value is null,
             or a split is unknown.
     """
-    source = find_files(path)
+    source = with_class_names(find_files(path) if source is None else source)
     copy = cache_dir("data") / _copy_name(source)
     store = ParquetStore(path if "://" in path else str(absolute(path)), copy)
     table = _table_of(store)
@@ -134,7 +137,7 @@ def _copy_of(path: str, copy: Path, check: Callable[[], str | None] = lambda: No
     """
 
     def make(folder: Path) -> None:
-        source = find_files(path)
+        source = with_class_names(find_files(path))
         if _copy_name(source) != copy.name:
             raise UserError(f"the copy of {path} in the cache {copy} is damaged, and {path} has changed since")
         _write_copy(source, folder)
@@ -214,5 +217,10 @@ class Parquet(DataSource):
         return "://" in data or is_parquet(Path(data))
 
     def open(self, config: DataConfig) -> Table:
-        """Read the files. See `load_parquet`."""
-        return exclude_domains(load_parquet(config.data), config.exclude_domains)
+        """Read the files. See `load_parquet`, and `load_listing` for those that name image files."""
+        if "://" in config.data and is_csv(PurePosixPath(config.data)):
+            raise UserError(f"data {config.data!r} is CSV and not local; wanted: Parquet, or a local copy of it")
+        source, excluded = find_files(config.data), config.exclude_domains
+        if names_files(source):
+            return load_listing(config.data, config.val_fraction, config.test_fraction, excluded, source)
+        return exclude_domains(load_parquet(config.data, source), excluded)

@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import PurePath, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +13,16 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from metalora.data.names import ONE_DOMAIN, SPLIT_NAMES, composed, printable
-from metalora.data.sources.columns import check_columns, class_names, is_hugging_face, read_images, read_texts
+from metalora.data.sources import class_names
+from metalora.data.sources.columns import (
+    check_columns,
+    check_type,
+    has_integers,
+    hugging_face_names,
+    is_hugging_face,
+    read_images,
+    read_texts,
+)
 from metalora.data.sources.pages import read_pages
 from metalora.data.table import SPLITS, hash_of
 from metalora.errors import UserError
@@ -34,11 +43,13 @@ class Source:
     folder: str  # that the files are in, or below
     files: list[Any]  # `pyarrow.fs.FileInfo`
     ignored: tuple[str, ...]
+    classes: Mapping[int, str] | None = None  # names of integers as labels, from a file beside them
 
     def stamp(self) -> str:
         """Return a hash that changes when a file is changed, added or removed."""
         stamps = [str(stamp) for file in self.files for stamp in (file.path, file.size, file.mtime_ns)]
-        return hash_of([self.filesystem.type_name, self.folder, *stamps])
+        names = [str(part) for pair in sorted((self.classes or {}).items()) for part in pair]
+        return hash_of([self.filesystem.type_name, self.folder, *stamps, *names])
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,12 @@ def find_files(path: str) -> Source:
         except UnicodeError as error:  # pyarrow's paths are UTF-8
             name = short(getattr(error, "object", path))
             raise UserError(f"{what} cannot be read: the name {name} is not UTF-8; rename it") from None
-    below = {_below(info.path, file.path): file for file in inside}
+    below = {below_folder(info.path, file.path): file for file in inside}
     visible = [name for name in sorted(below) if not _is_hidden(PurePosixPath(name))]
     found = [name for name in visible if name.endswith(".parquet") and below[name].type == pyarrow.fs.FileType.File]
     if not found:
         raise UserError(f"folder {path!r} holds no .parquet files; wanted: some")
-    ignored = tuple(printable(name) for name in visible if name not in found)
+    ignored = tuple(printable(name) for name in visible if name not in {*found, *class_names.FILES})
     return Source(filesystem, info.path, [below[name] for name in found], ignored)
 
 
@@ -125,11 +136,12 @@ def _is_hidden(below: PurePath) -> bool:
     return any(part[0] in "._" for part in below.parts)
 
 
-def _below(folder: str, file: str) -> str:
+def below_folder(folder: str, file: str) -> str:
+    """Return a file's path relative to the folder that it is in, or below."""
     return str(PurePosixPath(file).relative_to(folder))
 
 
-def _told(path: str, below: str) -> dict[str, str]:
+def told_by_path(path: str, below: str) -> dict[str, str]:
     """Return the columns that a path gives: domain=photo, split=train, or a name that begins with a split's name."""
     *folders, file = PurePosixPath(below).parts
     told = {}
@@ -151,8 +163,33 @@ def read_rows(source: Source) -> Iterator[Rows]:
         UserError: a file is not Parquet, a column is missing or has another type, a value is null, or a split is
             unknown.
     """
+    pairs = class_names.Pairs()
     for file in source.files:
-        yield from _read_file(source, file)
+        yield from _read_file(source, file, pairs)
+
+
+def with_class_names(source: Source) -> Source:
+    """Return a source with the names of its classes, if its labels are integers and a local file beside it has them.
+
+    Raises:
+        UserError: the file of names cannot be read.
+    """
+    local = isinstance(source.filesystem, pyarrow.fs.LocalFileSystem)
+    if not (local and class_names.find_class_files(Path(source.folder))):
+        return source
+    with opened(source, source.files[0]) as (reader, _):
+        bare = _unnamed(reader.schema_arrow) and _name_column(reader.schema_arrow) is None
+    return replace(source, classes=class_names.read_class_file(Path(source.folder))) if bare else source
+
+
+def _unnamed(schema: Any) -> bool:
+    """Tell whether labels are integers, and nothing in the file's metadata names them."""
+    return has_integers(schema, "label") and "label" not in hugging_face_names(schema)
+
+
+def _name_column(schema: Any) -> str | None:
+    """Return the column that names labels, if there is one."""
+    return next((name for name in class_names.COLUMNS if schema.names.count(name) == 1), None)
 
 
 @contextmanager
@@ -163,20 +200,29 @@ def opened(source: Source, info: Any) -> Iterator[tuple[Any, Any]]:
         yield pq.ParquetFile(handle, buffer_size=1 << 22, page_checksum_verification=True), handle
 
 
-def _read_file(source: Source, info: Any) -> Iterator[Rows]:
-    file, below = printable(info.path), _below(source.folder, info.path)
+def _read_file(source: Source, info: Any, pairs: class_names.Pairs) -> Iterator[Rows]:
+    file, below = printable(info.path), below_folder(source.folder, info.path)
     with opened(source, info) as (reader, handle):
         if not reader.metadata.num_rows:
             return
         schema = reader.schema_arrow
-        told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | _told(info.path, below)
-        columns, meanings = check_columns(schema, told, file), class_names(schema)
+        told = ({"domain": ONE_DOMAIN} if is_hugging_face(schema) else {}) | told_by_path(info.path, below)
+        columns, meanings = check_columns(schema, told, file), hugging_face_names(schema)
+        namer = _name_column(schema) if _unnamed(schema) else None
+        if namer is not None:
+            check_type(schema, namer, "label_name", file)
+            columns.append(namer)
+        elif _unnamed(schema) and source.classes is not None:
+            meanings["label"] = dict(source.classes)
         first, room = 0, max(_EXPANSION * info.size, 4 * limits().rows_bytes)
         for batch in read_batches(reader, handle, columns, info.size):
             texts = {name: [value] * len(batch) for name, value in told.items()}
             for name in columns:
                 if name != "image":
-                    texts[name] = read_texts(batch[name], name, file, first, meanings.get(name))
+                    texts[name] = read_texts(batch[name], name, file, first, meanings.get(name), name == "id")
+            if namer is not None:
+                pairs.check(texts["label"], texts[namer], f"{file} row {{}}".format, first)
+                texts["label"] = texts.pop(namer)
             images = read_images(batch["image"], file, first)
             room -= images.nbytes + len(batch) * _ROW_BYTES
             if room < 0:

@@ -8,6 +8,7 @@ from tests.fuzz.surfaces import (
     config,
     folders,
     images,
+    listings,
     parquet,
     requests,
     results,
@@ -15,7 +16,7 @@ from tests.fuzz.surfaces import (
     weights,
 )
 
-_MODULES = (adapter, weights, checkpoint, cache, images, parquet, folders, config, runs, results, requests)
+_MODULES = (adapter, weights, checkpoint, cache, images, parquet, listings, folders, config, runs, results, requests)
 
 SURFACES: dict[str, Surface] = {module.surface.name: module.surface for module in _MODULES}
 

@@ -35,9 +35,11 @@ def test_a_source_that_is_not_there(data, message):
 
 
 def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "data.csv").touch()
-    with pytest.raises(UserError, match=r"data\.csv' is not a \.parquet file; wanted: embedded, a folder"):
-        load_table(DataConfig(data=str(tmp_path / "data.csv")))
+    (tmp_path / "data.xlsx").touch()
+    with pytest.raises(
+        UserError, match=r"data\.xlsx' is no \.parquet, \.csv or \.tsv file; wanted: embedded, a folder"
+    ):
+        load_table(DataConfig(data=str(tmp_path / "data.xlsx")))
 
 
 def test_a_place_that_may_not_be_looked_at(tmp_path, monkeypatch):

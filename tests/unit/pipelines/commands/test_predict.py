@@ -92,6 +92,17 @@ def test_parquet_is_predicted_row_by_row_with_features(model):
     assert "bare.parquet row 6" in Path("bare.csv").read_text().splitlines()[-1]
 
 
+def test_a_table_of_paths_is_predicted_as_its_files_are(model):
+    command.main(["mine", "new", "--to", "files.csv"])
+    Path("table.csv").write_text("\n".join(["id;file_name", *(f"n{i};new/{name}" for i, name in enumerate(FILES))]))
+    command.main(["mine", "table.csv", "--to", "table-out.csv"])
+    with Path("files.csv").open(newline="") as one, Path("table-out.csv").open(newline="") as other:
+        files, named = list(csv.DictReader(one)), list(csv.DictReader(other))
+    assert [row["image"] for row in named] == [f"n{i}" for i in range(len(FILES))]
+    assert [row["label"] for row in named] == [row["label"] for row in files]
+    assert [row["probability"] for row in named] == [row["probability"] for row in files]
+
+
 def test_an_interrupted_prediction_goes_on_and_another_does_not(monkeypatch):
     command.main(["mine", "new", "--to", "whole.csv"])
     here, seen = command.predict_here, []
@@ -144,7 +155,10 @@ def test_actors_on_ray_predict_the_same():
     [
         (["mine", "nowhere", "--to", "x.csv"], "there is no file or folder '.*/nowhere'"),
         (["mine", "runs/mine/seeds/seeds.parquet", "--to", "x.csv"], "has 0 columns 'image'"),
-        (["mine", "new/empty", "--to", "x.csv"], "no images found in '.*/new/empty'; wanted: image files, or Parquet"),
+        (
+            ["mine", "new/empty", "--to", "x.csv"],
+            "no images found in '.*/new/empty'; wanted: image files, Parquet or CSV",
+        ),
         (["mine", "new", "--to", "x.txt"], r"--to 'x\.txt' must end in \.parquet or \.csv"),
         (["mine", "new", "--to", "x.csv", "--features"], r"--features needs --to FILE\.parquet"),
         (["mine", "new", "--to", "x.csv", "--top", "0"], "--top must be 1 or more, got 0"),
