@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label, text, varied
+from metalora.report.campaign import LEAST_POINTS, Campaign, Point, is_accuracy, metric_label, text, varied
 from metalora.report.drawing import drawn, shown
 
 ABSENT = "none"
@@ -32,13 +32,13 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         path: The PNG file.
 
     Returns:
-        Whether there was anything to draw: at least two points, and a setting that varies.
+        Whether there was anything to draw: at least `LEAST_POINTS` points, and a setting that varies.
     """
     import matplotlib
 
     points = campaign.ranked[::-1]  # the best are drawn last, on top
     names = varied(points)
-    if len(points) < 2 or not names:
+    if len(points) < LEAST_POINTS or not names:
         return False
     scales = [*(_setting(name, points) for name in names), _score(campaign, points)]
     with drawn(path, max(7.0, 2.1 * len(scales)), 5.4) as figure:
