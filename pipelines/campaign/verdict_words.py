@@ -30,7 +30,7 @@ def verdict_lines(campaign: Campaign, found: Sequence[Answer]) -> list[str]:
         return []
     width = max(len(answer.question.setting) for answer in found)
     lines = [f"{printable(answer.question.setting):<{width}}  {told(answer)}" for answer in found]
-    how = list(dict.fromkeys(_basis(answer) for answer in found))
+    how = {(answer.metric, answer.basis): _basis(answer) for answer in reversed(found)}.values()
     steps = [step for answer in found if (step := _next_step(campaign, answer, printable))]
     return [line.replace("`", "") for line in (images_line(campaign), *lines, *how, *steps[:1]) if line]
 
