@@ -1,5 +1,6 @@
 """The results of a campaign: its trials, gathered into points and ranked."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,6 +162,16 @@ class Campaign:
         domain = rest.partition("/")[2]
         counts = self.images.get(split, {})
         return (counts.get(domain) if domain else sum(counts.values())) or None
+
+    def error(self, point: Point) -> float | None:
+        """Return the standard deviation of a point's repeats; of one training, the binomial error of its accuracy.
+
+        That is sqrt(p (1 - p) / n) with the accuracy p over n images; None if neither is known.
+        """
+        images = self.count(self.metric) if is_accuracy(self.metric) else None
+        if point.spread is not None or images is None or point.score is None or not 0 <= point.score <= 1:
+            return point.spread
+        return math.sqrt(point.score * (1 - point.score) / images)
 
     def front(self, cost: Literal["parameters", "step_ms"]) -> list[Point]:
         """Return the Pareto front, cheapest first: no other point is as good at less cost, or better at the same cost.

@@ -83,7 +83,7 @@ def plot_ranks(campaign: Campaign, path: Path) -> bool:
             axes.plot([p.settings["rank"] for p in mine], _heights(campaign, mine), linestyle="none", marker=marker,
                       color=colour, alpha=0.3, markeredgewidth=0, markersize=7)  # fmt: skip
             axes.errorbar(sorted(best), _heights(campaign, line), yerr=_errors(campaign, line), marker=marker,
-                          color=colour, markersize=8, linewidth=2, capsize=3, label=format)  # fmt: skip
+                          color=colour, markersize=8, linewidth=2, elinewidth=1, capsize=3, label=format)  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()
@@ -128,14 +128,14 @@ def _heights(campaign: Campaign, points: Iterable[Point]) -> list[float]:
 
 def _errors(campaign: Campaign, points: Iterable[Point]) -> list[float]:
     scale = 100 if is_accuracy(campaign.metric) else 1
-    return [scale * (point.spread or 0.0) for point in points]
+    return [scale * (campaign.error(point) or 0.0) for point in points]
 
 
 def _markers(axes: "Axes", campaign: Campaign, x: list[float], points: list[Point], style: Style, label: str) -> None:
     if points:
-        errors: Any = _errors(campaign, points) if any(point.spread for point in points) else None
+        errors: Any = _errors(campaign, points) if any(map(campaign.error, points)) else None
         axes.errorbar(x, _heights(campaign, points), yerr=errors, linestyle="none", marker=style[1], color=style[0],
-                      markersize=8, markeredgecolor="white", capsize=3, label=label)  # fmt: skip
+                      markersize=8, markeredgecolor="white", elinewidth=0.7, capsize=2, label=label)  # fmt: skip
 
 
 def _scale(axes: "Axes", values: list[float]) -> None:

@@ -60,7 +60,7 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         axes.set_xlim(-0.1, len(scales) - 0.6)
         axes.set_ylim(-0.06, 1.06)
         axes.spines[:].set_visible(False)
-        axes.set_title("each line is a point; darker lines are better, the best is thick", fontsize=10.5)
+        axes.set_title("each line is a point; darker lines have better scores, the first is thick", fontsize=10.5)
     return True
 
 

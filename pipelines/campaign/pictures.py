@@ -11,14 +11,15 @@ COST = """## Score and cost
 
 ![Score against trained parameters and step time](cost.png)
 
-Finished points; bars are standard deviations over repeats. Step times are those of this campaign's machines, with as \
-many trials at a time as ran."""
+Finished points. {bars} Step times are those of this campaign's machines, with as many trials at a time as ran."""
 RANKS = """## Rank
 
 ![Score by rank](ranks.png)
 
-The line joins the first point of each rank, pale marks are the others; bars are standard deviations over repeats. A \
-rank is not the same size in all formats: tr of rank R has R x R channels."""
+The line joins the first point of each rank, pale marks are the others. {bars} A rank is not the same size in all \
+formats: tr of rank R has R x R channels."""
+BARS = """Bars are standard deviations over repeats; of a single training, the binomial standard error over the images, \
+where their number is known."""
 IMPORTANCE = """## Settings
 
 ![Importance of the settings](importance.png)
@@ -52,6 +53,6 @@ def picture_sections(campaign: Campaign, folder: Path) -> list[str]:
         IMPORTANCE: f"importance of the settings (takes {MIN_POINTS} finished points that differ, there are {there})",
         PARALLEL: f"points as lines over their settings (takes {LEAST_POINTS} finished points, there are {there})",
     }
-    sections = [caption.format(points=there) for caption, done in drawn.items() if done]
+    sections = [caption.format(points=there, bars=BARS) for caption, done in drawn.items() if done]
     missing = [takes[caption] for caption, done in drawn.items() if not done]
     return [*sections, f"Pictures left out: {'; '.join(missing)}."] if missing else sections

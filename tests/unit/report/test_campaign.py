@@ -55,6 +55,16 @@ def test_repeats_of_a_point_are_gathered_and_points_ranked() -> None:
     assert standing(found) == "6 trials: 3 finished, 2 stopped early, 1 failed."
 
 
+def test_the_error_of_a_point_is_that_of_its_repeats_or_of_its_images() -> None:
+    one, two = trial({"rank": 1}, 0.8), [trial({"rank": 2}, value, random_seed=s) for s, value in enumerate((0.5, 0.6))]
+    found = campaign(one, *two, images={"val": {"a": 81}})
+    assert found.error(found.points[0]) == pytest.approx(np.sqrt(0.8 * 0.2 / 81))
+    assert found.error(found.points[1]) == pytest.approx(np.std([0.5, 0.6], ddof=1))
+    assert campaign(one).error(campaign(one).points[0]) is None
+    loss = campaign(one, metric="val/loss", images={"val": {"a": 81}})
+    assert loss.error(loss.points[0]) is None
+
+
 def test_a_smaller_value_is_better_if_the_campaign_says_so() -> None:
     trials = [trial({"rank": rank}, value) for rank, value in ((1, 0.5), (2, 0.3), (3, 0.4))]
     assert [point.settings["rank"] for point in campaign(*trials, mode="min").points] == [2, 3, 1]
