@@ -18,8 +18,8 @@ RANKS = """## Rank
 
 The line joins the first point of each rank, pale marks are the others. {bars} A rank is not the same size in all \
 formats: tr of rank R has R x R channels."""
-BARS = """Bars are standard deviations over repeats; of a single training, the binomial standard error over the images, \
-where their number is known."""
+BARS = """Bars are standard deviations over repeats; of a single training, the binomial standard error over the \
+images, where their number is known."""
 IMPORTANCE = """## Settings
 
 ![Importance of the settings](importance.png)
