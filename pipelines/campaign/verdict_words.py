@@ -24,6 +24,12 @@ def images_line(campaign: Campaign) -> str:
     return f"{'; '.join(parts)}." if parts else ""
 
 
+def absent_line(campaign: Campaign, show: Show) -> str:
+    """Return a sentence on the formats that have no finished trial to compare; empty if there are none."""
+    absent = sorted({point.format for point in campaign.points} - campaign.best_of_formats.keys())
+    return f"Without a finished trial, so not compared: {', '.join(map(show, absent))}." if absent else ""
+
+
 def verdict_lines(campaign: Campaign, found: Sequence[Answer]) -> list[str]:
     """Return the verdict for the terminal: images, a line on each answer, what it rests on, and what to do next."""
     if not found:
@@ -31,15 +37,17 @@ def verdict_lines(campaign: Campaign, found: Sequence[Answer]) -> list[str]:
     width = max(len(answer.question.setting) for answer in found)
     lines = [f"{printable(answer.question.setting):<{width}}  {told(answer)}" for answer in found]
     how = {(answer.metric, answer.basis): _basis(answer) for answer in reversed(found)}.values()
+    absent = absent_line(campaign, printable)
     steps = [step for answer in found if (step := _next_step(campaign, answer, printable))]
-    return [line.replace("`", "") for line in (images_line(campaign), *lines, *how, *steps[:1]) if line]
+    return [line.replace("`", "") for line in (images_line(campaign), *lines, absent, *how, *steps[:1]) if line]
 
 
 def verdict_section(campaign: Campaign, found: Sequence[Answer]) -> str:
     """Return the report's section that answers each question with a table, a sentence and what to do next."""
     if not found:
         return ""
-    parts = ["## Which to take?", " ".join(filter(None, (images_line(campaign), _selection(found[0]))))]
+    lead = (images_line(campaign), _selection(found[0]), absent_line(campaign, verbatim))
+    parts = ["## Which to take?", " ".join(filter(None, lead))]
     for answer in found:
         within = answer.question.within
         setting = verbatim(answer.question.setting)

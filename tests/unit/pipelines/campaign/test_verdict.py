@@ -1,5 +1,6 @@
 """Which format is best: what the report may say, from made-up trials whose answer is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,14 @@ def test_a_loss_needs_repeats_and_its_smaller_value_is_better() -> None:
     losses = {"tr": (0.2, 0.21, 0.19), "lora": (0.9, 0.93, 0.9)}
     several = [trial(f, value, None, seed) for f, values in losses.items() for seed, value in enumerate(values)]
     assert told(answer(*several, **settings)).startswith("tr is better than lora by 0.71 ± 0.0")
+
+
+def test_a_format_that_was_stopped_is_named_as_not_compared() -> None:
+    stopped = replace(trial("multi_lora", 0.99, None), status="stopped")
+    found = campaign(trial("tr", 0.9, 0.95), trial("lora", 0.9, 0.60), stopped)
+    assert "Without a finished trial, so not compared: multi_lora." in verdict_lines(found, answers(found))
+    assert "so not compared: multi\\_lora." in verdict_section(found, answers(found))
+    assert "not compared" not in verdict_section(campaign(*found.trials[:2]), answers(campaign(*found.trials[:2])))
 
 
 def test_costs_are_no_question() -> None:
