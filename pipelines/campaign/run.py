@@ -176,7 +176,7 @@ def _report(tracker: Tracker, folder: Path, console: Console) -> None:
     lines = verdict(campaign)
     for line in lines:
         console.print(line, soft_wrap=True)
-    tracker.tag("metalora.verdict", " ".join(lines))
+    tracker.tag("metalora.verdict", "\n".join(lines))
     tracker.artifact(report)
     console.print(f"report    {report / 'report.md'}", soft_wrap=True)
 

@@ -37,9 +37,9 @@ def verdict_lines(campaign: Campaign, found: Sequence[Answer]) -> list[str]:
     width = max(len(answer.question.setting) for answer in found)
     lines = [f"{printable(answer.question.setting):<{width}}  {told(answer)}" for answer in found]
     how = {(answer.metric, answer.basis): _basis(answer) for answer in reversed(found)}.values()
-    absent = absent_line(campaign, printable)
+    gain, absent = _gain(found[0], printable), absent_line(campaign, printable)
     steps = [step for answer in found if (step := _next_step(campaign, answer, printable))]
-    return [line.replace("`", "") for line in (images_line(campaign), *lines, absent, *how, *steps[:1]) if line]
+    return [line.replace("`", "") for line in (images_line(campaign), *lines, gain, absent, *how, *steps[:1]) if line]
 
 
 def verdict_section(campaign: Campaign, found: Sequence[Answer]) -> str:
@@ -55,7 +55,7 @@ def verdict_section(campaign: Campaign, found: Sequence[Answer]) -> str:
         parts.append(_table(campaign, answer, whole=answer is found[0]))
         said = told(answer, verbatim)
         parts.append(f"**{said[0].upper() + said[1:] if said.startswith(TIED) else said}.** {_basis(answer)}")
-        gain = _gain(answer) if answer is found[0] else ""
+        gain = _gain(answer, verbatim) if answer is found[0] else ""
         parts.append(" ".join(filter(None, (gain, _next_step(campaign, answer, verbatim)))))
     return "\n\n".join(part for part in parts if part)
 
@@ -96,17 +96,15 @@ def _basis(answer: Answer) -> str:
     )
 
 
-def _gain(answer: Answer) -> str:
+def _gain(answer: Answer, show: Show) -> str:
     """Return what the first point has gained over the original."""
     if answer.gain is None or not answer.gain.comparisons:
         return ""
     (pair,) = answer.gain.comparisons
-    first = verbatim(next(iter(answer.question.best)))
-    amount = _amount(answer.metric, pair.difference)
-    if pair.p >= ALPHA:
-        return f"No difference is shown between {first} and the original backbone ({amount})."
     way = "above" if pair.worse == ORIGINAL else "below"
-    return f"{first} is {amount} {way} the original backbone."
+    unsure = ", a difference that is not shown" if pair.p >= ALPHA else ""
+    first = show(next(iter(answer.question.best)))
+    return f"{first} is {_amount(answer.metric, pair.difference)} {way} the original backbone{unsure}."
 
 
 def _selection(answer: Answer) -> str:

@@ -1,5 +1,6 @@
 """Which format is best: what the report may say, from made-up trials whose answer is known."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -156,7 +157,11 @@ def test_the_original_has_a_row_and_the_gain_a_test() -> None:
     assert "tr is 53.6 ± " in text
     assert "above the original backbone" in text
     none = campaign(trial("tr", 0.9, 0.40), trial("lora", 0.9, 0.89), original=0.38)
-    assert "No difference is shown between tr and the original backbone (2.0 ± " in verdict_section(none, answers(none))
+    lines = verdict_lines(none, answers(none))
+    assert any(re.fullmatch(r"tr is 2\.0 ± .* points above the original .*, a difference that is not shown\.", line)
+               for line in lines)  # fmt: skip
+    worse = campaign(trial("tr", 0.9, 0.10), trial("lora", 0.9, 0.89), original=0.38)
+    assert "points below the original backbone." in verdict_section(worse, answers(worse))
 
 
 def test_what_is_not_known_is_not_made_up() -> None:
