@@ -76,6 +76,11 @@ class Table:
         """Return the rows of a split in the held-out domains, ascending."""
         return np.flatnonzero((self.split == SPLITS.index(split)) & self._held_out()).astype(np.int64)
 
+    def count(self, split: str) -> dict[str, int]:
+        """Return the number of images of each domain in a split, without the held-out domains."""
+        counts = np.bincount(self.domain[self.rows(split)], minlength=len(self.domains))
+        return {name: int(n) for name, n in zip(self.domains, counts, strict=True) if name not in self.holdout}
+
     def _held_out(self) -> BoolArray:
         return np.isin(self.domain, [self.domains.index(name) for name in self.holdout])
 

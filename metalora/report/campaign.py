@@ -1,13 +1,15 @@
 """The results of a campaign: its trials, gathered into points and ranked."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 FIRST_SETTINGS = ("format", "rank")  # named before the others, which follow by name
+LEAST_POINTS = 5  # in a picture: the leaderboard shows fewer just as well
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Campaign:
         objectives: All metrics that are optimized, `metric` first.
         task_metric: The metric in `Trial.tasks`, such as ``val/knn10``.
         trials: The trials.
+        images: Split -> domain -> number of images that the metrics are over; without what is not known.
+        original: The metric of the backbone without adapters, on the test split; None if it is not known.
     """
 
     name: str
@@ -122,6 +126,8 @@ class Campaign:
     objectives: tuple[str, ...]
     task_metric: str
     trials: tuple[Trial, ...]
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    original: float | None = None
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -144,6 +150,28 @@ class Campaign:
         for point in self.ranked:
             best.setdefault(point.format, point)
         return best
+
+    @property
+    def test_metric(self) -> str:
+        """The metric on the test split; the metric itself if it is of no split."""
+        return self.metric.replace("val/", "test/", 1) if self.metric.startswith("val/") else self.metric
+
+    def count(self, metric: str) -> int | None:
+        """Return over how many images a metric such as ``val/knn10`` or ``test/knn10/sketch`` is; None: not known."""
+        split, _, rest = metric.partition("/")
+        domain = rest.partition("/")[2]
+        counts = self.images.get(split, {})
+        return (counts.get(domain) if domain else sum(counts.values())) or None
+
+    def error(self, point: Point) -> float | None:
+        """Return the standard deviation of a point's repeats; of one training, the binomial error of its accuracy.
+
+        That is sqrt(p (1 - p) / n) with the accuracy p over n images; None if neither is known.
+        """
+        images = self.count(self.metric) if is_accuracy(self.metric) else None
+        if point.spread is not None or images is None or point.score is None or not 0 <= point.score <= 1:
+            return point.spread
+        return math.sqrt(point.score * (1 - point.score) / images)
 
     def front(self, cost: Literal["parameters", "step_ms"]) -> list[Point]:
         """Return the Pareto front, cheapest first: no other point is as good at less cost, or better at the same cost.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label
+from metalora.report.campaign import LEAST_POINTS, Campaign, Point, is_accuracy, metric_label
 from metalora.report.drawing import drawn
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
         path: The PNG file.
 
     Returns:
-        Whether there was anything to draw: at least two points.
+        Whether there was anything to draw: at least `LEAST_POINTS` points, of different cost.
     """
-    known = [cost for cost in COSTS if any(getattr(point, cost) is not None for point in campaign.ranked)]
-    if not known or len(campaign.ranked) < 2:
+    costs = {cost: {getattr(point, cost) for point in campaign.ranked} - {None} for cost in COSTS}
+    known = [cost for cost, values in costs.items() if len(values) > 1]
+    if not known or len(campaign.ranked) < LEAST_POINTS:
         return False
     with drawn(path, 6.5 * len(known), 5.4) as figure:
         panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
@@ -56,10 +57,18 @@ def plot_cost(campaign: Campaign, path: Path) -> bool:
 
 
 def plot_ranks(campaign: Campaign, path: Path) -> bool:
-    """Draw the score by rank: one line per format through the best point of each rank, all other points pale."""
+    """Draw the score by rank: one line per format through the best point of each rank, all other points pale.
+
+    Args:
+        campaign: The campaign.
+        path: The PNG file.
+
+    Returns:
+        Whether there was anything to draw: a format with at least two ranks.
+    """
     points = [point for point in campaign.ranked if isinstance(point.settings.get("rank"), int)]
     ranks = sorted({point.settings["rank"] for point in points})
-    if len(ranks) < 2:
+    if len({(point.format, point.settings["rank"]) for point in points}) == len({point.format for point in points}):
         return False
     with drawn(path, 8, 5.4) as figure:
         axes = figure.subplots()
@@ -74,7 +83,7 @@ def plot_ranks(campaign: Campaign, path: Path) -> bool:
             axes.plot([p.settings["rank"] for p in mine], _heights(campaign, mine), linestyle="none", marker=marker,
                       color=colour, alpha=0.3, markeredgewidth=0, markersize=7)  # fmt: skip
             axes.errorbar(sorted(best), _heights(campaign, line), yerr=_errors(campaign, line), marker=marker,
-                          color=colour, markersize=8, linewidth=2, capsize=3, label=format)  # fmt: skip
+                          color=colour, markersize=8, linewidth=2, elinewidth=1, capsize=3, label=format)  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()
@@ -119,14 +128,14 @@ def _heights(campaign: Campaign, points: Iterable[Point]) -> list[float]:
 
 def _errors(campaign: Campaign, points: Iterable[Point]) -> list[float]:
     scale = 100 if is_accuracy(campaign.metric) else 1
-    return [scale * (point.spread or 0.0) for point in points]
+    return [scale * (campaign.error(point) or 0.0) for point in points]
 
 
 def _markers(axes: "Axes", campaign: Campaign, x: list[float], points: list[Point], style: Style, label: str) -> None:
     if points:
-        errors: Any = _errors(campaign, points) if any(point.spread for point in points) else None
+        errors: Any = _errors(campaign, points) if any(map(campaign.error, points)) else None
         axes.errorbar(x, _heights(campaign, points), yerr=errors, linestyle="none", marker=style[1], color=style[0],
-                      markersize=8, markeredgecolor="white", capsize=3, label=label)  # fmt: skip
+                      markersize=8, markeredgecolor="white", elinewidth=0.7, capsize=2, label=label)  # fmt: skip
 
 
 def _scale(axes: "Axes", values: list[float]) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from metalora.report.campaign import Campaign, Point, describe, is_accuracy, metric_label, varied
+from metalora.report.comparison import ORIGINAL
 from metalora.report.drawing import verbatim
 
 ROWS = 30
@@ -12,7 +13,7 @@ STATUSES = {
     "finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running",
     "unreadable": "unreadable",
 }  # fmt: skip
-SPREAD = "±"
+SPREAD = "std"
 Row = Sequence[str]
 
 
@@ -36,33 +37,37 @@ def standing(campaign: Campaign) -> str:
 
 
 def best(campaign: Campaign) -> str:
-    """Return a sentence on the best point."""
+    """Return a sentence on the first point; the verdict tells whether it is more than the first."""
     if not campaign.ranked:
         return "No trial has finished with a value, so there is nothing to rank."
     point = campaign.ranked[0]
     cost = [f"{point.parameters:,} trained parameters"] if point.parameters is not None else []
     cost += [f"{point.step_ms:.1f} ms per step"] if point.step_ms is not None else []
     unit = " %" if is_accuracy(campaign.metric) else ""
-    value = f"{campaign.metric} {_value(point.score, campaign.metric)}{unit}"
-    return f"Best: **{describe(point, varied(campaign.points))}**: {', '.join([value, *cost])}."
+    value = f"{number(point.score, campaign.metric)}{unit}"
+    settings = describe(point, varied(campaign.points))
+    return f"First by {campaign.metric}: **{settings}**: {', '.join([value, *cost])}."
 
 
 def leaderboard(campaign: Campaign, rows: int = ROWS) -> tuple[Row, list[Row]]:
-    """Return the head and at most ``rows`` rows, best first; columns without any value are left out."""
+    """Return the head and at most ``rows`` rows, best first, then the original; columns without values are left out."""
     points, metric = campaign.points[:rows], campaign.metric
     front = {id(point) for point in campaign.front("parameters")}
     names = varied(campaign.points)
     columns = {
         "#": ["-" if p.score is None else f"{i}{'*' * (id(p) in front)}" for i, p in enumerate(points, 1)],
         "point": [describe(point, names) for point in points],
-        f"{metric}{' %' if is_accuracy(metric) else ''}": [_value(p.reached, metric) for p in points],
-        SPREAD: [_value(point.spread, metric) for point in points],
-        "test": [_value(point.test, metric) for point in points],
+        f"{metric}{' %' if is_accuracy(metric) else ''}": [number(p.reached, metric) for p in points],
+        SPREAD: [number(point.spread, metric) for point in points],
+        "test": [number(point.test, metric) for point in points],
         "parameters": ["-" if point.parameters is None else f"{point.parameters:,}" for point in points],
         "ms per step": ["-" if point.step_ms is None else f"{point.step_ms:.1f}" for point in points],
         "trials": [_statuses(point) for point in points],
     }
-    known = {name: cells for name, cells in columns.items() if name == "#" or set(cells) != {"-"}}
+    if campaign.original is not None:
+        last = {"#": "", "point": ORIGINAL, "test": number(campaign.original, metric), "parameters": "0", "trials": ""}
+        columns = {name: [*cells, last.get(name, "-")] for name, cells in columns.items()}
+    known = {name: cells for name, cells in columns.items() if name in ("#", "trials") or set(cells) != {"-"}}
     return list(known), list(zip(*known.values(), strict=True))
 
 
@@ -71,13 +76,15 @@ def leaderboard_section(campaign: Campaign) -> str:
     head, body = leaderboard(campaign)
     notes = []
     if SPREAD in head:
-        notes.append("Values are means over the finished repeats, ± their standard deviation.")
+        notes.append("Values are means over the finished repeats, std their standard deviation.")
+    if campaign.original is not None:
+        notes.append("The original is the backbone without adapters.")
     if any(row[0].endswith("*") for row in body):
-        notes.append("\\* is on the Pareto front of score against trained parameters.")
+        notes.append("\\* is on the Pareto front of measured score against trained parameters.")
     if any(row[0] == "-" for row in body):
         notes.append("Points without a number have no finished trial; their values are the last ones reported.")
-    if len(campaign.points) > len(body):
-        notes.append(f"{len(campaign.points) - len(body)} more points are not listed.")
+    if len(campaign.points) > ROWS:
+        notes.append(f"{len(campaign.points) - ROWS} more points are not listed.")
     return f"## Leaderboard\n\n{markdown(head, body, left=2)}\n\n{' '.join(notes)}".rstrip()
 
 
@@ -89,14 +96,13 @@ def task_section(campaign: Campaign) -> str:
     names = varied(campaign.points)
     body = []
     for task in sorted({task for point in chosen.values() for task in point.tasks}):
-        values = [point.tasks.get(task) for point in chosen.values()]
-        top = max(value for value in values if value is not None)
-        cells = [_value(value, campaign.task_metric) for value in values]
-        body.append([verbatim(task), *(f"**{c}**" if v == top else c for c, v in zip(cells, values, strict=True))])
+        images = campaign.count(f"{campaign.task_metric}/{task}")
+        cells = [number(point.tasks.get(task), campaign.task_metric) for point in chosen.values()]
+        body.append([verbatim(task), "-" if images is None else f"{images:,}", *cells])
     which = "\n".join(f"- {describe(point, names)}" for point in chosen.values())
     return (
-        f"## Tasks\n\nThe best point of each format, {metric_label(campaign.task_metric)}; "
-        f"the best of a row in bold.\n\n{markdown(['task', *chosen], body)}\n\n{which}"
+        f"## Tasks\n\nThe first point of each format, {metric_label(campaign.task_metric)}; the fewer images, the less "
+        f"a difference says.\n\n{markdown(['task', 'images', *chosen], body)}\n\n{which}"
     )
 
 
@@ -124,7 +130,8 @@ def _statuses(point: Point) -> str:
     return ", ".join(f"{counts[status]} {word}" for status, word in STATUSES.items() if counts[status])
 
 
-def _value(value: float | None, metric: str) -> str:
+def number(value: float | None, metric: str) -> str:
+    """Return a metric's value as text: an accuracy in % without the sign, others with four digits, None as a dash."""
     if value is None:
         return "-"
     return f"{100 * value:.1f}" if is_accuracy(metric) else f"{value:.4g}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metalora.report.campaign import Campaign, Point, is_accuracy, metric_label, text, varied
+from metalora.report.campaign import LEAST_POINTS, Campaign, Point, is_accuracy, metric_label, text, varied
 from metalora.report.drawing import drawn, shown
 
 ABSENT = "none"
@@ -32,13 +32,13 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         path: The PNG file.
 
     Returns:
-        Whether there was anything to draw: at least two points, and a setting that varies.
+        Whether there was anything to draw: at least `LEAST_POINTS` points, and a setting that varies.
     """
     import matplotlib
 
     points = campaign.ranked[::-1]  # the best are drawn last, on top
     names = varied(points)
-    if len(points) < 2 or not names:
+    if len(points) < LEAST_POINTS or not names:
         return False
     scales = [*(_setting(name, points) for name in names), _score(campaign, points)]
     with drawn(path, max(7.0, 2.1 * len(scales)), 5.4) as figure:
@@ -60,7 +60,7 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
         axes.set_xlim(-0.1, len(scales) - 0.6)
         axes.set_ylim(-0.06, 1.06)
         axes.spines[:].set_visible(False)
-        axes.set_title("each line is a point; darker lines are better, the best is thick", fontsize=10.5)
+        axes.set_title("each line is a point; darker lines have better scores, the first is thick", fontsize=10.5)
     return True
 
 

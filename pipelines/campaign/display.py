@@ -82,7 +82,7 @@ class CampaignDisplay:
         self._line(self.summary())
 
     def summary(self) -> str:
-        """Return the line of counts, best trial and time left."""
+        """Return the line of counts, first trial and time left."""
         counts = {status: 0 for status in ("running", "finished", "stopped", "failed")}
         for record in self.records.values():
             counts[record.status] += 1
@@ -90,7 +90,8 @@ class CampaignDisplay:
         line += f" of {self.total} trials" if self.total else ""
         best = self.best()
         if best is not None:
-            line += f" | best {self.objective} {best.result[self.objective]:.4g}: {best.trial.name}"
+            extreme = "highest" if self.sign > 0 else "lowest"
+            line += f" | {extreme} {self.objective} {best.result[self.objective]:.4g}: {best.trial.name}"
         return line + self._left()
 
     def best(self) -> TrialRecord | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,12 +72,21 @@ class CampaignConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a campaign: settings of the search and of every trial, the space, and the data's fingerprint."""
+    """The plan of a campaign.
+
+    Attributes:
+        campaign: Settings of the search.
+        config: Settings of every trial.
+        space: The space.
+        fingerprint: That of the data.
+        images: Split -> domain -> number of images that a trial's metrics are over.
+    """
 
     campaign: CampaignConfig
     config: Config
     space: Space
     fingerprint: str = ""
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def trial_config(self, trial: TrialSpec) -> Config:
         """Return the settings of a trial; their run name is that of its tracked run."""
@@ -100,6 +109,7 @@ class Plan:
             "space": self.space.describe(),
             "config": to_dict(self.config),
             "data": self.fingerprint,
+            "images": {split: dict(counts) for split, counts in self.images.items()},
         }
 
     def check_same(self, folder: Path) -> None:

@@ -9,24 +9,28 @@ from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from metalora.errors import UserError
-from metalora.evaluate.significance import compare, sentence
 from metalora.files import atomic_folder
-from metalora.report.campaign import Campaign, Trial, is_accuracy, metric_label
-from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
+from metalora.report.campaign import Campaign, Trial
 from metalora.report.campaign_tables import (
+    best,
     failure_section,
     heading,
     leaderboard,
     leaderboard_section,
+    standing,
     task_section,
 )
-from metalora.report.importance import MIN_POINTS, importances
-from metalora.report.parallel_plot import plot_parallel
+from metalora.report.comparison import ORIGINAL
+from pipelines.campaign.original import read_original
+from pipelines.campaign.pictures import picture_sections
 from pipelines.campaign.trials import TrialRecord, TrialSpec, read_plan, read_trial
+from pipelines.campaign.verdict import answers
+from pipelines.campaign.verdict_words import verdict_lines, verdict_section
 from pipelines.run.folder import CONFIG, METRICS, TRIAL, TRIALS, read_settings
 from pipelines.run.log import read_metrics
 
@@ -39,11 +43,12 @@ SHORT_ROWS = 10
 RATE = "train/images_per_second"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, campaign: Campaign | None = None) -> Path:
     """Write ``report/report.md`` and its plots into a campaign's folder; an earlier report is replaced.
 
     Args:
         folder: The campaign's folder; its trials may be in any state.
+        campaign: The campaign, if it has been read.
 
     Returns:
         The report's folder.
@@ -51,7 +56,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: the campaign's settings cannot be read.
     """
-    return _write(read_campaign(folder), folder / "report")
+    return _write(campaign or read_campaign(folder), folder / "report")
 
 
 def read_campaign(folder: Path) -> Campaign:
@@ -65,6 +70,8 @@ def read_campaign(folder: Path) -> Campaign:
     metric, mode = search["metric"], search["mode"]
     read = [_read_trial(file) for file in sorted(folder.glob(f"{TRIALS}/*/{TRIAL}"))]
     task_metric = _task_metric(metric, {name for one in read for name in one.last})
+    finished = [folder / TRIALS / one.record.trial.name for one in read if one.record.status == "finished"]
+    original = read_original(finished, metric.replace("val/", "test/", 1))
     return Campaign(
         name=folder.resolve().name,
         search={name: search[name] for name in TOLD if name in search},
@@ -73,6 +80,8 @@ def read_campaign(folder: Path) -> Campaign:
         objectives=tuple(search.get("objectives") or [metric]),
         task_metric=task_metric,
         trials=tuple(_trial(one, metric, task_metric, plan["config"]) for one in read),
+        images={"test": original.images, **plan.get("images", {})},
+        original=original.value,
     )
 
 
@@ -83,14 +92,26 @@ def leaderboard_table(campaign: Campaign) -> Table:
     for number, name in enumerate(head[:-1]):
         table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
     for row in body:
-        table.add_row(*map(Text, row[:-1]))
+        table.add_row(*map(Text, row[:-1]), style="dim" if row[1] == ORIGINAL else "")
     return table
+
+
+def verdict(campaign: Campaign) -> list[str]:
+    """Return lines for the terminal: what an image is worth, and for each question whether an answer can be told."""
+    return verdict_lines(campaign, answers(campaign))
+
+
+def show(console: Console, campaign: Campaign) -> None:
+    """Print the leaderboard, the state of the trials, the first point and whether it can be told from others."""
+    console.print(leaderboard_table(campaign))
+    for line in (standing(campaign), best(campaign).replace("**", ""), *verdict(campaign)):
+        console.print(line, soft_wrap=True)
 
 
 def _write(campaign: Campaign, folder: Path) -> Path:
     with atomic_folder(folder) as report:
-        sections = [heading(campaign), _verdict(campaign), leaderboard_section(campaign)]
-        sections += _pictures(campaign, report)
+        sections = [heading(campaign), verdict_section(campaign, answers(campaign)), leaderboard_section(campaign)]
+        sections += picture_sections(campaign, report)
         sections += [task_section(campaign), failure_section(campaign)]
         text = "\n\n".join(section for section in sections if section)
         (report / "report.md").write_text(text + "\n", encoding="utf-8")
@@ -158,47 +179,3 @@ def _trial(read: _Read, metric: str, task_metric: str, common: Mapping[str, Any]
         parameters=record.parameters,
         step_ms=1000 * batch_size / rate if isinstance(batch_size, int) and rate > 0 else None,
     )
-
-
-def _verdict(campaign: Campaign) -> str:
-    """Compare the formats' best points on the test split, which did not choose them, where repeats allow it."""
-    tests = {
-        format: {trial.random_seed: trial.test for trial in point.finished if trial.test is not None}
-        for format, point in campaign.best_of_formats.items()
-    }
-    repeats = sorted(set.intersection(*(set(values) for values in tests.values()))) if tests else []
-    if len(tests) < 2 or len(repeats) < 2 or not is_accuracy(campaign.metric):
-        return ""
-    said = sentence(compare({format: [values[seed] for seed in repeats] for format, values in tests.items()}))
-    return f"The best points of the formats, by {metric_label(campaign.metric.replace('val/', 'test/', 1))}: {said}"
-
-
-def _pictures(campaign: Campaign, report: Path) -> list[str]:
-    """Draw the plots that the data allow, and return the report's sections on them."""
-    sections = []
-    if plot_cost(campaign, report / "cost.png"):
-        sections.append(
-            "## Score and cost\n\n![Score against trained parameters and step time](cost.png)\n\n"
-            "Finished points; bars are standard deviations over repeats. Step times are those of this campaign's "
-            "machines, with as many trials at a time as ran."
-        )
-    if plot_ranks(campaign, report / "ranks.png"):
-        sections.append(
-            "## Rank\n\n![Score by rank](ranks.png)\n\nThe line joins the best point of each rank, pale marks are "
-            "the others. A rank is not the same size in all formats: tr of rank R has R x R channels."
-        )
-    shares = importances(campaign.ranked)
-    if plot_importances(shares, report / "importance.png"):
-        sections.append(
-            "## Settings\n\n![Importance of the settings](importance.png)\n\n"
-            f"fANOVA of Optuna, on {len(campaign.ranked)} finished points: the share of the variance that each "
-            "setting explains by itself. Where a setting does not apply to a format, it counts as at its usual value."
-        )
-    else:
-        sections.append(
-            f"## Settings\n\nThe settings' importance takes {MIN_POINTS} finished points that differ, "
-            f"there are {len(campaign.ranked)}."
-        )
-    if plot_parallel(campaign, report / "parallel.png"):
-        sections.append("![The points as lines over their settings](parallel.png)")
-    return sections

@@ -103,7 +103,10 @@ def _complete(plan: Plan, prepared: Prepared) -> Plan:
         raise UserError(
             f"scheduler {plan.campaign.scheduler} needs a leading objective of val/..., got {objectives[0]!r}"
         )
-    return replace(plan, campaign=replace(plan.campaign, objectives=objectives), fingerprint=table.fingerprint)
+    images = {split: table.count(split) for split in ("val", "test")}
+    return replace(
+        plan, campaign=replace(plan.campaign, objectives=objectives), fingerprint=table.fingerprint, images=images
+    )
 
 
 def _that_fit(plan: Plan, prepared: Prepared, console: Console) -> list[Point]:
@@ -166,19 +169,24 @@ def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, stat
 
 
 def _report(tracker: Tracker, folder: Path, console: Console) -> None:
-    from pipelines.campaign.report import write_report
+    from pipelines.campaign.report import read_campaign, verdict, write_report
 
-    report = write_report(folder)
+    campaign = read_campaign(folder)
+    report = write_report(folder, campaign)
+    lines = verdict(campaign)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    tracker.tag("metalora.verdict", "\n".join(lines))
     tracker.artifact(report)
     console.print(f"report    {report / 'report.md'}", soft_wrap=True)
 
 
 def _register(plan: Plan, prepared: Prepared, campaign: Path, best: TrialRecord, console: Console) -> None:
-    """Log the best trial's model to its run, registered under the campaign's name."""
+    """Log the model of the first trial by validation to its run, registered under the campaign's name."""
     tracking = plan.config.tracking
     folder = campaign / TRIALS / best.trial.name
     point = " ".join(f"{name}={value}" for name, value in best.trial.point.items())
-    console.print(f"best      {folder}  ({point})", soft_wrap=True)
+    console.print(f"first     {folder}  ({point})", soft_wrap=True)
     if not tracking.log_model or best.run_id is None or tracking.tracking_uri == "none":
         return
     tracker = build_tracker(tracking.tracking_uri, tracking.experiment, best.trial.name)

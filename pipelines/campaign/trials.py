@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt
 from typing_extensions import TypedDict
 
 from metalora.config import current_names, current_sections
@@ -23,6 +23,7 @@ PARAMETERS, STEP_SECONDS = "parameters", "step_seconds"
 LETTERS = {"rank": "r", "mapping_depth": "d", "lr": "lr"}  # in the names of trials, by setting
 LONGEST = 80  # characters of a trial's methods and settings in its name
 Point = dict[str, Any]
+Images = Annotated[int, Field(ge=0, le=10**12)]
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class PlanFile(TypedDict):
     config: dict[str, dict[str, Any]]
     space: NotRequired[list[dict[str, str]]]
     data: NotRequired[str]
+    images: NotRequired[dict[str, dict[str, Images]]]
 
 
 def read_plan(folder: Path) -> PlanFile:

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 
 from metalora.places import absolute
-from metalora.report.campaign_tables import (
-    best,
-    standing,
-)
-from pipelines.campaign.report import _write, leaderboard_table, read_campaign
+from pipelines.campaign.report import read_campaign, show, write_report
 from pipelines.command_line import add_output, add_run, make_parser, parse
 from pipelines.run.console import terminal
 from pipelines.run.folder import CAMPAIGN, check_links, find_run
@@ -31,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = find_run(options.run, absolute(options.output), CAMPAIGN, "campaign")
     check_links(folder)
     campaign = read_campaign(folder)
-    report = _write(campaign, folder / "report")
+    report = write_report(folder, campaign)
     console = terminal()
-    console.print(leaderboard_table(campaign))
-    console.print(f"{standing(campaign)}\n{best(campaign).replace('**', '')}")
+    show(console, campaign)
     console.print(f"report    {report / 'report.md'}", soft_wrap=True)

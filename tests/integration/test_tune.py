@@ -66,8 +66,12 @@ def test_a_campaign_runs_every_point(campaign: tuple[Path, str]) -> None:
         assert record.result["parameters"] == record.parameters
     assert "shared by all trials, computed once" in printed
     assert printed.count("extractor features (stats)") == 1
-    assert "3 finished of 3 trials | best val/knn3" in printed
-    assert (run / "report" / "report.md").is_file()
+    assert "3 finished of 3 trials | highest val/knn3" in printed
+    assert "first     " in printed
+    assert "format         " in printed, "the verdict"
+    text = (run / "report" / "report.md").read_text()
+    assert "| original | no adapter |" in text
+    assert "validation images: one image is" in text
 
 
 def test_mlflow_has_parent_and_children(campaign: tuple[Path, str], folder: Path) -> None:
@@ -80,6 +84,7 @@ def test_mlflow_has_parent_and_children(campaign: tuple[Path, str], folder: Path
     assert parent.data.tags["metalora.kind"] == "campaign"
     assert parent.info.status == "FINISHED"
     assert parent.data.params["campaign.searcher"] == "grid"
+    assert "validation images: one image is" in parent.data.tags["metalora.verdict"]
     assert {a.path for a in client.list_artifacts(parent.info.run_id, "report")} >= {"report/report.md"}
     for record in read_trials(run):
         child = runs[record.trial.name]

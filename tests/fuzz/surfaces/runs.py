@@ -20,6 +20,8 @@ from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.report import read_campaign
 from pipelines.campaign.spaces import load_space
 from pipelines.campaign.trials import TrialRecord, TrialSpec, best_trial, read_trials
+from pipelines.campaign.verdict import answers
+from pipelines.campaign.verdict_words import verdict_lines, verdict_section
 from pipelines.commands import evaluate, train, tune
 from pipelines.commands.seeds import find_seeds
 from pipelines.run.folder import CAMPAIGN, METRICS, read_run_note, write_run_note
@@ -66,7 +68,8 @@ def _together(*readers: Callable[[Path], object], folder: Path) -> object:
 
 def _report(folder: Path) -> object:
     campaign = read_campaign(folder)
-    return [f(campaign) for f in (heading, standing, best, leaderboard_section, task_section, failure_section)]
+    told = [f(campaign, answers(campaign)) for f in (verdict_section, verdict_lines)]
+    return [f(campaign) for f in (heading, standing, best, leaderboard_section, task_section, failure_section)] + told
 
 
 def _resume_campaign(folder: Path) -> object:
@@ -160,7 +163,12 @@ def _write_metrics(folder: Path, steps: Sequence[int] = (10, 20)) -> None:
         {
             "step": step,
             "time": 1.5e9,
-            "metrics": {OBJECTIVE: 0.5 + step / 100, f"{OBJECTIVE}/paper": 0.6, "train/images_per_second": 99.0},
+            "metrics": {
+                OBJECTIVE: 0.5 + step / 100,
+                "test/knn5": 0.6,
+                f"{OBJECTIVE}/paper": 0.6,
+                "train/images_per_second": 99.0,
+            },
         }
         for step in steps
     ]
@@ -193,19 +201,23 @@ def write_run(folder: Path) -> None:
 
 def write_campaign(folder: Path) -> None:
     space = load_space("paper")
-    plan = Plan(CampaignConfig(objectives=(OBJECTIVE,)), _settings(), space, "data")
+    images = {"val": {"paper": 9}, "test": {"paper": 9}}
+    plan = Plan(CampaignConfig(objectives=(OBJECTIVE,)), _settings(), space, "data", images)
+    votes = {"uniform": {"5": 0.4}, "weighted": {"5": 0.4}}
+    original = {"overall": votes, "by_domain": {"paper": votes}, "queries": {"paper": 9}, "linear": 0.5}
     (folder / CAMPAIGN).write_text(yaml.safe_dump(plan.as_dict(), sort_keys=False), encoding="utf-8")
     write_run_note(folder, None, "none")
-    for number, format in enumerate(("lora", "tr")):
+    for number, format in enumerate(("lora", "cp", "tr")):
         trial = TrialSpec.of(number, {"format": format, "rank": 2 + number, "lr": 0.01}, 0)
         place = folder / "trials" / trial.name
         place.mkdir(parents=True)
-        error = "Traceback:\n  x\nValueError: y" if number else None
+        error = "Traceback:\n  x\nValueError: y" if number == 2 else None
         record = TrialRecord(
-            trial, "failed" if number else "finished", error, 1000, 2.5, None, {OBJECTIVE: 0.7}, "checkpoint_00000020"
+            trial, "failed" if error else "finished", error, 1000, 2.5, None, {OBJECTIVE: 0.7}, "checkpoint_00000020"
         )
         record.write(place)
         _write_metrics(place)
+        (place / "knn.json").write_text(json.dumps({"original": original}), encoding="utf-8")
         (place / "config.yaml").write_text(to_yaml(_settings(format=format)), encoding="utf-8")
 
 

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,9 @@ def test_rows_leave_held_out_domains_out(load):
     assert (table.domains, table.holdout, len(table)) == (("a", "b", "c"), ("b",), len(everything))
     for split in ("train", "val", "test"):
         held_out = table.domain[table.holdout_rows(split)]
+        counts = Counter(table.domains[number] for number in everything.domain[everything.rows(split)])
+        assert everything.count(split) == counts
+        assert table.count(split) == {name: counts[name] for name in "ac"}
         assert set(held_out) == {1}
         assert set(table.domain[table.rows(split)]) == {0, 2}
         both = np.sort(np.concatenate([table.rows(split), table.holdout_rows(split)]))

@@ -87,6 +87,9 @@ def test_it_goes_on_under_its_own_settings_only(change, message, project, capsys
 
 def test_a_campaign_is_reported_and_known_to_be_complete(project, capsys):
     main(["report", "search"])
-    assert "6 finished" in (project / "runs/search/report/report.md").read_text()
+    text = (project / "runs/search/report/report.md").read_text()
+    assert "6 finished" in text
+    assert "8 test images: one image is 12.5 points." in text
+    assert "| original | no adapter | - | - | 50.0 |" in text
     main(["tune", "--resume", "search", "--space", "space.py"])
     assert "000-lora-lr0.01-s0" in capsys.readouterr().out

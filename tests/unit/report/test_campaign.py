@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metalora.report.campaign import Campaign, Trial, describe, metric_label, varied
+from metalora.report.campaign import LEAST_POINTS, Campaign, Trial, describe, metric_label, varied
 from metalora.report.campaign_plots import plot_cost, plot_importances, plot_ranks
 from metalora.report.campaign_tables import leaderboard, leaderboard_section, markdown, standing, task_section
 from metalora.report.importance import MIN_POINTS, importances
@@ -53,6 +53,16 @@ def test_repeats_of_a_point_are_gathered_and_points_ranked() -> None:
     assert best.step_ms == 20
     assert found.points[2].reached == 0.99
     assert standing(found) == "6 trials: 3 finished, 2 stopped early, 1 failed."
+
+
+def test_the_error_of_a_point_is_that_of_its_repeats_or_of_its_images() -> None:
+    one, two = trial({"rank": 1}, 0.8), [trial({"rank": 2}, value, random_seed=s) for s, value in enumerate((0.5, 0.6))]
+    found = campaign(one, *two, images={"val": {"a": 81}})
+    assert found.error(found.points[0]) == pytest.approx(np.sqrt(0.8 * 0.2 / 81))
+    assert found.error(found.points[1]) == pytest.approx(np.std([0.5, 0.6], ddof=1))
+    assert campaign(one).error(campaign(one).points[0]) is None
+    loss = campaign(one, metric="val/loss", images={"val": {"a": 81}})
+    assert loss.error(loss.points[0]) is None
 
 
 def test_a_smaller_value_is_better_if_the_campaign_says_so() -> None:
@@ -122,21 +132,32 @@ def test_the_leaderboard_leaves_out_what_is_not_known() -> None:
     assert body == [("1*", "tr, rank 12345", "91.2", "12,345", "1 finished"),
                     ("2*", "lora, rank 100", "90.0", "100", "1 finished")]  # fmt: skip
     two = campaign(*[trial({"rank": 4}, value, random_seed=seed) for seed, value in enumerate((0.8, 0.9))])
-    assert leaderboard(two)[0] == ["#", "point", "val/knn10 %", "±", "trials"]
-    assert "± their standard deviation" in leaderboard_section(two)
+    assert leaderboard(two)[0] == ["#", "point", "val/knn10 %", "std", "trials"]
+    assert "std their standard deviation" in leaderboard_section(two)
     assert leaderboard(campaign(trial({}, 0.25), metric="val/loss", mode="min"))[1][0][2] == "0.25"
 
 
-def test_tasks_of_the_best_point_of_each_format() -> None:
+def test_the_original_is_the_last_row() -> None:
+    found = campaign(*(trial({"rank": rank}, 0.9, test=0.8) for rank in range(40)), original=0.364)
+    head, body = leaderboard(found, rows=2)
+    assert head == ["#", "point", "val/knn10 %", "test", "parameters", "trials"]
+    assert body[1:] == [("2", "tr, rank 1", "90.0", "80.0", "-", "1 finished"), ("", "original", "-", "36.4", "0", "")]
+    text = leaderboard_section(found)
+    assert "10 more points are not listed" in text
+    assert "no finished trial" not in text
+
+
+def test_tasks_of_the_first_point_of_each_format() -> None:
     found = campaign(
         trial({"format": "tr", "rank": 2}, 0.9, tasks={"a": 0.95, "b": 0.85}),
         trial({"format": "tr", "rank": 4}, 0.8, tasks={"a": 1.0, "b": 1.0}),
         trial({"format": "lora", "rank": 2}, 0.7, tasks={"a": 0.5, "b": 0.9}),
+        images={"val": {"a": 1234}},
     )
     text = task_section(found)
-    assert "| task | tr | lora |" in text
-    assert "| a | **95.0** | 50.0 |" in text
-    assert "| b | 85.0 | **90.0** |" in text
+    assert "| task | images | tr | lora |" in text
+    assert "| a | 1,234 | 95.0 | 50.0 |" in text
+    assert "| b | - | 85.0 | 90.0 |" in text
     assert "- tr, rank 2\n- lora, rank 2" in text
 
 
@@ -150,16 +171,21 @@ def test_words() -> None:
 def test_pictures_are_drawn_where_there_is_something_to_draw(tmp_path: Path) -> None:
     had_pyplot = "matplotlib.pyplot" in sys.modules
     path = tmp_path / "picture.png"
-    lone = campaign(sized("tr", 0.9, 10))
-    for draw in (plot_cost, plot_ranks, plot_parallel):
-        assert not draw(lone, path)
+    four = campaign(*(sized("tr", 0.9, rank) for rank in range(1, LEAST_POINTS)))
+    for draw in (plot_cost, plot_parallel):
+        assert not draw(four, path)
     assert not plot_importances({}, path)
-    assert not plot_cost(campaign(trial({"rank": 1}, 0.5), trial({"rank": 2}, 0.6)), path)  # of unknown cost
+    ranks = [trial({"rank": rank}, 0.5) for rank in range(LEAST_POINTS)]
+    assert not plot_cost(campaign(*ranks), path)  # of unknown cost
+    assert not plot_cost(campaign(*(replace(one, parameters=7) for one in ranks)), path)  # all of one cost
+    one_rank_a_format = [trial({"format": f"own {i}", "rank": i, "lr": lr}, 0.5) for i in range(4) for lr in (0.1, 0.2)]
+    assert not plot_ranks(campaign(*one_rank_a_format), path)
     assert not path.exists()
 
     odd = campaign(
-        *(trial({"format": f"own {i}", "rank": i, "target_modules": [str(i)]}, 0.5, parameters=0) for i in range(1, 9))
-    )
+        *(trial({"format": f"own {i // 2}", "rank": i, "target_modules": [str(i)]}, 0.5, parameters=i // 8)
+          for i in range(1, 9))
+    )  # fmt: skip
     for draw in (plot_cost, plot_ranks, plot_parallel):
         assert draw(odd, path)
         assert path.stat().st_size > 1000

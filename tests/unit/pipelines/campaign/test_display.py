@@ -33,10 +33,12 @@ def test_a_log_gets_a_line_for_every_trial_that_ends():
     assert text(shown).splitlines() == ["a: finished, val/knn10 0.61 after epoch 3", "b: failed, no room"]
 
 
-def test_the_summary_counts_and_names_the_best():
+def test_the_summary_counts_and_names_the_highest_value_but_no_winner():
     shown = display()
     shown.update({"a": record(0, "finished", 0.5), "b": record(1, "stopped", 0.7), "c": record(2), "d": record(3)})
-    assert shown.summary().startswith("2 running, 1 finished, 1 stopped of 5 trials | best val/knn10 0.7: 001-tr-r2-s0")
+    assert shown.summary().startswith(
+        "2 running, 1 finished, 1 stopped of 5 trials | highest val/knn10 0.7: 001-tr-r2-s0"
+    )
     assert "left" in shown.summary()
 
 
@@ -45,6 +47,7 @@ def test_the_best_of_a_loss_is_the_lowest():
     low, high = (TrialRecord(TrialSpec.of(n, {}, 0), "finished", result={"val/loss": v}) for n, v in ((0, 0.1), (1, 2)))
     shown.update({"low": low, "high": high})
     assert shown.best() is low
+    assert "| lowest val/loss 0.1: 000" in shown.summary()
 
 
 def test_the_time_left_comes_from_this_part_and_the_limit():

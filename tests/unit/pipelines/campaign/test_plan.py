@@ -9,7 +9,7 @@ from metalora.config import from_dict
 from metalora.errors import UserError
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.spaces import load_space
-from pipelines.campaign.trials import TrialRecord, TrialSpec, best_trial, direction, read_trials
+from pipelines.campaign.trials import TrialRecord, TrialSpec, best_trial, direction, read_plan, read_trials
 from pipelines.options import settings_of
 from pipelines.run.folder import CAMPAIGN
 
@@ -52,6 +52,16 @@ def test_what_changed_is_named(tmp_path, changed, message):
     (tmp_path / CAMPAIGN).write_text(yaml.safe_dump(plan().as_dict()))
     with pytest.raises(UserError, match=message):
         plan(**changed).check_same(tmp_path)
+
+
+def test_the_numbers_of_images_are_kept_and_may_be_missing(tmp_path):
+    images = {"val": {"photo": 3}, "test": {"photo": 4}}
+    (tmp_path / CAMPAIGN).write_text(yaml.safe_dump(plan(images=images).as_dict()))
+    assert read_plan(tmp_path)["images"] == images
+    plan().check_same(tmp_path)
+    older = {name: value for name, value in plan().as_dict().items() if name != "images"}
+    (tmp_path / CAMPAIGN).write_text(yaml.safe_dump(older))
+    plan(images=images).check_same(tmp_path)
 
 
 def test_what_left_the_space_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """``metalora report``: campaigns of many trials, one, none, and broken ones, from their folders."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def write_trial(
         records.append({"test/knn10": value - 0.01})
     lines = [json.dumps({"step": i, "time": 1.0, "metrics": metrics}) for i, metrics in enumerate(records)]
     (trial / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_original(folder: Path, value: float = 0.364, images: int = 50) -> None:
+    """Leave what each finished trial of a campaign has found of the backbone without adapters."""
+    votes = {"uniform": {"10": value}, "weighted": {"10": value}}
+    original = {"overall": votes, "by_domain": {}, "queries": dict.fromkeys(TASKS, images)}
+    for file in folder.glob("trials/*/trial.json"):
+        if json.loads(file.read_text())["status"] == "finished":
+            file.with_name("knn.json").write_text(json.dumps({"original": original}))
 
 
 def write_plan(folder: Path, **campaign: Any) -> Path:
@@ -78,6 +88,7 @@ def write_campaign(folder: Path, points: int = 10, repeats: int = 1) -> Path:
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_campaign(tmp_path_factory.mktemp("runs") / "many", repeats=2)
     write_trial(folder, "998-tr-s0", {"format": "tr", "rank": 4, "lr": 0.5}, None, status="running", parameters=None)
+    write_original(folder)
     write_report(folder)
     return folder
 
@@ -87,7 +98,8 @@ def test_the_report_has_all_its_parts(campaign: Path) -> None:
     assert sorted(path.name for path in report.iterdir()) == [*PICTURES, "report.md"]
     text = (report / "report.md").read_text()
     for part in ("# Campaign many\n", "Search: space paper; searcher optuna; scheduler asha; repeats 2.",
-                 "Objective: `val/knn10`, the larger the better.", "81 trials: 62 finished", "Best: **",
+                 "Objective: `val/knn10`, the larger the better.", "81 trials: 62 finished", "First by val/knn10: **",
+                 "## Which to take?", "### format", "### rank, with cp", "cannot be told apart",
                  "## Leaderboard", "## Score and cost", "## Rank", "fANOVA of Optuna, on 31 finished points",
                  "## Tasks", "| photo |", "## Failures", "RuntimeError: out of memory \\| 3 GiB",
                  "over 2 repeats"):  # fmt: skip
@@ -125,8 +137,10 @@ def test_one_trial_makes_a_report(tmp_path: Path) -> None:
     write_trial(folder, "000", {"format": "tr", "rank": 4})
     text = (write_report(folder) / "report.md").read_text()
     assert "1 trial: 1 finished." in text
-    assert "Best: **tr, rank 4**: val/knn10 90.0 %, 1,000 trained parameters, 20.0 ms per step." in text
-    assert "takes 10 finished points that differ, there are 1" in text
+    assert "First by val/knn10: **tr, rank 4**: 90.0 %, 1,000 trained parameters, 20.0 ms per step." in text
+    assert text.count("Pictures left out: ") == 1
+    assert "importance of the settings (takes 10 finished points that differ, there are 1)" in text
+    assert "](" not in text, "a picture that is not there"
     assert sorted(path.name for path in (folder / "report").iterdir()) == ["report.md"]
 
 
@@ -153,14 +167,32 @@ def test_campaigns_without_a_result_make_a_report(tmp_path: Path, trials: str) -
     assert [path.name for path in (folder / "report").iterdir()] == ["report.md"]
 
 
+def test_images_come_from_the_plan_or_from_the_trials(tmp_path: Path) -> None:
+    folder = write_plan(tmp_path / "two")
+    for number, format in enumerate(("tr", "lora")):
+        write_trial(folder, f"{number:03d}", {"format": format}, 0.9 - number / 100)
+    write_original(folder)
+    old = read_campaign(folder)
+    assert (old.count("val/knn10"), old.count("test/knn10"), old.original) == (None, 100, 0.364)
+    assert "100 test images: one image is 1.0 points." in (write_report(folder) / "report.md").read_text()
+    plan = yaml.safe_load((folder / "campaign.yaml").read_text())
+    plan["images"] = {"val": {"photo": 40, "sketch": 41}, "test": {"photo": 10, "sketch": 10}}
+    (folder / "campaign.yaml").write_text(yaml.safe_dump(plan))
+    assert (read_campaign(folder).count("val/knn10"), read_campaign(folder).count("test/knn10")) == (81, 20)
+    plan["images"]["val"]["photo"] = -1
+    (folder / "campaign.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(UserError, match=r"images\.val\.photo = -1"):
+        read_campaign(folder)
+
+
 def test_a_smaller_loss_is_better_and_tasks_come_from_knn(tmp_path: Path) -> None:
     folder = write_plan(tmp_path / "loss", metric="val/loss", mode="min", objectives=["val/loss", "parameters"])
     for number, value in enumerate((0.6, 0.9, 0.7)):
         write_trial(folder, f"{number:03d}", {"format": "tr", "rank": number + 1}, value)
     text = (write_report(folder) / "report.md").read_text()
     assert "Objective: `val/loss`, the smaller the better; also optimized: `parameters`." in text
-    assert "Best: **tr, rank 2**: val/loss 0.1," in text
-    assert "| photo | **92.0** |" in text
+    assert "First by val/loss: **tr, rank 2**: 0.1," in text
+    assert "| photo | - | 92.0 |" in text
 
 
 def test_costs_can_lead(tmp_path: Path) -> None:
@@ -182,7 +214,9 @@ def test_the_command_prints_a_short_leaderboard(campaign: Path, capsys: pytest.C
     main([campaign.name, "--output", str(campaign.parent)])
     printed = capsys.readouterr().out
     assert "campaign many" in printed
-    assert "Best: " in printed
+    assert "First by val/knn10: cp" in printed
+    assert re.search(r"^format +(cp cannot|these cannot) ", printed, re.MULTILINE)
+    assert re.search(r"^ +original +- .* 36\.4 ", printed, re.MULTILINE)
     assert f"report    {campaign / 'report' / 'report.md'}" in printed
 
 
