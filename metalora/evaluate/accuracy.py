@@ -1,7 +1,9 @@
 """Accuracy of queries against a gallery, and its names in reports and metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from metalora.evaluate.knn import KnnResult
 
@@ -13,10 +15,12 @@ class Accuracy:
     Attributes:
         knn: k-NN accuracies.
         linear: Accuracy of a linear classifier fitted to the gallery, in [0, 1].
+        linear_right: (m,) whether that classifier is right for each query.
     """
 
     knn: KnnResult
     linear: float
+    linear_right: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the accuracies as plain values for JSON."""

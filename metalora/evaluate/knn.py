@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,11 +29,13 @@ class KnnResult:
         overall: Vote -> K -> accuracy over all queries.
         by_domain: Domain -> vote -> K -> accuracy over the domain's queries; domains without queries are absent.
         queries: Domain -> number of its queries.
+        right: (m,) whether each query is right by the uniform vote of the largest K.
     """
 
     overall: dict[str, dict[int, float]]
     by_domain: dict[str, dict[str, dict[int, float]]]
     queries: dict[str, int]
+    right: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the accuracies as plain values for JSON: the numbers K become strings."""
@@ -150,6 +152,7 @@ def knn_accuracy(
         overall=accuracies(torch.ones(len(labels), dtype=torch.bool)),
         by_domain={name: accuracies(mask) for name, mask in rows.items()},
         queries={name: int(mask.sum()) for name, mask in rows.items()},
+        right=right["uniform", max(k)].bool(),
     )
 
 

@@ -44,10 +44,10 @@ def linear_predict(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, c: 
     return predicted
 
 
-def linear_accuracy(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, query_labels: Tensor) -> float:
-    """Compute the accuracy of `linear_predict`, in [0, 1], for queries with the true labels ``query_labels`` (m,)."""
+def linear_hits(gallery: Tensor, gallery_labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor:
+    """Tell for which queries `linear_predict` is right, (m,), given their true labels ``query_labels`` (m,)."""
     predicted = linear_predict(gallery, gallery_labels, queries)
-    return float((predicted == query_labels.to(predicted.device)).double().mean())
+    return predicted == query_labels.to(predicted.device)
 
 
 @torch.enable_grad()

@@ -16,14 +16,21 @@ class Measure:
         name: Name of the measure.
         original: That of the backbone without adapters; None if it has none.
         adapted: That of the adapted backbone; None for what depends on the data alone.
+        paired: Standard error of the gain on the same images; None if it is not known.
     """
 
     name: str
     original: float | None
     adapted: float | None
+    paired: float | None = None
 
     def error(self, images: int) -> float:
-        """Return the standard error of the gain, as if both accuracies were measured on different images."""
+        """Return the standard error of the gain; if it is not known, as if each was measured on images of its own.
+
+        That is sqrt(p (1 - p) / n + q (1 - q) / n), which is more than on the same images.
+        """
+        if self.paired is not None:
+            return self.paired
         return math.sqrt(sum(p * (1 - p) / max(1, images) for p in (self.original, self.adapted) if p is not None))
 
 
@@ -31,13 +38,14 @@ def measures(report: Mapping[str, Any]) -> list[Measure]:
     """Return the measures over all test images: k-NN at the largest K, a linear and the trained classifier, chance.
 
     Args:
-        report: The content of ``knn.json``; that of older code lacks the last.
+        report: The content of ``knn.json``; that of older code lacks the last, and errors.
     """
+    errors = report.get("gain_error", {})
     before, after = report["original"], report["adapted"]
     k = max(before["overall"]["uniform"], key=int)
     found = [
-        Measure(f"k-NN, K = {k}", before["overall"]["uniform"][k], after["overall"]["uniform"][k]),
-        Measure("linear classifier on the features", before.get("linear"), after.get("linear")),
+        Measure(f"k-NN, K = {k}", before["overall"]["uniform"][k], after["overall"]["uniform"][k], errors.get("knn")),
+        Measure("linear classifier on the features", before.get("linear"), after.get("linear"), errors.get("linear")),
         Measure("trained classifier", None, report["test_accuracy"]),
     ]
     return [*found, Measure("always the most frequent label", report["chance"], None)] if "chance" in report else found

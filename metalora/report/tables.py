@@ -44,8 +44,7 @@ def accuracy_table(original: Mapping[str, Any], adapted: Mapping[str, Any], form
 def measures_table(report: Mapping[str, Any]) -> Table:
     """Return the accuracies in % over all test images by every measure: k-NN, a linear classifier, the trained one.
 
-    ``±`` is the standard error of the gain, sqrt(p (1 - p) / n + q (1 - q) / n), as if both were measured on different
-    images: on the same images it is smaller.
+    ``±`` is the standard error of the gain, as `Measure.error` gives it.
 
     Args:
         report: The content of ``knn.json``.

@@ -1,8 +1,6 @@
 """Validation and the final test of a training."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,25 +11,15 @@ from torch import Tensor
 from metalora.config import Config
 from metalora.data.table import SPLITS, IntArray, Table
 from metalora.errors import UserError
-from metalora.evaluate.accuracy import Accuracy, as_report, metrics
+from metalora.evaluate.accuracy import as_report, metrics
 from metalora.evaluate.given_seeds import GivenSeeds
-from metalora.evaluate.knn import KnnResult, knn_accuracy
-from metalora.evaluate.linear import linear_accuracy
-from metalora.evaluate.seeds import write_seeds
 from metalora.models.model import MetaLoRAModel
-from metalora.models.persist import save
 from metalora.train.feed import Feed
 from metalora.train.kept import ConditionCache, Shared
 from metalora.train.reporter import Write
+from metalora.train.results import Embedded, Scorer, gain_errors, write_results
 
 STANDARDIZE_SAMPLE = 4096
-
-KNN, ADAPTER, SEEDS = "knn.json", "adapter", "seeds/seeds.parquet"
-
-
-def has_results(folder: Path) -> bool:
-    """Tell whether a checkpoint holds the results of a finished training beside the state."""
-    return (folder / KNN).is_file()
 
 
 class Evaluator:
@@ -58,6 +46,7 @@ class Evaluator:
         self.group = feed.group
         self.autocast = feed.execution.autocast
         self.shared = shared
+        self.scorer = Scorer(config.evaluate, table, self.group.device)
         self.cache: ConditionCache | None = None
         most, unseen = max(config.evaluate.knn), len(table.holdout_rows("train"))
         if table.holdout and most > unseen:  # found at the end only, it would cost a training
@@ -111,23 +100,22 @@ class Evaluator:
             return {}
         support = self.table.rows("train")
         given = self._task_seeds(support)
-        gallery, (gallery_features, _) = self._features("validate", support, given)
-        rows, (features, scores) = self._features("validate", queries, given)
+        gallery, images = (self._features("validate", rows, given) for rows in (support, queries))
         if not self.group.first:
             return {}
-        labels = torch.from_numpy(self.table.label[rows.numpy()])
+        assert images.scores is not None
+        labels = self.scorer.labels(images.rows)
         return {
-            "val/loss": float(F.cross_entropy(scores, labels)),
-            "val/accuracy": float((scores.argmax(1) == labels).float().mean()),
-            **metrics("val", self._knn(gallery, gallery_features, rows, features)),
+            "val/loss": float(F.cross_entropy(images.scores, labels)),
+            "val/accuracy": float((images.scores.argmax(1) == labels).float().mean()),
+            **metrics("val", self.scorer.knn(gallery, images)),
         }
 
     def test(self) -> tuple[dict[str, float], Write]:
         """Compare adapted and original features on the test split, and on the test split of held-out domains.
 
         Returns:
-            The metrics, and a function that writes the results (`KNN`, `ADAPTER`, and `SEEDS` if there are any) into a
-            folder; on rank 0.
+            The metrics, and a function that writes the results into a folder; on rank 0.
         """
         parts = [self.table.rows("train"), self.table.rows("test")]
         if self.table.holdout:
@@ -135,13 +123,15 @@ class Evaluator:
         before = [self._original(rows) for rows in parts]
         given = self._task_seeds(np.concatenate(parts[::2]))
         after = [self._features("test adapted", rows, given) for rows in parts]
-        seeds = self._seeds(parts[1]) if self.model.network.mapping is not None else None
+        seeds = self._seeds(parts[1])[1] if self.model.network.mapping is not None else None
         shuffled = self._shuffled(parts, given) if seeds is not None and self.config.evaluate.shuffled_seeds else None
         if not self.group.first:
             return {}, lambda folder: None
-        labels = torch.from_numpy(self.table.label[after[1][0].numpy()])
-        accuracy = float((after[1][1][1].argmax(1) == labels).float().mean())
-        original, adapted = self._accuracies(before), self._accuracies(after)
+        queries = after[1]
+        assert queries.scores is not None
+        labels = self.scorer.labels(queries.rows)
+        accuracy = float((queries.scores.argmax(1) == labels).float().mean())
+        original, adapted = self.scorer.accuracies(before), self.scorer.accuracies(after)
         values = {"test/accuracy": accuracy}
         for prefix, found in adapted.items():
             values |= {f"{prefix}/linear": found.linear, **metrics(prefix, found.knn)}
@@ -155,57 +145,21 @@ class Evaluator:
             "chance": float(labels.bincount().max() / len(labels)),
             "original": as_report(original),
             "adapted": as_report(adapted),
+            "gain_error": gain_errors(original["test"], adapted["test"]),
         }
         if shuffled is not None:
-            report["shuffled"] = as_report(self._accuracies(shuffled))
-        return values, lambda folder: self._write(folder, report, seeds)
-
-    def _accuracies(self, parts: list[tuple[Tensor, tuple[Tensor, ...]]]) -> dict[str, Accuracy]:
-        """Return, by the prefix of their metrics, the accuracies of galleries and queries.
-
-        Args:
-            parts: Rows and features of the gallery and the queries; then, if any, of the held-out domains' ones.
-        """
-        (seen, (seen_features, *_)), (queries, (features, *_)) = parts[:2]
-        found = {"test": self._accuracy(seen, seen_features, queries, features)}
-        if self.table.holdout:
-            (unseen, (unseen_features, *_)), (queries, (features, *_)) = parts[2:]
-            found["holdout"] = self._accuracy(seen, seen_features, queries, features)
-            found["holdout/unseen"] = self._accuracy(unseen, unseen_features, queries, features)
-        return found
-
-    def _accuracy(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> Accuracy:
-        device = self.group.device
-        linear = linear_accuracy(
-            gallery_features.to(device),
-            torch.from_numpy(self.table.label[gallery.numpy()]).to(device),
-            features.to(device),
-            torch.from_numpy(self.table.label[queries.numpy()]).to(device),
-        )
-        return Accuracy(self._knn(gallery, gallery_features, queries, features), linear)
-
-    def _write(self, folder: Path, report: dict[str, Any], seeds: tuple[Tensor, Tensor] | None) -> None:
-        save(self.model, folder / ADAPTER)
-        (folder / KNN).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if seeds is not None:
-            rows = seeds[0].numpy()
-            table = self.table
-            write_seeds(
-                folder / SEEDS,
-                [str(name) for name in table.id[rows]],
-                [table.domains[d] for d in table.domain[rows]],
-                [table.labels[y] for y in table.label[rows]],
-                [SPLITS[s] for s in table.split[rows]],
-                seeds[1].numpy(),
-            )
+            report["shuffled"] = as_report(self.scorer.accuracies(shuffled))
+        tested = Embedded(*(torch.cat(parts) for parts in zip(*after[1::2], strict=True)))
+        predictions = self.scorer.predictions(tested)
+        return values, lambda folder: write_results(folder, self.model, report, predictions, seeds)
 
     def _extract(self, images: Tensor, rows: Tensor) -> Tensor:
         features = self.condition(images, rows)
         assert features is not None
         return features
 
-    def _features(self, phase: str, rows: Any, given: GivenSeeds | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return rows, and their features (N, D) and scores (N, C), by their own seeds or those given."""
+    def _features(self, phase: str, rows: Any, given: GivenSeeds | None = None) -> Embedded:
+        """Return the features and scores of rows, by their own seeds or those given."""
         slot = self.model.network.slot
 
         def compute(images: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,13 +170,13 @@ class Evaluator:
                 assert self.model.head is not None
                 return features, self.model.head(features)
 
-        found: tuple[Tensor, tuple[Tensor, ...]] = self._embed(phase, rows, compute)
-        return found
+        found, (features, scores) = self._embed(phase, rows, compute)
+        return Embedded(found, features, scores)
 
-    def _original(self, rows: IntArray) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return rows, and the features (N, D) of the backbone without adapters."""
+    def _original(self, rows: IntArray) -> Embedded:
+        """Return the features of rows by the backbone without adapters."""
         if self.shared is not None:
-            return torch.from_numpy(rows), (torch.tensor(self.shared.original[rows]),)
+            return Embedded(torch.from_numpy(rows), torch.tensor(self.shared.original[rows]))
         with self.model.disable_adapter():
             return self._features("test original", rows)
 
@@ -232,8 +186,8 @@ class Evaluator:
             return None
         return GivenSeeds.of_tasks(*self._seeds(support), torch.from_numpy(self.table.domain))
 
-    def _shuffled(self, parts: list[IntArray], given: GivenSeeds | None) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Return rows and features of the parts, each image with the seed of another of them."""
+    def _shuffled(self, parts: list[IntArray], given: GivenSeeds | None) -> list[Embedded]:
+        """Return the features of the parts, each image with the seed of another of them."""
         rows = np.concatenate(parts)
         given = given or GivenSeeds.own(*self._seeds(rows), len(self.table))
         given = given.shuffled(torch.from_numpy(rows), self.config.train.random_seed)
@@ -249,19 +203,3 @@ class Evaluator:
     def _embed(self, phase: str, rows: IntArray, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> Any:
         self.model.eval()
         return self.feed.embed(phase, rows, function)
-
-    def _knn(self, gallery: Tensor, gallery_features: Tensor, queries: Tensor, features: Tensor) -> KnnResult:
-        settings = self.config.evaluate
-        table = self.table
-        return knn_accuracy(
-            gallery_features.to(self.group.device),
-            torch.from_numpy(table.label[gallery.numpy()]).to(self.group.device),
-            features.to(self.group.device),
-            torch.from_numpy(table.label[queries.numpy()]).to(self.group.device),
-            torch.from_numpy(table.domain[queries.numpy()]).to(self.group.device),
-            domains=table.domains,
-            classes=len(table.labels),
-            k=settings.knn,
-            metric=settings.knn_metric,
-            temperature=settings.knn_temperature,
-        )

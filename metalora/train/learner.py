@@ -24,11 +24,12 @@ from metalora.group import Group
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel, Trainable
 from metalora.train.calibrate import weight_gradients
-from metalora.train.evaluator import Evaluator, has_results
+from metalora.train.evaluator import Evaluator
 from metalora.train.feed import build_feed
 from metalora.train.kept import Shared
 from metalora.train.objectives import OBJECTIVES, Draw
 from metalora.train.reporter import Reporter, Write
+from metalora.train.results import has_results
 from metalora.train.resume import State, comparable, extended, networks, read_resumable
 
 

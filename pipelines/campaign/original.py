@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from metalora.errors import UserError
 from metalora.reading import read_json
-from metalora.train.evaluator import KNN
+from metalora.train.results import KNN
 from pipelines.campaign.trials import Images
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -17,8 +17,8 @@ from metalora.files import atomic_file
 from metalora.redact import redact
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import NullTracker, Tracker
-from metalora.train.evaluator import has_results
 from metalora.train.reporter import Progress
+from metalora.train.results import has_results
 from pipelines.backend.mailbox import Courier, Event, Failure, Mailbox, Message
 from pipelines.backend.ray_checkpoints import opened
 from pipelines.campaign.display import CampaignDisplay
@@ -30,14 +30,13 @@ from pipelines.run.folder import (
     ERROR,
     METRICS,
     TRIALS,
-    copy_results,
     last_line,
     run_params,
     run_tags,
-    upload_results,
     write_run_note,
 )
 from pipelines.run.log import RunLog, read_metrics
+from pipelines.run.results import copy_results, upload_results
 
 KEPT = (PARAMETERS, STEP_SECONDS, "epoch")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "KILLED"}

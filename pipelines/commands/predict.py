@@ -12,8 +12,8 @@ from metalora.errors import UserError
 from metalora.files import sha256
 from metalora.models.predictor import BATCH, Predictor
 from metalora.places import absolute
-from metalora.train.evaluator import ADAPTER
 from metalora.train.reporter import Progress
+from metalora.train.results import ADAPTER
 from pipelines.backend.predicting import Chunk, predict_here, predict_on_ray
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section

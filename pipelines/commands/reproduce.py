@@ -21,7 +21,7 @@ from metalora.files import atomic_file
 from metalora.reading import check_form, gate
 from metalora.redact import redact_settings
 from metalora.report.comparison import ORIGINAL, Results, Tuning, comparison_markdown, plot_comparison
-from metalora.train.evaluator import KNN
+from metalora.train.results import KNN
 from pipelines.backend.cluster import Open, lasting_cluster
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign

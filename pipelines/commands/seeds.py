@@ -19,7 +19,7 @@ from metalora.report.plots import plot_tsne
 from metalora.report.seed_plots import plot_pca
 from metalora.tracking.build import tracking_address
 from metalora.tracking.store import add_artifacts
-from metalora.train.evaluator import KNN, SEEDS
+from metalora.train.results import KNN, SEEDS
 from pipelines.command_line import add_output, add_run, make_parser, parse
 from pipelines.run.console import terminal
 from pipelines.run.folder import REPLACED, check_links, find_run, read_report, read_run_note

@@ -10,10 +10,12 @@ from rich.console import Console
 
 from metalora.config import Config, to_yaml
 from metalora.errors import UserError
+from metalora.evaluate.predictions import read_predictions
+from metalora.report.errors import weakest
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
-from metalora.train.evaluator import ADAPTER, has_results
+from metalora.train.results import ADAPTER, PREDICTIONS, has_results
 from metalora.train.resume import extended, read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
@@ -25,7 +27,6 @@ from pipelines.run.folder import (
     CONFIG,
     METRICS,
     continued,
-    copy_results,
     find_run,
     only_shows,
     read_report,
@@ -33,10 +34,10 @@ from pipelines.run.folder import (
     run_params,
     run_tags,
     upload_model,
-    upload_results,
 )
 from pipelines.run.log import RunLog
 from pipelines.run.model import find_adapter
+from pipelines.run.results import copy_results, upload_results
 from pipelines.run.tracking import start_tracking, tell_untracked
 from pipelines.run.trust import check_places
 
@@ -159,13 +160,14 @@ def _fit(
         from pipelines.backend.workers import train_on_ray
 
         with train_on_ray(prepared, log, folder, last) as results:
-            copy_results(results, folder, log.say)
+            copy_results(results, folder, log.say, prepared.table)
     else:
-        copy_results(train_here(prepared, log, checkpoints, last), folder, log.say)
+        copy_results(train_here(prepared, log, checkpoints, last), folder, log.say, prepared.table)
 
 
 def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], folder: Path, tracker: Tracker) -> None:
     show_report(console, report)
+    console.print(*_mistakes(folder), sep="\n", end="", soft_wrap=True)
     trained, total = prepared.model.count_parameters()
     console.print(
         f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%})\n"
@@ -175,6 +177,18 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
         "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
         soft_wrap=True,
     )
+
+
+def _mistakes(folder: Path) -> list[str]:
+    """Return lines on the classes that are predicted worst, and where all of them are."""
+    if not (folder / PREDICTIONS).is_file():
+        return [""]
+    lines = [
+        f"{one.domain}: {one.label} {one.accuracy:.0%} of {one.images:,}, often taken for {one.instead}"
+        for one in weakest(read_predictions(folder / PREDICTIONS))
+    ]
+    found = [f"{'weakest' if not number else '':10}{line}" for number, line in enumerate(lines)]
+    return [*found, f"mistakes  {(folder / PREDICTIONS).parent}", ""]
 
 
 def loading_code(config: Config, adapter: Path) -> list[str]:

@@ -4,7 +4,6 @@ import getpass
 import itertools
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
@@ -16,16 +15,14 @@ from typing_extensions import TypedDict
 from metalora.adapters.formats import FORMATS
 from metalora.config import Config, check_file, place_settings
 from metalora.errors import UserError, one_line
-from metalora.evaluate.seeds import read_seeds
-from metalora.files import atomic_file, atomic_folder
+from metalora.files import atomic_file
 from metalora.models.backbones.base import Backbone
 from metalora.places import absolute, moved
 from metalora.reading import check_form, config_name, read_json, read_yaml, short
 from metalora.redact import redact_uri
 from metalora.registry import nearest
-from metalora.report.plots import plot_tsne
 from metalora.tracking.tracker import Tracker, flatten
-from metalora.train.evaluator import ADAPTER, KNN, SEEDS
+from metalora.train.results import ADAPTER, KNN, SEEDS
 from pipelines.run.console import only_tells
 
 CAMPAIGN, TRIALS, TRIAL = "campaign.yaml", "trials", "trial.json"
@@ -34,7 +31,7 @@ PLAN = "table.yaml"
 KINDS = {"run": CONFIG, "campaign": CAMPAIGN, "table": PLAN}  # the file that only such a folder has
 REPLACED = {  # of a run's folder, or a trial's, when results are written
     *(CONFIG, METRICS, RUN, ERROR, CAMPAIGN, TRIAL, PLAN, KNN, ADAPTER, "report"),
-    *("seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json"),
+    *("predictions", "seeds", SEEDS, "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json"),
 }
 Sections = dict[str, dict[str, Any]]
 
@@ -201,34 +198,6 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def copy_results(results: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Copy a finished training's results from its last checkpoint into its folder, and draw the seeds.
-
-    Earlier results are replaced; links are not followed.
-
-    Args:
-        results: The folder of the checkpoint.
-        folder: The run's folder.
-        say: Called with a message if the plot cannot be drawn.
-    """
-    with atomic_folder(folder / ADAPTER) as adapter:
-        shutil.copytree(results / ADAPTER, adapter, dirs_exist_ok=True)
-    _copy(results / KNN, folder / KNN)
-    if (results / SEEDS).is_file():
-        place = (folder / SEEDS).parent
-        if place.is_symlink():
-            place.unlink()
-        _copy(results / SEEDS, folder / SEEDS)
-        seeds = read_seeds(folder / SEEDS)
-        with only_shows("the picture of the seeds", say):
-            plot_tsne(seeds.vectors, seeds.domains, seeds.labels, place / "tsne.png")
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_file(target) as file:
-        shutil.copyfile(source, file)
-
-
 def only_shows(what: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
     """Report an error in the block, which draws or tabulates results, and continue: the results must not be lost."""
     return only_tells(lambda error: say(f"{what} could not be made: {one_line(error)}"))
@@ -238,13 +207,6 @@ def last_line(error: str) -> str:
     """Return the line of an error's text that says what happened."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "unknown"
-
-
-def upload_results(tracker: Tracker, folder: Path) -> None:
-    """Upload the results in a finished training's folder to the tracker."""
-    for path in (folder / CONFIG, folder / KNN, folder / ADAPTER, (folder / SEEDS).parent):
-        if path.exists():
-            tracker.artifact(path)
 
 
 def upload_model(

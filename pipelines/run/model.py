@@ -13,7 +13,7 @@ from metalora.models.model import MetaLoRAModel
 from metalora.models.persist import load
 from metalora.places import absolute
 from metalora.tracking.store import download_model
-from metalora.train.evaluator import ADAPTER
+from metalora.train.results import ADAPTER
 from pipelines.run.folder import CONFIG, find_run, read_settings
 
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "group": [],
     "adapters": [],
     "data": [],
-    "report": [],
+    "report": ["evaluate"],
     "models": ["adapters", "data"],
     "evaluate": ["data", "group"],
     "train": ["adapters", "models", "data", "evaluate", "group"],

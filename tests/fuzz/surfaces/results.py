@@ -10,15 +10,16 @@ from metalora.tracking.tracker import NullTracker
 from pipelines.campaign.report import write_report
 from pipelines.campaign.trials import TrialRecord, TrialSpec
 from pipelines.commands.seeds import analyse_run
-from pipelines.run.folder import check_links, copy_results, write_run_note
+from pipelines.run.folder import check_links, write_run_note
 from pipelines.run.log import RunLog
+from pipelines.run.results import copy_results
 from tests.fuzz.surface import Expect, Mutation, Surface
 from tests.fuzz.surfaces.networks import tiny_backbone, tiny_model
 from tests.fuzz.surfaces.runs import write_campaign, write_run
 
 WRITTEN = (
     "adapter", "adapter/adapter.json", "adapter/adapter.safetensors", "knn.json", "metrics.jsonl", "run.json",
-    "seeds", "seeds/seeds.parquet",
+    "seeds", "seeds/seeds.parquet", "predictions", "predictions/test.parquet",
     "seeds/tsne.png", "seeds/pca.png", "seeds/analysis.json", "report", "report/report.md", "trial.json", "error.txt",
 )  # fmt: skip
 

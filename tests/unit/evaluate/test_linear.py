@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from metalora.errors import UserError
-from metalora.evaluate.linear import linear_accuracy, linear_predict
+from metalora.evaluate.linear import linear_hits, linear_predict
 
 
 def _data(n: int = 300, m: int = 400) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,7 +35,7 @@ def test_equals_scikit_learn(c: float) -> None:
 def test_accuracy_is_the_share_of_right_predictions() -> None:
     gallery, labels, queries, truth = _data()
     right = linear_predict(gallery, labels, queries) == truth
-    assert linear_accuracy(gallery, labels, queries, truth) == pytest.approx(float(right.double().mean()))
+    assert linear_hits(gallery, labels, queries, truth).double().mean() == pytest.approx(float(right.double().mean()))
 
 
 def test_a_gallery_of_one_class_predicts_it() -> None:

@@ -11,7 +11,6 @@ from metalora.evaluate.seeds import write_seeds
 from pipelines.run.folder import (
     CONFIG,
     continued,
-    copy_results,
     find_run,
     read_run_note,
     read_settings,
@@ -19,6 +18,7 @@ from pipelines.run.folder import (
     writable_file,
     write_run_note,
 )  # fmt: skip
+from pipelines.run.results import copy_results
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_picture_that_fails_takes_no_results_with_it(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("mathtext")
 
-    monkeypatch.setattr("pipelines.run.folder.plot_tsne", fail)
+    monkeypatch.setattr("pipelines.run.results.plot_tsne", fail)
     results, folder, said = tmp_path / "results", tmp_path / "run", []
     (results / "adapter").mkdir(parents=True)
     (results / "adapter" / "adapter.json").write_text("{}")

@@ -1,0 +1,113 @@
+"""What a classifier mistakes: a table of classes, confusions, and the surest mistakes as pictures."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalora.evaluate.predictions import ClassResult, Predictions, class_results, confusion
+from metalora.files import atomic_file
+from metalora.report.drawing import drawn, shown
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LEAST_IMAGES = 5  # of a class, for its accuracy to be told
+MOST_DOMAINS, MOST_CLASSES, MOST_WRONG = 12, 25, 8  # that a picture shows
+SIDE = 96  # pixels of a mistaken image
+_WRITTEN = 12  # classes up to which the counts are written into the squares
+
+
+def write_classes(path: Path, predictions: Predictions) -> None:
+    """Write the result of each class of each domain to CSV: images, right, accuracy, mostly taken for, how often."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["domain", "label", "images", "right", "accuracy", "mostly_taken_for", "times"])
+        for one in class_results(predictions):
+            writer.writerow(
+                [one.domain, one.label, one.images, one.right, f"{one.accuracy:.4f}", one.instead, one.times]
+            )
+
+
+def weakest(predictions: Predictions, most: int = 3) -> list[ClassResult]:
+    """Return the classes of a domain with the lowest accuracy, of those with some images and a mistake."""
+    found = [one for one in class_results(predictions) if one.images >= LEAST_IMAGES and one.right < one.images]
+    return sorted(found, key=lambda one: (one.accuracy, -one.images))[:most]
+
+
+def draw_confusion(path: Path, predictions: Predictions) -> None:
+    """Draw a matrix for each domain into a PNG: rows are labels, columns what they are taken for, shades the shares.
+
+    Of many classes, those with the most mistakes are shown, and all others are one column.
+    """
+    domains = sorted(set(predictions.domains))
+    results = class_results(predictions)
+    mistakes: dict[str, int] = {}
+    for one in results:
+        mistakes[one.label] = mistakes.get(one.label, 0) + one.images - one.right
+    every = sorted(set(predictions.labels) | set(predictions.predicted))
+    labels = sorted(sorted(every, key=lambda name: (-mistakes.get(name, 0), name))[:MOST_CLASSES])
+    names = [shown(label) for label in labels] + (["others"] if len(labels) < len(every) else [])
+    several = domains[:MOST_DOMAINS]
+    columns = min(3, len(several))
+    rows = -(-len(several) // columns)
+    side = 2.2 + 0.28 * len(names)
+    with drawn(path, side * columns, side * rows + 0.6) as figure:
+        for axes, domain in zip(figure.subplots(rows, columns, squeeze=False).flat, several, strict=False):
+            counts = confusion(predictions, domain, labels)[:, : len(names)]
+            axes.set_title(shown(domain), fontsize=10)
+            _draw_matrix(axes, counts, names)
+        for axes in figure.axes[len(several) :]:
+            axes.set_axis_off()
+        said = f"test images by label (rows) and what the trained classifier takes them for; {_left_out(domains)}"
+        said += f"the {len(labels)} of {len(every)} classes with the most mistakes" if len(labels) < len(every) else ""
+        figure.suptitle(said.strip(" ;"), fontsize=10, wrap=True)
+
+
+def _draw_matrix(axes: Any, counts: Array, names: Sequence[str]) -> None:
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(counts)), names[: len(counts)], fontsize=7)
+    if len(names) <= _WRITTEN:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def draw_worst(path: Path, predictions: Predictions, image: Callable[[int], Array]) -> bool:
+    """Draw the surest mistakes of each domain into a PNG, a row for each domain.
+
+    Args:
+        path: The PNG file.
+        predictions: The predictions.
+        image: Returns an image (h, w, 3) uint8, by its number in the predictions.
+
+    Returns:
+        Whether there are any; else nothing is drawn.
+    """
+    every = [domain for domain in sorted(set(predictions.domains)) if predictions.wrong(domain)]
+    domains = every[:MOST_DOMAINS]
+    if not domains:
+        return False
+    columns = max(min(MOST_WRONG, len(predictions.wrong(domain))) for domain in domains)
+    with drawn(path, 1.5 * columns + 1.2, 1.75 * len(domains) + 0.6) as figure:
+        grid = figure.subplots(len(domains), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for line, domain in zip(grid, domains, strict=True):
+            line[0].text(-0.15, 0.5, shown(domain), rotation=90, ha="right", va="center", transform=line[0].transAxes)
+            for axes, number in zip(line, predictions.wrong(domain)[:MOST_WRONG], strict=False):
+                axes.imshow(image(number))
+                label, taken = shown(predictions.labels[number]), shown(predictions.predicted[number])
+                axes.set_title(f"{label}\nas {taken}, {predictions.probability[number]:.0%}", fontsize=7)
+        figure.suptitle(f"the surest mistakes of each domain: label, and what it was taken for{_left_out(every, '; ')}",
+                        fontsize=9, wrap=True)  # fmt: skip
+    return True
+
+
+def _left_out(domains: Sequence[str], before: str = "") -> str:
+    more = len(domains) - MOST_DOMAINS
+    return f"{before}{more} more domains are not shown; " if more > 0 else ""
