@@ -237,6 +237,8 @@ def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         known = {n: value for n, value in settings.items() if not (isinstance(value, str) and is_redacted(value))}
         kind: Any = SECTIONS[section]
         check_form({section: known}, dict[str, kind], what)
+        with gate(what):
+            spelled_out({section: known})
     return values
 
 

@@ -15,7 +15,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LEAST_IMAGES = 5  # of a class, for its accuracy to be told
 MOST_DOMAINS, MOST_CLASSES, MOST_WRONG = 12, 25, 8  # that a picture shows
-SIDE = 96  # pixels of a mistaken image
+SIDE = 96  # pixels of a mistaken image, at most
+_TITLE = 26  # pixels above it
+_STEP = SIDE + _TITLE + 6
 _WRITTEN = 12  # classes up to which the counts are written into the squares
 
 
@@ -83,7 +85,7 @@ def draw_worst(path: Path, predictions: Predictions, image: Callable[[int], Arra
     Args:
         path: The PNG file.
         predictions: The predictions.
-        image: Returns an image (h, w, 3) uint8, by its number in the predictions.
+        image: Returns an image (h, w, 3) uint8, at most `SIDE` pixels a side, by its number in the predictions.
 
     Returns:
         Whether there are any; else nothing is drawn.
@@ -93,18 +95,26 @@ def draw_worst(path: Path, predictions: Predictions, image: Callable[[int], Arra
     if not domains:
         return False
     columns = max(min(MOST_WRONG, len(predictions.wrong(domain))) for domain in domains)
-    with drawn(path, 1.5 * columns + 1.2, 1.75 * len(domains) + 0.6) as figure:
-        grid = figure.subplots(len(domains), columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for line, domain in zip(grid, domains, strict=True):
-            line[0].text(-0.15, 0.5, shown(domain), rotation=90, ha="right", va="center", transform=line[0].transAxes)
-            for axes, number in zip(line, predictions.wrong(domain)[:MOST_WRONG], strict=False):
-                axes.imshow(image(number))
+    sheet = np.full((len(domains) * _STEP, columns * _STEP, 3), 255, dtype=np.uint8)
+    with drawn(path, 1.5 * columns + 1.2, 1.5 * len(domains) + 0.6) as figure:
+        axes = figure.subplots()
+        for line, domain in enumerate(domains):
+            for column, number in enumerate(predictions.wrong(domain)[:MOST_WRONG]):
+                picture = image(number)
+                (height, width), (top, left) = picture.shape[:2], (line * _STEP + _TITLE, column * _STEP)
+                y, x = top + (SIDE - height) // 2, left + (SIDE - width) // 2
+                sheet[y : y + height, x : x + width] = picture
                 label, taken = shown(predictions.labels[number]), shown(predictions.predicted[number])
-                axes.set_title(f"{label}\nas {taken}, {predictions.probability[number]:.0%}", fontsize=7)
-        figure.suptitle(f"the surest mistakes of each domain: label, and what it was taken for{_left_out(every, '; ')}",
-                        fontsize=9, wrap=True)  # fmt: skip
+                title = f"{label}\nas {taken}, {predictions.probability[number]:.0%}"
+                axes.text(left + SIDE / 2, top - 2, title, fontsize=7, ha="center", va="bottom")
+        axes.imshow(sheet)
+        axes.set_xticks([])
+        axes.set_yticks([line * _STEP + _TITLE + SIDE / 2 for line in range(len(domains))], map(shown, domains))
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        said = f"the surest mistakes of each domain: label, and what it was taken for{_left_out(every, '; ')}"
+        figure.suptitle(said, fontsize=9, wrap=True)
     return True
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metalora.data import Table, decode
 from metalora.evaluate.predictions import Predictions, read_predictions
@@ -66,8 +66,7 @@ def _images_of(table: Table, predictions: Predictions) -> Callable[[int], Any]:
     def image(number: int) -> Any:
         row = rows[predictions.ids[number], predictions.domains[number], predictions.labels[number]]
         whole = decode(table.read(row), table.name(row), table.max_pixels)
-        whole.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-        return np.asarray(whole)
+        return np.asarray(ImageOps.contain(whole, (SIDE, SIDE), Image.Resampling.BILINEAR))
 
     return image
 

@@ -266,3 +266,12 @@ def test_methods_that_are_given_wrongly_are_one_error(line, file, message, resol
     with pytest.raises(UserError) as error:
         resolved(*line, file=file)
     assert message in str(error.value)
+
+
+def test_methods_of_a_file_are_checked_by_its_name(
+    resolved: Resolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {optimizer: {name: adamw, weight_decay: -1}}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"config file 'mine.yaml': optimizer 'adamw': weight_decay = -1"):
+        resolved("--config", "mine.yaml")
