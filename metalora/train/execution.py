@@ -124,6 +124,9 @@ class Execution:
             samples.append(torch.zeros(len(example), model.spec.condition_size, device=self.device))
         module.train()
         before = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
+        # Gradients are accumulated on the capture's stream, for which autograd waits; torch warns of it since 2.10.
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         try:
             with self.autocast(cache=False):  # casts must be part of the graph
                 torch.cuda.make_graphed_callables(module, tuple(samples))
@@ -133,6 +136,3 @@ class Execution:
             reason = str(error).partition("\n")[0]
             raise UserError(f"this network cannot be a CUDA graph ({reason}): train with --no-cuda-graph") from error
         model.load_adapter_state(before)  # batch norms that are trained have seen the samples
-        # Gradients are accumulated on the capture's stream, for which autograd waits; torch warns of it since 2.10.
-        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
