@@ -1,5 +1,6 @@
 """Weight files: read state dicts, load them into a network, and identify a network by its tensors."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from metalora.reading import gate, short
 from metalora.tensor_files import check_like, read_safetensors, read_torch
 
 _log = logging.getLogger(__name__)
+_NET = "net."  # a `Backbone` holds its network as ``net``
 
 
 def state_hash(module: nn.Module) -> str:
@@ -46,8 +48,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, whole: Mapping[str, torch.Size], tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors into a network without classifier; ``whole`` has the shapes with the classifier's."""
+    """Load tensors into a network without classifier; ``whole`` has the shapes with the classifier's.
+
+    The state dict of a `Backbone` is that of its network, with names below ``net``.
+    """
     own = shapes_of(net)
+    if all(name.startswith(_NET) for name in tensors) and not tensors.keys() & whole.keys():
+        tensors = {name.removeprefix(_NET): tensor for name, tensor in tensors.items()}
     if not tensors.keys() & whole.keys():
         tensors = _by_order(own, whole, tensors, what)
     tensors = {name: tensor for name, tensor in tensors.items() if name in own or name not in whole}
@@ -69,9 +76,15 @@ def _by_order(
     shapes = [tensor.shape for tensor in tensors.values()]
     for wanted in (whole, own):
         if shapes == list(wanted.values()):
-            _log.warning("%s: no name is the network's, but all shapes are, in order: loaded by order", what)
+            _tell_once(f"{what}: no name is the network's, but all shapes are, in order: loaded by order")
             return dict(zip(wanted, tensors.values(), strict=True))
     raise UserError(
         f"{what}: no tensor has a name of the network, and their {len(shapes)} shapes are not, in order, "
         f"its {len(whole)} (first name met: {short(next(iter(tensors), None))}, wanted: {next(iter(whole))!r})"
     )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    """Log a warning, once in a process: a file may be loaded as backbone and as extractor."""
+    _log.warning(text)
