@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from metalora.config import now_options, setting_sections, settings_meant
-from metalora.errors import UserError
+from metalora.errors import UserError, option
 from metalora.reading import short
 from metalora.registry import nearest
+
+ALIKE = 0.7  # from here on a word counts as a misspelling of an option; the dashes make short words alike
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,9 +98,4 @@ def nearest_option(met: str, options: Sequence[str]) -> str:
     """Return ``", did you mean '--x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
     word = met.removeprefix("--").replace("-", "_")
     meant = [repr(option(one)) for one in settings_meant(word) if option(one) in options]
-    return f", did you mean {' or '.join(meant)}?" if meant else nearest(met, options)
-
-
-def option(name: str) -> str:
-    """Return the command-line option of a setting: ``--batch-size`` for ``batch_size``."""
-    return f"--{name.replace('_', '-')}"
+    return f", did you mean {' or '.join(meant)}?" if meant else nearest(met, options, ALIKE)

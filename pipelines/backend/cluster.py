@@ -12,7 +12,7 @@ import ray
 import torch
 
 from metalora.config import ClusterConfig
-from metalora.errors import UserError, one_line
+from metalora.errors import UserError, given_as, one_line
 from pipelines.surroundings import handle
 
 ANSWER_SECONDS = 5.0
@@ -84,7 +84,7 @@ def ask(address: str) -> None:
     Raises:
         UserError: no cluster answers, or the address is not valid.
     """
-    name = f"Ray address {address!r}"
+    name = f"Ray address {address!r}{given_as('ray_address')}"
     if address.lower().startswith(("http://", "https://")):
         raise UserError(
             f"{name} is where `ray job submit` sends jobs; to join a cluster, its head is wanted: HOST:6379, "
@@ -114,7 +114,9 @@ def _head() -> str:
     try:
         return str(canonicalize_bootstrap_address_or_die("auto"))
     except (OSError, ValueError) as error:
-        raise UserError(f"Ray address 'auto': this machine belongs to no cluster: {one_line(error)}") from None
+        raise UserError(
+            f"Ray address 'auto'{given_as('ray_address')}: this machine belongs to no cluster: {one_line(error)}"
+        ) from None
 
 
 def _speaks(place: str) -> bool:

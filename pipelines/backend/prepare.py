@@ -12,7 +12,7 @@ from metalora.data import Table
 from metalora.data.counts import described, imbalance
 from metalora.data.load import open_table, verify_table
 from metalora.data.verify import Keeper
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.models.backbones.base import Backbone
 from metalora.models.initial import Initial, read_initial
 from metalora.models.model import MetaLoRAModel
@@ -57,7 +57,8 @@ def prepare(config: Config, say: Callable[[str], None], begins: bool = True) -> 
         else:
             ask(address)
     elif config.cluster.gpus_per_worker and not torch.cuda.is_available():
-        raise UserError(f"gpus_per_worker {config.cluster.gpus_per_worker:g}: PyTorch finds no GPU on this machine")
+        raise UserError(f"gpus_per_worker {config.cluster.gpus_per_worker:g}: PyTorch finds no GPU on this machine"
+                        f"{given_as('gpus_per_worker')}")  # fmt: skip
     table = open_table(config.data)
     backbone, extractor = build_networks(config, say)
     keeper = Keeper(backbone.inputs.encode, backbone.inputs.example(1), config.data.keep_images * 2**30)
@@ -71,7 +72,9 @@ def prepare(config: Config, say: Callable[[str], None], begins: bool = True) -> 
         )
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
-        raise UserError(f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split")
+        raise UserError(
+            f"knn {max(config.evaluate.knn)} is more than the {images} images of the train split{given_as('knn')}"
+        )
     place = config.adapter.init_adapter
     initial = read_initial(Path(place)) if place is not None and begins else None
     model = build_model(config, backbone, extractor, table.labels, initial)

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from metalora.build import build_model
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.redact import redact_settings
 from metalora.registry import nearest
 from metalora.tracking.build import build_tracker
@@ -90,7 +90,8 @@ def _complete(plan: Plan, prepared: Prepared) -> Plan:
     if not len(table.rows("val")):
         raise UserError("a campaign is judged on the validation split, and the data have none (--val-fraction)")
     if not config.evaluate.validate_every:
-        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
+        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more"
+                        f"{given_as('validate_every')}")  # fmt: skip
     overall, by_domain = validation_metrics(config, table)
     names = [PARAMETERS, STEP_SECONDS, *overall]
     for objective in objectives:

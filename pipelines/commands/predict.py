@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metalora.config import Config
 from metalora.data.unlabelled import Unlabelled
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.files import sha256
 from metalora.models.predictor import BATCH, Predictor
 from metalora.places import absolute
@@ -95,6 +95,7 @@ def _check(config: Config, run: str) -> None:
         raise UserError(
             f"run {run!r} was trained with one seed per task (seed_granularity task), and images by themselves have no "
             "task; metalora evaluate takes the seeds of tasks from the training images"
+            f"{given_as('seed_granularity')}"
         )
 
 

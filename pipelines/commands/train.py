@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from metalora.config import Config, to_yaml
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.tracking.build import build_tracker
 from metalora.tracking.tracker import Tracker
 from metalora.train.checkpoint import CheckpointFolder, whole
@@ -80,7 +80,10 @@ def begun_with(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     name = getattr(options, "init_adapter", in_file.get("init_adapter") if isinstance(in_file, Mapping) else None)
     if name in (None, "none", "null"):
         return {}
-    adapter, settings = find_adapter(str(name), Path(resolve_section(options, "cluster").output))
+    try:
+        adapter, settings = find_adapter(str(name), Path(resolve_section(options, "cluster").output))
+    except UserError as error:
+        raise UserError(f"{error}{given_as('init_adapter')}") from None
     options.init_adapter = str(adapter)
     return settings
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space, check_values, is_trusted_space, load_space, sections_of, trust_space
@@ -79,4 +79,6 @@ def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[st
     in_file = {name for settings in file.values() if isinstance(settings, Mapping) for name in settings}
     for name in sorted(space.searched):
         if hasattr(options, name) or name in in_file:
-            raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")
+            raise UserError(
+                f"{name} is searched by space {space.name!r}: leave it out, or search another space{given_as(name)}"
+            )

@@ -37,6 +37,7 @@ GROUND = {  # unit: the ground it may stand on
     "redact": [],
     "registry": ["errors", "reading"],
     "config": ["errors", "registry", "places", "reading", "redact"],
+    "missing": ["errors", "places", "reading", "registry"],
     "report": ["config", "errors", "files"],
     "tracking": ["config", "errors", "files", "places", "redact", "registry"],
 }

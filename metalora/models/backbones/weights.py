@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.errors import UserError
+from metalora.missing import is_missing, no_such_path
 from metalora.models.backbones.base import shapes_of
 from metalora.reading import gate, short
 from metalora.tensor_files import check_like, read_safetensors, read_torch
@@ -33,8 +34,8 @@ def state_hash(module: nn.Module) -> str:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a state dict file, without ever unpickling objects."""
     what = f"weights file {str(file)!r}"
-    if not file.exists():
-        raise UserError(f"no {what}")
+    if is_missing(file):
+        raise UserError(no_such_path(file, "weights"))
     tensors = (read_safetensors if file.suffix.lower() == ".safetensors" else read_torch)(file, what)
     if not isinstance(tensors, dict):
         raise UserError(f"{what} holds a {type(tensors).__name__}, not a state dict")

@@ -144,7 +144,7 @@ def test_a_file_is_loaded_strictly(tmp_path: Path, change: Any, message: str) ->
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no weights file .*absent.pt"):
+    with pytest.raises(UserError, match=r"weights: no such file or folder: .*absent.pt"):
         build_backbone("resnet20", str(tmp_path / "absent.pt"))
     for name in ("broken.pt", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nonsense")
