@@ -19,6 +19,7 @@ from metalora.models.initial import Initial, begin_with
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
 from metalora.train.callbacks import CALLBACKS, Callbacks
+from metalora.train.callbacks.base import Plan
 from metalora.train.checkpoint import seed_everything
 from metalora.train.evaluator import Evaluator
 from metalora.train.feed import build_feed
@@ -190,8 +191,11 @@ def build_evaluator(
     return Evaluator(config, model, table, feed)
 
 
-def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> None:
+def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> Plan:
     """Check that a training's batches can be drawn, on so many workers, and that callbacks and validations go with it.
+
+    Returns:
+        What the training will be.
 
     Raises:
         UserError: settings that do not go with the data or the model.
@@ -202,3 +206,4 @@ def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: I
     check_selection(config, table)
     plan = plan_of(config.train, learner, group)
     Callbacks([CALLBACKS.make(choice) for choice in config.train.callbacks]).attach(learner, plan)
+    return plan

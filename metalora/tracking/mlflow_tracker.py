@@ -248,7 +248,8 @@ def _client(uri: str) -> Any:
     """Return MLflow's client of a store, whose tables are made if it is new, by one process at a time."""
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it announces each table it creates
+    asked = logging.getLogger("metalora").level  # what is asked of this project's messages holds for MLflow's
+    logging.getLogger("mlflow").setLevel(asked or logging.ERROR)  # by itself it announces each table it creates
     file = sqlite_file(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)

@@ -44,12 +44,13 @@ GROUND = {  # unit: the ground it may stand on
 ANY_GROUND = [unit for unit in GROUND if unit not in ("report", "tracking")]
 PIPELINES = {
     "surroundings": [],
-    "command_line": [],
+    "verbosity": [],
+    "command_line": ["verbosity"],
     "options": ["command_line"],
-    "cli": ["surroundings"],
-    "run": [],
-    "backend": ["surroundings", "run"],
-    "campaign": ["surroundings", "options", "run", "backend"],
+    "cli": ["surroundings", "verbosity"],
+    "run": ["verbosity"],
+    "backend": ["surroundings", "verbosity", "run"],
+    "campaign": ["surroundings", "verbosity", "options", "run", "backend"],
     "bench": ["command_line", "options", "cli", "run", "backend", "campaign"],
     "commands": ["command_line", "options", "run", "backend", "campaign", "bench"],
     "__init__": [],
