@@ -32,7 +32,7 @@ def test_the_installed_command_ends_with_status_2_and_one_line():
     code = "from pipelines.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    commands = "train, tune, evaluate, predict, data, report, reproduce, seeds, methods, bench"
+    commands = "train, tune, evaluate, predict, download, data, report, reproduce, seeds, methods, bench"
     assert done.stderr == f"metalora: error: unknown command 'trian', did you mean 'train'? (commands: {commands})\n"
     assert done.stdout == ""
 
