@@ -34,9 +34,9 @@ USAGE = f"""usage: metalora COMMAND [OPTIONS]
 commands:
 {chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
 
-metalora COMMAND --help lists a command's options, metalora --version tells the version. All commands take --quiet (only
-results, warnings and errors) and --log-level LEVEL. train and tune take --dry-run: read the data,
-check everything, and stop."""
+metalora COMMAND --help lists a command's options, metalora --version tells the version.
+All commands take --quiet (only results, warnings and errors) and --log-level LEVEL.
+metalora train --dry-run and metalora tune --dry-run read the data, check everything, and stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
