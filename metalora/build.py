@@ -1,6 +1,7 @@
 """From a config to the things it describes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from metalora.config import Config
 from metalora.data import Table
+from metalora.errors import UserError, given_as
 from metalora.group import Group
 from metalora.models import backbones
 from metalora.models.adapt import adapt_by
@@ -17,6 +19,7 @@ from metalora.models.initial import Initial, begin_with
 from metalora.models.inputs import Inputs
 from metalora.models.model import MetaLoRAModel
 from metalora.train.callbacks import CALLBACKS, Callbacks
+from metalora.train.callbacks.base import Plan
 from metalora.train.checkpoint import seed_everything
 from metalora.train.evaluator import Evaluator
 from metalora.train.feed import build_feed
@@ -76,12 +79,26 @@ def build_networks(
     settings, mapping, files = config.backbone, config.mapping, files or {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.random_seed)
-        backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, say, files.get("backbone"))
+        with _given_by("backbone", "weights", "image_size"):
+            backbone = build_backbone(
+                settings.backbone, settings.weights, settings.image_size, say, files.get("backbone")
+            )
         if mapping.extractor == "backbone":
             return backbone, None
         # The extractor looks at the image that the backbone's preprocessing made.
         size = backbone.input_size[1]
-        return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, size, say, files.get("extractor"))
+        with _given_by("extractor", "extractor_weights"):
+            file = files.get("extractor")
+            return backbone, build_backbone(mapping.extractor, mapping.extractor_weights, size, say, file)
+
+
+@contextmanager
+def _given_by(*settings: str) -> Iterator[None]:
+    """Add to an error which options give what cannot be built: a network has several, and two networks are built."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}{given_as(*settings)}") from error
 
 
 def build_model(
@@ -174,8 +191,11 @@ def build_evaluator(
     return Evaluator(config, model, table, feed)
 
 
-def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> None:
+def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: Inputs, workers: int) -> Plan:
     """Check that a training's batches can be drawn, on so many workers, and that callbacks and validations go with it.
+
+    Returns:
+        What the training will be.
 
     Raises:
         UserError: settings that do not go with the data or the model.
@@ -186,3 +206,4 @@ def check_training(config: Config, model: MetaLoRAModel, table: Table, inputs: I
     check_selection(config, table)
     plan = plan_of(config.train, learner, group)
     Callbacks([CALLBACKS.make(choice) for choice in config.train.callbacks]).attach(learner, plan)
+    return plan

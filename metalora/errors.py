@@ -22,3 +22,13 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     if not text or isinstance(error, KeyError):
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def option(setting: str) -> str:
+    """Return the command-line option of a setting, or of an option of a method: ``--batch-size`` for ``batch_size``."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def given_as(*settings: str) -> str:
+    """Return the options of settings, with which an error message about them ends: ``" (--batch-size, --workers)"``."""
+    return f" ({', '.join(map(option, settings))})"

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -159,14 +161,15 @@ def _own_cache() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it becomes ``path`` only if the block succeeds."""
+    """Yield a temporary path beside ``path``; it becomes ``path`` only if the block succeeds.
+
+    The file is as readable as one that ``open`` makes: the umask decides.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
-        yield temporary
-        temporary.chmod(0o644)  # a cache may be shared, and temporary files are private
+        with plain_mode(temporary):
+            yield temporary
         _sync(temporary)
         temporary.replace(path)
     finally:
@@ -177,17 +180,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it becomes ``path`` only if the block succeeds.
 
-    An existing ``path`` is replaced, and kept if the block fails.
+    An existing ``path`` is replaced, and kept if the block fails. The folder and the files in it are as readable as
+    those that ``mkdir`` and ``open`` make: the umask decides.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _temporary(path)
+    temporary.mkdir()
+    readable = temporary.stat().st_mode & 0o666  # what the umask leaves; some libraries write private files
     old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                if not file.is_symlink():
+                    file.chmod(stat.S_IMODE(file.stat().st_mode) | readable)
                 _sync(file)
-        temporary.chmod(0o755)
         _put(temporary, path, old)
     except BaseException:
         if os.path.lexists(old) and not os.path.lexists(path):
@@ -196,6 +203,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         _discard(old)
+
+
+@contextmanager
+def plain_mode(file: Path) -> Iterator[None]:
+    """Give a file that the block writes the permissions of one that ``open`` makes.
+
+    Some libraries write a private file of their own, and put it in the place of the one that they are given.
+    """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    yield
+    file.chmod(mode)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a new hidden name beside a path."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _discard(path: Path) -> None:

@@ -25,7 +25,6 @@ class Described:
         name: Name of the method.
         text: Docstring of the method: what it does, equation and source.
         options: Name, type, default and description of each option.
-        several: Whether the setting names a list of methods.
     """
 
     setting: str
@@ -33,7 +32,6 @@ class Described:
     name: str
     text: str
     options: tuple[tuple[str, str, Any, str], ...]
-    several: bool
 
 
 def check_methods(config: Config) -> Config:
@@ -61,9 +59,6 @@ def check_methods(config: Config) -> Config:
 
 def described() -> Iterator[Described]:
     """Yield every method of every kind, in the order of the kinds' names, then of the methods' names."""
-    several = {
-        name for section in SECTIONS for name, default in methods_in(section).items() if isinstance(default, tuple)
-    }
     for setting, registry in sorted(KINDS.items()):
         for name in registry:
             method = registry.get(name)
@@ -76,9 +71,7 @@ def described() -> Iterator[Described]:
                 )
                 for option, field in registry.options(name).items()
             )
-            yield Described(
-                setting, registry.kind, name, inspect.cleandoc(method.__doc__ or ""), options, setting in several
-            )
+            yield Described(setting, registry.kind, name, inspect.cleandoc(method.__doc__ or ""), options)
 
 
 def _form(kind: Any) -> str:

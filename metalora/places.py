@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.redact import is_redacted
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
@@ -67,6 +67,7 @@ def absolute_tracking(uri: str) -> str:
     if "?" in str(absolute(file)):
         raise UserError(
             f"sqlite takes no '?' in a path, and {str(absolute(file))!r} holds one: give another tracking_uri"
+            f"{given_as('tracking_uri')}"
         )
     return _with_path(uri, absolute_place)
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.reading import describe_error, short
 
 T = TypeVar("T")
@@ -29,11 +29,11 @@ LONGEST = 300
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``", did you mean 'x'?"`` for the nearest choice, or an empty string if none is near."""
+def nearest(name: str, choices: Iterable[str], likeness: float = 0.5) -> str:
+    """Return ``", did you mean 'x'?"`` for the nearest choice, or an empty string if none is so alike (0 to 1)."""
     if len(name) > LONGEST:  # no misspelling, and it would take long
         return ""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=likeness)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
@@ -91,11 +91,14 @@ class Registry(Generic[T]):
         kind: Name of the kind in error messages, in the singular ("adapter format").
         setting: Setting that names one method, or a list of methods; None if no setting does.
         frozen: Whether methods are immutable; else they may keep a state of their own.
+        several: Whether the setting names a list of methods.
     """
 
-    def __init__(self, kind: str, setting: str | None = None, frozen: bool = True) -> None:
+    def __init__(self, kind: str, setting: str | None = None, frozen: bool = True, several: bool = False) -> None:
         self.kind = kind
+        self.setting = setting
         self.frozen = frozen
+        self.several = several
         self._entries: dict[str, type[T]] = {}
         if setting is not None:
             KINDS[setting] = self
@@ -129,7 +132,7 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {short(name)}{nearest(name, self._entries)} "
-                            f"(choices: {', '.join(self)})")  # fmt: skip
+                            f"(choices: {', '.join(self)}){self._given_as()}")  # fmt: skip
         return self._entries[name]
 
     def make(self, choice: Choice | str | Mapping[str, Any] | T) -> T:
@@ -143,17 +146,28 @@ class Registry(Generic[T]):
         try:
             chosen = Choice.parse(choice)
         except ValueError as error:
-            raise UserError(f"{self.kind}: {error}") from None
+            raise UserError(f"{self.kind}: {error}{self._given_as()}") from None
         method, known = self.get(chosen.name), self.options(chosen.name)
         for name in chosen.options:
             if name not in known:
                 there = f" (options: {', '.join(known)})" if known else ""
-                raise UserError(f"{self.kind} {chosen.name!r} has no option {short(name)}{nearest(name, known)}{there}")
+                raise UserError(f"{self.kind} {chosen.name!r} has no option {short(name)}{nearest(name, known)}{there}"
+                                f"{self._given_as()}")  # fmt: skip
         try:
             return TypeAdapter(method).validate_python(dict(chosen.options))
         except ValidationError as error:
-            said = "; ".join(describe_error(e) for e in error.errors())
-            raise UserError(f"{self.kind} {chosen.name!r}: {said}") from None
+            found = error.errors()
+            said = "; ".join(map(describe_error, found))
+            paths = [self.path(chosen.name, str(e["loc"][0])) for e in found if e["loc"]]
+            raise UserError(f"{self.kind} {chosen.name!r}: {said}{self._given_as(*paths)}") from None
+
+    def path(self, method: str, option: str) -> str:
+        """Return the name of a method's option among the settings: ``format.branches``, ``callbacks.NAME.OPTION``."""
+        return f"{self.setting}.{method}.{option}" if self.several else f"{self.setting}.{option}"
+
+    def _given_as(self, *paths: str) -> str:
+        """Return the command-line options that an error is about; nothing if no setting names these methods."""
+        return "" if self.setting is None else given_as(*(paths or (self.setting,)))
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the options of a method as dataclass fields, by name."""
@@ -178,7 +192,7 @@ class Registry(Generic[T]):
         names = [one["name"] for one in full]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise UserError(f"{self.kind} {twice!r} is named twice")
+            raise UserError(f"{self.kind} {twice!r} is named twice{self._given_as()}")
         return full
 
     def __iter__(self) -> Iterator[str]:

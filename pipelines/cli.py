@@ -12,12 +12,14 @@ from metalora.redact import redact
 from metalora.registry import nearest
 from metalora.version import __version__
 from pipelines.surroundings import handle, usable_surroundings
+from pipelines.verbosity import as_before
 
 COMMANDS = {
     "train": "fine-tune a backbone for several visual domains at once",
     "tune": "search a space of settings; every trial is a training",
     "evaluate": "score a trained adapter, on its data or on others",
     "predict": "predict the labels of images with a trained adapter",
+    "download": "fetch the weights that a training will need, for machines without internet",
     "data": "look at a data set before a training: metalora data inspect DATA",
     "report": "report a campaign's results in tables and plots",
     "reproduce": "compare all methods as the paper does, each tuned alike",
@@ -32,7 +34,9 @@ USAGE = f"""usage: metalora COMMAND [OPTIONS]
 commands:
 {chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
 
-metalora COMMAND --help lists a command's options, metalora --version tells the version."""
+metalora COMMAND --help lists a command's options, metalora --version tells the version.
+All commands take --quiet (only results, warnings and errors) and --log-level LEVEL.
+metalora train --dry-run and metalora tune --dry-run read the data, check everything, and stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +55,7 @@ def run(command: Callable[[], None]) -> None:
 
     before = handle(signal.SIGTERM, terminate)
     try:
-        with usable_surroundings():
+        with usable_surroundings(), as_before():
             command()
     except UserError as error:
         print(f"metalora: error: {redact(one_line(error, LONGEST))}", file=sys.stderr)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from metalora.config import now_options, setting_sections, settings_meant
-from metalora.errors import UserError
+from metalora.errors import UserError, option
 from metalora.reading import short
 from metalora.registry import nearest
+from pipelines.verbosity import add_verbosity, listen
+
+ALIKE = 0.7  # from here on a word counts as a misspelling of an option; the dashes make short words alike
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,6 +37,7 @@ def make_parser(
     """
     parser = _Parser(prog=prog, usage=usage and f"{prog} {usage}", description=description, allow_abbrev=False)
     parser.gone = gone or {}
+    add_verbosity(parser)
     return parser
 
 
@@ -51,6 +55,14 @@ def add_run(parser: argparse.ArgumentParser, kind: str, more: str = "") -> None:
 def add_resume(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add the option ``--resume RUN``; see `add_run`."""
     parser.add_argument("--resume", metavar="RUN", help=f"continue {kind}: its name in --output, or its folder")
+
+
+def add_dry_run(parser: argparse.ArgumentParser, done: str) -> None:
+    """Add the option ``--dry-run``; ``done`` is what would be done with the settings: trained, tried."""
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help=f"read the data, build and check everything, print what would be {done}, and stop",
+    )  # fmt: skip
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +95,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
             raise UserError(f"option {met} is a setting of trainings, which {parser.prog} does not read "
                             f"({parser.prog} --help lists those that it does)")  # fmt: skip
         raise UserError(f"unknown option {met!r}{nearest_option(met, options)} ({parser.prog} --help lists all)")
+    listen(known)
     return known
 
 
@@ -96,9 +109,4 @@ def nearest_option(met: str, options: Sequence[str]) -> str:
     """Return ``", did you mean '--x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
     word = met.removeprefix("--").replace("-", "_")
     meant = [repr(option(one)) for one in settings_meant(word) if option(one) in options]
-    return f", did you mean {' or '.join(meant)}?" if meant else nearest(met, options)
-
-
-def option(name: str) -> str:
-    """Return the command-line option of a setting: ``--batch-size`` for ``batch_size``."""
-    return f"--{name.replace('_', '-')}"
+    return f", did you mean {' or '.join(meant)}?" if meant else nearest(met, options, ALIKE)

@@ -13,15 +13,16 @@ from metalora.config import (
     Config,
     check_file,
     current_sections,
+    describe_setting,
     from_dict,
     put,
 )
-from metalora.errors import UserError
+from metalora.errors import UserError, option
 from metalora.methods import check_methods
+from metalora.missing import is_missing, no_such_path
 from metalora.places import expanded
-from metalora.reading import config_name, describe_error, gate, read_yaml
+from metalora.reading import config_name, gate, read_yaml
 from metalora.registry import KINDS, Choice, nearest
-from pipelines.command_line import option
 
 SHORT_FORMS = {"random_seed": ("--seed",)}
 
@@ -65,19 +66,17 @@ def add_section(parser: argparse.ArgumentParser, title: str, kind: Any, only: Co
             help += f"; {', '.join(KINDS[name])} (metalora methods {name} says more)"
         group.add_argument(*names, dest=name, help=help.replace("%", "%%"), **_form(name, field.type))
         if name in KINDS:
-            _add_method_options(group, name, several=isinstance(default, list))
+            _add_method_options(group, name)
         for old in former.get(name, ()):
             group.add_argument(option(old), dest=name, help=argparse.SUPPRESS, **_form(name, field.type))
 
 
-def _add_method_options(group: Any, setting: str, several: bool) -> None:
+def _add_method_options(group: Any, setting: str) -> None:
     """Add an option for every option of the methods of a kind: ``--format.branches``, ``--callbacks.NAME.OPTION``."""
     found: dict[str, list[tuple[str, Any]]] = {}
     for method in KINDS[setting]:
         for name, field in KINDS[setting].options(method).items():
-            found.setdefault(f"{setting}.{method}.{name}" if several else f"{setting}.{name}", []).append(
-                (method, field)
-            )
+            found.setdefault(KINDS[setting].path(method, name), []).append((method, field))
     for path, owners in found.items():
         field = owners[0][1]
         help = getattr(field.default, "description", None) or ""
@@ -107,7 +106,7 @@ def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
+        raise UserError("; ".join(describe_setting(e, 0) for e in error.errors())) from None
 
 
 def _form(name: str, kind: Any) -> dict[str, Any]:
@@ -179,6 +178,8 @@ def config_file(options: argparse.Namespace) -> dict[str, Any]:
     if not options.config:
         return {}
     what = config_name(options.config)
+    if is_missing(options.config):
+        raise UserError(f"{no_such_path(options.config, 'config file')} (--config)")
     with gate(what):
         content = current_sections(read_yaml(expanded(options.config)), asked=True)
     settings = {section: values for section, values in content.items() if section != "campaign"}  # `tune` takes that

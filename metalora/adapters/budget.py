@@ -6,7 +6,7 @@ from torch import nn
 
 from metalora.adapters.formats import Format
 from metalora.adapters.support import largest_rank, shape_of
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 
 
 def fit_ranks(
@@ -43,6 +43,7 @@ def fit_ranks(
         raise UserError(
             f"parameter_budget {budget} is too small: rank 1 takes {size(ranks)} parameters "
             "(fewer target_modules or a narrower mapping net take less)"
+            f"{given_as('parameter_budget', 'target_modules')}"
         )
     for rank in range(2, max(largest.values()) + 1):
         higher = {name: min(rank, largest[name]) for name in layers}

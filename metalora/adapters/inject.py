@@ -12,7 +12,7 @@ from metalora.adapters.patterns import lookup, select
 from metalora.adapters.probe import Uses
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import check, refusal
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.reading import short
 
 MAX_ALPHA = 1e6  # the update is a small thing beside the weight it is added to
@@ -73,7 +73,8 @@ def find_targets(
     excluded |= {name for name in names for whole in modules_to_save if f"{name}.".startswith(f"{whole}.")}
     targets = [name for name in modules if name in names and name not in excluded]
     if not targets:
-        raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt")
+        raise UserError(f"target_modules {list(target_modules)}: no layer of {type(network).__name__} is left to adapt"
+                        f"{given_as('target_modules', 'exclude_modules')}")  # fmt: skip
     for name in targets:
         reason = refusal(modules[name])
         if not reason and name in uses.bypassed:

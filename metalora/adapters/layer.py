@@ -14,7 +14,7 @@ from metalora.adapters.factors import ADAPTABLE, HOOKS, Dense
 from metalora.adapters.formats import Format
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import check, shape_of
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 
 
 class AdaptedLayer(nn.Module):
@@ -73,7 +73,7 @@ class AdaptedLayer(nn.Module):
             raise UserError(
                 f"the network runs an adapted {type(self.base).__name__}({self.base.extra_repr()}) without gradients, "
                 "so its adapter cannot learn: activation checkpointing needs use_reentrant=False, and a layer that "
-                "stays under no_grad must be listed in exclude_modules"
+                f"stays under no_grad must be listed in exclude_modules{given_as('exclude_modules')}"
             )
         down, up = self.factors.maps()
         h = down(input)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from metalora.errors import UserError, one_line
+from metalora.errors import UserError, given_as, one_line
 from metalora.limits import limits
 from metalora.reading import short
 from metalora.registry import nearest
@@ -68,7 +68,9 @@ def select(patterns: Iterable[str], names: Iterable[str], setting: str) -> list[
     for pattern in patterns:
         found = matches(pattern, names)
         if not found:
-            raise UserError(f"{setting}: {short(pattern)} matches no module{nearest(pattern, names)}")
+            raise UserError(
+                f"{setting}: {short(pattern)} matches no module{nearest(pattern, names)}{given_as(setting)}"
+            )
         chosen.update(found)
     return [name for name in names if name in chosen]
 

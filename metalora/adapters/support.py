@@ -6,7 +6,7 @@ from torch import nn
 
 from metalora.adapters.factors import ADAPTABLE, groups_of
 from metalora.adapters.formats import Shape
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 
 # What an `AdaptedLayer` has of its own: it would hide what a layer keeps under the same name.
 RESERVED = (
@@ -59,7 +59,7 @@ def check(layer: nn.Module, rank: int) -> None:
         raise UserError(reason)
     largest = largest_rank(layer)
     if not 1 <= rank <= largest:
-        raise UserError(f"rank {rank} does not fit: it takes ranks from 1 to {largest}")
+        raise UserError(f"rank {rank} does not fit: it takes ranks from 1 to {largest}{given_as('rank')}")
 
 
 def _plain_forward(layer: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from metalora.config.facts import facts_of
 from metalora.config.older import current_sections
 from metalora.config.run_sections import ClusterConfig, EvaluateConfig, TrackingConfig, TrainConfig
 from metalora.config.sections import PLACES, AdapterConfig, BackboneConfig, DataConfig, MappingConfig
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.reading import check_form, describe_error, gate, short
 from metalora.redact import is_redacted, redact_settings
 from metalora.registry import KINDS, STRICT, Choice, Method, Methods, listed, nearest
@@ -44,23 +44,41 @@ class Config:
     def __post_init__(self) -> None:
         pieces = max(1, self.cluster.workers) * self.train.accumulate
         if self.data.batch_size % pieces:
-            raise ValueError(f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}")
+            raise ValueError(
+                f"batch_size {self.data.batch_size} must be a multiple of workers x accumulate = {pieces}"
+                f"{given_as('batch_size', 'workers', 'accumulate')}"
+            )
         if self.data.val_fraction + self.data.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must be below 1, to leave images to train on")
+            raise ValueError(
+                "val_fraction + test_fraction must be below 1, to leave images to train on"
+                f"{given_as('val_fraction', 'test_fraction')}"
+            )
         if self.train.kernel == "fused" and self.train.activation_checkpointing:
             raise ValueError(
                 "kernel fused cannot be combined with activation_checkpointing: it recomputes the network's own "
-                "blocks, and a fused training does not run these"
+                f"blocks, and a fused training does not run these{given_as('kernel', 'activation_checkpointing')}"
             )
         if self.train.cuda_graph and self.graph_obstacles:
-            raise ValueError(f"cuda_graph cannot be combined with {', '.join(self.graph_obstacles)}")
+            raise ValueError(
+                f"cuda_graph cannot be combined with {', '.join(self.graph_obstacles)}"
+                f"{given_as('cuda_graph', *(one.partition(' ')[0] for one in self.graph_obstacles))}"
+            )
         if not self.evaluate.validate_every and (self.train.keep == "best" or self.train.patience is not None):
-            raise ValueError("keep best and patience go by validations: validate_every must not be 0")
+            raise ValueError(
+                "keep best and patience go by validations: validate_every must not be 0"
+                f"{given_as('keep', 'patience', 'validate_every')}"
+            )
         if self.data.class_sampling == self.train.class_weights == "balanced":
-            raise ValueError("class_sampling balanced and class_weights balanced do the same: choose one of them")
+            raise ValueError(
+                "class_sampling balanced and class_weights balanced do the same: choose one of them"
+                f"{given_as('class_sampling', 'class_weights')}"
+            )
         both = sorted(set(self.data.exclude_domains) & set(self.data.holdout_domains))
         if both:
-            raise ValueError(f"domains are left out or held out, not both: {', '.join(both)}")
+            raise ValueError(
+                f"domains are left out or held out, not both: {', '.join(both)}"
+                f"{given_as('exclude_domains', 'holdout_domains')}"
+            )
 
     @property
     def graph_obstacles(self) -> list[str]:
@@ -110,7 +128,7 @@ def put(section: str, settings: dict[str, Any], name: str, value: Any) -> None:
             raise UserError(f"setting {base!r} names no method, so {name!r} is no option of one")
         settings[base] = value
         return
-    with gate(f"{section}.{base}"):
+    with gate(f"{section}.{base}{given_as(base)}"):
         now = settings.get(base, methods[base])
         if isinstance(methods[base], tuple):
             settings[base] = _put_in_list([Choice.parse(one) for one in listed(now)], name, path, value)
@@ -153,14 +171,19 @@ def searchable_settings() -> set[str]:
 
 
 def settings_meant(word: str) -> list[str]:
-    """Return the settings that other libraries call by this word."""
+    """Return the settings, and options of methods (``optimizer.weight_decay``), that people call by this word."""
     fields = [field for kind in SECTIONS.values() for field in dataclasses.fields(kind)]
-    return [field.name for field in fields if word in facts_of(field).words]
+    meant = [field.name for field in fields if word in facts_of(field).words]
+    for kind in KINDS.values():
+        for method in kind:
+            options = kind.options(method).items()
+            meant += [kind.path(method, name) for name, field in options if word in (name, *facts_of(field).words)]
+    return list(dict.fromkeys(meant))
 
 
 def nearest_setting(name: str, names: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"``, also for other libraries' names of a setting; empty if nothing is near."""
-    meant = [repr(one) for one in settings_meant(name) if one in names]
+    meant = [repr(one) for one in settings_meant(name) if one.partition(".")[0] in names]
     return f", did you mean {' or '.join(meant)}?" if meant else nearest(name, names)
 
 
@@ -187,7 +210,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
-        raise UserError("; ".join(describe_error(e) for e in error.errors())) from None
+        raise UserError("; ".join(describe_setting(e, 1) for e in error.errors())) from None
+
+
+def describe_setting(error: Any, depth: int) -> str:
+    """Return an error that pydantic found in settings as one line, with the option of the setting.
+
+    Args:
+        error: One of the error's ``errors()``.
+        depth: Number of names before the setting's: 1 in all settings, 0 in one section.
+    """
+    named = map(str, error["loc"][depth : depth + 1])
+    return "".join([describe_error(error), *map(given_as, named)])
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -212,8 +246,15 @@ def _place(name: str, known: Mapping[str, str]) -> str:
         return f", it is written {base}: {{name: NAME, {option}: VALUE}} in section {known[base]!r}"
     if name in known:
         return f", it belongs in section {known[name]!r}"
-    meant = [f"{one!r} in section {known[one]!r}" for one in settings_meant(name)]
+    meant = [f"{_written(one)} in section {known[one.partition('.')[0]]!r}" for one in settings_meant(name)]
     return f", did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def _written(name: str) -> str:
+    """Return a setting, or an option of a method, as it is written in a file."""
+    setting, _, path = name.partition(".")
+    method, _, option = path.rpartition(".")
+    return f"{setting}: {{name: {method or 'NAME'}, {option}: VALUE}}" if path else repr(name)
 
 
 def check_file(values: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from metalora.data.table import SPLITS, Table
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.registry import nearest
 
 
@@ -20,9 +20,10 @@ def check_named(named: Collection[str], domains: Collection[str], setting: str =
         if name not in domains:
             raise UserError(
                 f"{setting}: unknown domain {name!r}{nearest(name, domains)} (domains: {', '.join(sorted(domains))})"
+                f"{given_as(setting)}"
             )
     if named and set(named) == set(domains):
-        raise UserError(f"{setting} leaves out all of {', '.join(sorted(domains))}; one must stay")
+        raise UserError(f"{setting} leaves out all of {', '.join(sorted(domains))}; one must stay{given_as(setting)}")
 
 
 def exclude_domains(table: Table, excluded: Collection[str]) -> Table:
@@ -59,7 +60,7 @@ def hold_out(table: Table, held_out: Collection[str]) -> Table:
     untrained = np.setdiff1d(np.arange(len(table.labels)), table.label[rows])
     if len(untrained):
         names = _list(table.labels[i] for i in untrained)
-        raise UserError(f"holdout_domains: no domain that is trained on has {names}")
+        raise UserError(f"holdout_domains: no domain that is trained on has {names}{given_as('holdout_domains')}")
     return table
 
 
@@ -118,7 +119,7 @@ def _check_label_sets(table: Table) -> None:
             found = [f"lacks {lacks}"] * bool(lacks) + [f"has {extra} that most others lack"] * bool(extra)
             raise UserError(
                 f"domain {name!r} {' and '.join(found)}; all domains must share one label set "
-                "unless allow_different_labels is true"
+                f"unless allow_different_labels is true{given_as('allow_different_labels')}"
             )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from metalora.config import DataConfig
-from metalora.errors import UserError, one_line
+from metalora.errors import UserError, given_as, one_line
 from metalora.limits import limits
 
 # formats without a signature come last: they take what they can
@@ -142,7 +142,7 @@ def _limit(image: Image.Image, data: bytes, max_pixels: int) -> None:
         raise ValueError(_too_large(image, max_pixels))
     tile = _tags(image).get(_TILE_WIDTH, 0) * _tags(image).get(_TILE_LENGTH, 0)
     if tile > max_pixels:  # it is decoded as a whole, however small the image
-        raise ValueError(f"its tiles of {tile} pixels are more than max_pixels = {max_pixels}")
+        raise ValueError(f"its tiles of {tile} pixels are more than max_pixels = {max_pixels}{given_as('max_pixels')}")
 
 
 def _tags(image: Image.Image) -> dict[int, Any]:
@@ -151,7 +151,7 @@ def _tags(image: Image.Image) -> dict[int, Any]:
 
 
 def _too_large(image: Image.Image, max_pixels: int) -> str:
-    return f"its {image.width} x {image.height} pixels are more than max_pixels = {max_pixels}"
+    return f"its {image.width} x {image.height} pixels are more than max_pixels = {max_pixels}{given_as('max_pixels')}"
 
 
 def _check_chunks(data: bytes) -> None:

@@ -9,8 +9,8 @@ from metalora.data.sources import SOURCES
 from metalora.data.sources.image_files import refuse_missing
 from metalora.data.table import Table
 from metalora.data.verify import Keeper, verify
-from metalora.errors import UserError
-from metalora.registry import nearest
+from metalora.errors import UserError, given_as
+from metalora.missing import is_missing, no_such_path
 
 
 def load_table(config: DataConfig) -> Table:
@@ -35,7 +35,8 @@ def open_table(config: DataConfig) -> Table:
 def find_table(config: DataConfig) -> Table:
     """Read the data set that a config names, though files that it names may be missing. See `open_table`."""
     if config.on_bad_image == "skip" and not config.verify_images:
-        raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying")
+        raise UserError("on_bad_image = skip needs verify_images = true: bad images are found by verifying"
+                        f"{given_as('on_bad_image', 'verify_images')}")  # fmt: skip
     return hold_out(replace(_open(config), max_pixels=config.max_pixels), config.holdout_domains)
 
 
@@ -54,13 +55,15 @@ def verify_table(table: Table, config: DataConfig, keeper: Keeper | None = None)
 
 
 def _open(config: DataConfig) -> Table:
+    path = Path(config.data)
+    if "://" not in config.data and config.data != "embedded" and is_missing(path):
+        raise UserError(f"{no_such_path(path, 'data', ['embedded'])}{given_as('data')}")
     for name in SOURCES:
         source = SOURCES.make(name)
         if source.opens(config.data):
             return source.open(config)
-    path = Path(config.data)
     met = "is no .parquet, .csv or .tsv file" if path.exists() else "does not exist"
     wanted = ", or ".join(
         [", ".join(SOURCES.get(name).wanted for name in list(SOURCES)[:-1]), SOURCES.get(list(SOURCES)[-1]).wanted]
     )
-    raise UserError(f"data {str(path)!r} {met}{nearest(path.name, ['embedded'])}; wanted: {wanted}")
+    raise UserError(f"data {str(path)!r} {met}; wanted: {wanted}{given_as('data')}")

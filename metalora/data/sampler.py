@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from metalora.data.table import IntArray
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 
 Sampling = Literal["balanced", "natural"]
 
@@ -124,6 +124,7 @@ class BatchSampler(torch.utils.data.Sampler[list[int]]):
         if batch_size % (world * accumulate):
             raise UserError(
                 f"batch_size {batch_size} must be a multiple of workers x accumulate = {world} x {accumulate}"
+                f"{given_as('batch_size', 'workers', 'accumulate')}"
             )
         self._domain = domain
         self._label = label

@@ -14,6 +14,7 @@ from metalora.data.sources.listing import names_files, read_listing
 from metalora.data.sources.parquet_files import Source, find_files, opened, read_batches
 from metalora.data.table import hash_of
 from metalora.errors import UserError
+from metalora.missing import is_missing, no_such_path
 
 
 class Unlabelled:
@@ -34,8 +35,8 @@ class Unlabelled:
     names: list[str]
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise UserError(f"no images: there is no file or folder {str(path)!r}")
+        if is_missing(path):
+            raise UserError(no_such_path(path, "images"))
         self.parquet = find_files(str(path)) if is_parquet(path) else None
         if (is_csv(path) and not path.is_dir()) or (self.parquet is not None and names_files(self.parquet)):
             self._open_listing(path)

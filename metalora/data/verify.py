@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metalora.data.images import decode
 from metalora.data.table import BoolArray, Table, hash_of
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.files import cache_dir, cached
 from metalora.reading import read_json
 
@@ -84,7 +84,7 @@ def verify(table: Table, on_bad_image: Literal["error", "skip"], keeper: Keeper 
     if on_bad_image == "error":
         row = min(bad)
         more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[row]}{more}; mend or remove it, or set on_bad_image to skip")
+        raise UserError(f"{bad[row]}{more}; mend or remove it, or set on_bad_image to skip{given_as('on_bad_image')}")
     keep = np.ones(len(table), dtype=bool)
     keep[list(bad)] = False
     if keeper is not None:

@@ -17,7 +17,7 @@ from metalora.adapters.probe import Uses, attempt, noise, probe
 from metalora.adapters.seed_slot import SeedSlot
 from metalora.adapters.support import shape_of
 from metalora.config import AdapterConfig, MappingConfig, from_dict, old_names
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.models.extractor import Extractor, early_layers
 from metalora.models.mapping import MappingNet, mapping_size, seed_layout
 from metalora.models.model import MetaLoRAModel
@@ -143,7 +143,8 @@ def _placements(
     if adapter.parameter_budget is None:
         return place(list(layers), adapter.rank, adapter.alpha, adapter.rank_pattern, adapter.alpha_pattern)
     if adapter.rank_pattern:
-        raise UserError("parameter_budget picks the ranks itself: leave out rank_pattern")
+        raise UserError("parameter_budget picks the ranks itself: leave out rank_pattern"
+                        f"{given_as('parameter_budget', 'rank_pattern')}")  # fmt: skip
 
     def cost(ranks: Mapping[str, int]) -> int:
         shapes = {name: shape_of(layers[name], rank) for name, rank in ranks.items()}

@@ -9,7 +9,7 @@ from torch import nn
 from metalora.adapters.formats import FORMATS, Format, Shape
 from metalora.adapters.inject import Placement, check_placements
 from metalora.adapters.support import shape_of
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.limits import limits
 from metalora.models.extractor import FEATURES
 from metalora.models.mapping import SCOPES
@@ -66,19 +66,20 @@ class AdapterSpec:
         check_placements(backbone, self.layers)
         modules = {name for name, _ in backbone.named_modules() if name}
         looked_at = {name for name, _ in (extractor or backbone).named_modules() if name}
-        for setting, names, there in (
-            ("modules_to_save", self.modules_to_save, modules),
-            ("extractor_layers", self.extractor_layers, looked_at),
+        for setting, names, there, given in (
+            ("modules_to_save", self.modules_to_save, modules, given_as("modules_to_save")),
+            ("extractor_layers", self.extractor_layers, looked_at, ""),  # no setting: a file has them
         ):
             unknown = [name for name in names if name not in there]
             if unknown:
-                raise UserError(f"{setting}: the network has no module {short(unknown[0])}")
+                raise UserError(f"{setting}: the network has no module {short(unknown[0])}{given}")
             if len(set(names)) < len(names):
                 raise UserError(f"{setting}: a module is named twice: {short(names)}")
         inside = set(self.modules_to_save) - set(outermost(self.modules_to_save))
         inside |= {name for name in self.layers if any(f"{name}.".startswith(f"{m}.") for m in self.modules_to_save)}
         if inside:
-            raise UserError(f"modules_to_save: {short(min(inside))} is within another module that is saved as a whole")
+            raise UserError(f"modules_to_save: {short(min(inside))} is within another module that is saved as a whole"
+                            f"{given_as('modules_to_save')}")  # fmt: skip
 
 
 def _check_settings(features: str, scope: str, depth: int, width: int) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.places import absolute_tracking, sqlite_file
 from metalora.redact import is_redacted, redact_uri
 from metalora.tracking.mlflow_tracker import MlflowTracker
@@ -22,11 +22,13 @@ def build_tracker(uri: str, experiment: str, run_name: str) -> Tracker:
     if uri == "none":
         return NullTracker()
     if uri.startswith("file:") or "://" not in uri:
-        raise UserError(f"tracking_uri {uri!r}: wanted sqlite:///FILE, http(s)://HOST, a database URI, or none")
+        raise UserError(f"tracking_uri {uri!r}: wanted sqlite:///FILE, http(s)://HOST, a database URI, or none"
+                        f"{given_as('tracking_uri')}")  # fmt: skip
     if uri.startswith("sqlite") and sqlite_file(uri) is None:
-        raise UserError(f"tracking_uri {uri!r} keeps nothing: wanted sqlite:///FILE, or none")
+        raise UserError(f"tracking_uri {uri!r} keeps nothing: wanted sqlite:///FILE, or none{given_as('tracking_uri')}")
     if not experiment.strip() or not experiment.isprintable() or len(experiment) > LONGEST_EXPERIMENT:
-        raise UserError(f"experiment {experiment!r}: wanted a name of 1 to {LONGEST_EXPERIMENT} printable characters")
+        raise UserError(f"experiment {experiment!r}: wanted a name of 1 to {LONGEST_EXPERIMENT} printable characters"
+                        f"{given_as('experiment')}")  # fmt: skip
     return MlflowTracker(uri, experiment, run_name)
 
 

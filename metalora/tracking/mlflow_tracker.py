@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from metalora.errors import UserError, one_line
+from metalora.errors import UserError, given_as, one_line
 from metalora.places import sqlite_file
 from metalora.redact import redact, redact_uri
 from metalora.tracking.tracker import Record
@@ -82,7 +82,7 @@ class MlflowTracker:
         except Exception as error:  # MLflow, SQLAlchemy and requests each have their own
             raise UserError(
                 f"MLflow at {redact_uri(self.uri)!r} cannot be used: {_reason(error)} "
-                "(set tracking_uri to another address, or to none)"
+                f"(set tracking_uri to another address, or to none){given_as('tracking_uri')}"
             ) from None
         self._send()
         return self.run_id
@@ -248,7 +248,8 @@ def _client(uri: str) -> Any:
     """Return MLflow's client of a store, whose tables are made if it is new, by one process at a time."""
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it announces each table it creates
+    asked = logging.getLogger("metalora").level  # what is asked of this project's messages holds for MLflow's
+    logging.getLogger("mlflow").setLevel(asked or logging.ERROR)  # by itself it announces each table it creates
     file = sqlite_file(uri)
     if file is None:
         return MlflowClient(tracking_uri=uri)

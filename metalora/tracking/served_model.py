@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from metalora.errors import UserError
+from metalora.files import plain_mode
 from metalora.limits import limits
 from metalora.models.backbones.base import Backbone
 from metalora.models.backbones.build import build_backbone
@@ -135,7 +136,8 @@ def _file(value: bytes | bytearray | str) -> bytes:
 def write_network(network: Backbone, file: str) -> None:
     """Write a backbone's tensors for `AdapterModel`; a tensor with several names is written several times."""
     tensors = network.net.state_dict().items()  # clones, since a file takes no two tensors that share memory
-    save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors}, file)
+    with plain_mode(Path(file)):
+        save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors}, file)
 
 
 def signature() -> ModelSignature:

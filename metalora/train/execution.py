@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.fused import refusal
 from metalora.config import TrainConfig
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.models.model import MetaLoRAModel
 from metalora.train.activation_checkpointing import checkpoint_blocks
 
@@ -81,9 +81,12 @@ class Execution:
             module = cast(nn.Module, torch.compile(module))
         graphed = self.settings.cuda_graph
         if graphed and self.device.type != "cuda":
-            raise UserError(f"cuda_graph needs a GPU, and this training has none (device: {self.device.type})")
+            raise UserError(
+                f"cuda_graph needs a GPU, and this training has none (device: {self.device.type})"
+                f"{given_as('cuda_graph')}"
+            )
         if graphed and self.obstacles:
-            raise UserError(f"cuda_graph cannot be combined with {', '.join(self.obstacles)}")
+            raise UserError(f"cuda_graph cannot be combined with {', '.join(self.obstacles)}{given_as('cuda_graph')}")
         if graphed is None:
             graphed = fused > 0 and self.device.type == "cuda" and not self.obstacles
         if graphed:

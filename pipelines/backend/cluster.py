@@ -12,8 +12,9 @@ import ray
 import torch
 
 from metalora.config import ClusterConfig
-from metalora.errors import UserError, one_line
+from metalora.errors import UserError, given_as, one_line
 from pipelines.surroundings import handle
+from pipelines.verbosity import log_level
 
 ANSWER_SECONDS = 5.0
 HIGHEST_PORT = 65535  # the system takes a higher one for another, lower one
@@ -42,7 +43,9 @@ def cluster(settings: ClusterConfig) -> Iterator[None]:
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         # On one's own machine what Ray's processes say is noise around our one line, and stays in Ray's log files.
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=address is not None)
+        level = log_level() or logging.ERROR
+        chatty = address is not None or level < logging.WARNING
+        ray.init(address=address or "local", logging_level=level, log_to_driver=chatty)
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM and callable(terminate):
             terminate(signal.SIGTERM, None)  # the signal came while Ray's own handler was there
@@ -84,7 +87,7 @@ def ask(address: str) -> None:
     Raises:
         UserError: no cluster answers, or the address is not valid.
     """
-    name = f"Ray address {address!r}"
+    name = f"Ray address {address!r}{given_as('ray_address')}"
     if address.lower().startswith(("http://", "https://")):
         raise UserError(
             f"{name} is where `ray job submit` sends jobs; to join a cluster, its head is wanted: HOST:6379, "
@@ -114,7 +117,9 @@ def _head() -> str:
     try:
         return str(canonicalize_bootstrap_address_or_die("auto"))
     except (OSError, ValueError) as error:
-        raise UserError(f"Ray address 'auto': this machine belongs to no cluster: {one_line(error)}") from None
+        raise UserError(
+            f"Ray address 'auto'{given_as('ray_address')}: this machine belongs to no cluster: {one_line(error)}"
+        ) from None
 
 
 def _speaks(place: str) -> bool:

@@ -18,6 +18,7 @@ from pipelines.backend.mailbox import Mailbox
 from pipelines.backend.ray_checkpoints import opened
 from pipelines.backend.reporter import MailReporter
 from pipelines.surroundings import keep_compiled
+from pipelines.verbosity import log_from
 
 
 class WorkerArguments(TypedDict):
@@ -31,6 +32,7 @@ class WorkerArguments(TypedDict):
         resume: Folder of a checkpoint to resume from, if Ray has no checkpoint of its own.
         shared: A `Shared` in Ray's object store; None: nothing was computed beforehand.
         decoded: A `Decoded` in Ray's object store; None: the workers decode the samples.
+        log_level: Level from which log messages are wanted; None: as usual.
     """
 
     config: Any
@@ -40,6 +42,7 @@ class WorkerArguments(TypedDict):
     resume: str | None
     shared: Any
     decoded: Any
+    log_level: int | None
 
 
 def train_rank(arguments: WorkerArguments) -> None:
@@ -49,6 +52,7 @@ def train_rank(arguments: WorkerArguments) -> None:
     from ray.train.torch import get_device
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces each report, whatever its own log level
+    log_from(arguments["log_level"])
     mailbox, name = arguments["mailbox"], arguments["name"]
     # A restart after an error that no restart mends: end in peace, the driver has the message.
     if mailbox.failure(name):

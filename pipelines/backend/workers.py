@@ -26,6 +26,7 @@ from pipelines.backend.worker import WorkerArguments, train_rank
 from pipelines.run.folder import ERROR, last_line
 from pipelines.run.log import RunLog
 from pipelines.surroundings import handle
+from pipelines.verbosity import log_level
 
 TRAIN_POLL_SECONDS = "0.2"
 
@@ -115,6 +116,7 @@ def run_on_ray(
         "resume": str(resume.resolve()) if resume else None,
         "shared": shared,
         "decoded": decoded,
+        "log_level": log_level(),
     }
     drop_unusable(folder / RAY_STATE)
     trainer = _trainer(config, arguments, folder)

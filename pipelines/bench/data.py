@@ -19,7 +19,7 @@ from metalora.data.augmentations import AUGMENTATIONS
 from metalora.data.augmented import Augment, AugmentedDataset, DrawnSampler
 from metalora.data.dataset import KeptDataset
 from metalora.data.table import IntArray
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.models.backbones.base import Backbone
 from metalora.train.kept import CodeArray
 from pipelines.bench.common import Result, Size, Timing, publish, read_options, timed
@@ -59,7 +59,8 @@ def measure(
     """
     rows = table.rows("train")
     if len(rows) < config.data.batch_size:
-        raise UserError(f"batch_size {config.data.batch_size} is more than the {len(rows)} images of the train split")
+        raise UserError(f"batch_size {config.data.batch_size} is more than the {len(rows)} images of the train split"
+                        f"{given_as('batch_size')}")  # fmt: skip
     sampler = BatchSampler(table.domain[rows], config.data.batch_size, seed=0, sampling="natural")
     dataset = SampleDataset(table, rows, partial(backbone.inputs.encode, most=table.max_pixels))
     encoded = [table.read(int(rows[i])) for batch in sampler for i in batch]

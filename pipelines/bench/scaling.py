@@ -22,7 +22,7 @@ from metalora.build import build_model, build_networks
 from metalora.config import Config
 from metalora.data.dataset import Batch
 from metalora.data.table import Table
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.group import Group
 from metalora.train.kept import ConditionCache
 from metalora.train.learner import AdapterLearner
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unfit:
         raise UserError(
             f"batch_size {config.data.batch_size} cannot be shared by {unfit[0]} workers: choose a multiple"
+            f"{given_as('batch_size')}"
         )
     threads = max(1, (os.cpu_count() or 1) // worlds[-1])
     measured = [Measurement.run(config, n, options.steps, threads) for _ in range(options.repeats) for n in worlds]

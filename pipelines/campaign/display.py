@@ -11,8 +11,9 @@ from rich.text import Text
 
 from metalora.train.reporter import Progress
 from pipelines.campaign.trials import PARAMETERS, TrialRecord, direction
-from pipelines.run.console import LINE_SECONDS
+from pipelines.run.console import LINE_SECONDS, inform, warn
 from pipelines.run.folder import last_line
+from pipelines.verbosity import is_quiet
 
 ROWS = 12
 
@@ -43,7 +44,7 @@ class CampaignDisplay:
         self.live = Live(console=console, transient=True, refresh_per_second=2, get_renderable=self.table)
 
     def __enter__(self) -> "CampaignDisplay":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not is_quiet():
             self.live.start()
         return self
 
@@ -55,7 +56,7 @@ class CampaignDisplay:
 
     def say(self, text: str) -> None:
         """Show a message to the user."""
-        self.console.print(text, style="yellow", soft_wrap=True)
+        warn(self.console, text)
 
     def begin(self, records: Mapping[str, TrialRecord]) -> None:
         """Set the trials of an earlier part of the campaign."""
@@ -78,7 +79,8 @@ class CampaignDisplay:
             return
         for name, record in self.records.items():
             if record.status != "running" and (name not in before or before[name].status == "running"):
-                self.console.print(f"{name}: {record.status}{self._reached(record)}", soft_wrap=True)
+                tell = warn if record.status == "failed" else inform
+                tell(self.console, f"{name}: {record.status}{self._reached(record)}")
         self._line(self.summary())
 
     def summary(self) -> str:
@@ -151,4 +153,4 @@ class CampaignDisplay:
         now = time.monotonic()
         if now - self.printed > LINE_SECONDS:
             self.printed = now
-            self.console.print(text, soft_wrap=True)
+            inform(self.console, text)

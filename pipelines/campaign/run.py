@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
 from metalora.build import build_model
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.redact import redact_settings
 from metalora.registry import nearest
 from metalora.tracking.build import build_tracker
@@ -19,27 +20,29 @@ from metalora.train.selection import validation_metrics
 from pipelines.backend.cluster import Open, cluster
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.campaign.plan import Plan
-from pipelines.campaign.runner import CampaignRunner
+from pipelines.campaign.runner import CampaignRunner, number_of_trials
 from pipelines.campaign.spaces import grid
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, TrialRecord, TrialSpec, best_trial, read_trials
 from pipelines.run.claim import named_run
-from pipelines.run.console import only_tells, terminal
+from pipelines.run.console import inform, only_tells, terminal, warn
 from pipelines.run.folder import (
     CAMPAIGN,
     TRIALS,
     run_tags,
     upload_model,
 )
+from pipelines.run.rehearsal import ENDED, show_training
 from pipelines.run.tracking import start_tracking, tell_untracked
 
 
-def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster) -> Path:
+def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster, dry_run: bool = False) -> Path:
     """Run a campaign to its end, or resume one.
 
     Args:
         plan: Plan of the campaign.
         resume: Whether to resume the campaign named ``tracking.run_name``.
         open_cluster: Opens the cluster when it is needed.
+        dry_run: Whether to stop before anything is tried, written or tracked, and only print what would be.
 
     Returns:
         The campaign's folder.
@@ -48,18 +51,21 @@ def run_campaign(plan: Plan, resume: bool = False, open_cluster: Open = cluster)
         UserError: settings, data or cluster do not allow the campaign; trials that were run stay.
     """
     with named_run(plan.config, resume, Path(plan.space.name).stem, "tune") as (config, folder):
-        _run(replace(plan, config=config), folder, resume, open_cluster, terminal())
+        _run(replace(plan, config=config), folder, resume, open_cluster, terminal(), dry_run)
     return folder
 
 
-def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Console) -> None:
+def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Console, dry_run: bool) -> None:
     config = plan.config
     tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
-    prepared = prepare(config, lambda text: console.print(text, soft_wrap=True))
+    prepared = prepare(config, partial(inform, console), warn=partial(warn, console))
     plan = _complete(plan, prepared)
     if resume:
         plan.check_same(folder)
     points = _that_fit(plan, prepared, console) if plan.campaign.searcher == "grid" else None
+    if dry_run:
+        _rehearse(plan, prepared, points, console)
+        return
     complete = resume and points is not None
     complete = complete and _is_complete(read_trials(folder), len(points or ()) * plan.campaign.repeats)
     if complete:
@@ -83,6 +89,22 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
             _finish(tracker, plan, prepared, folder, status, console)
 
 
+def _rehearse(plan: Plan, prepared: Prepared, points: Sequence[Point] | None, console: Console) -> None:
+    """Print what a campaign would try."""
+    campaign, total = plan.campaign, number_of_trials(plan, points)
+    trials = "trials" if total is None else f"{total:,} trials"
+    searched = ", ".join(sorted(plan.space.searched))
+    console.print(f"space     {plan.space.name}: {searched}", soft_wrap=True)
+    console.print(
+        f"campaign  {trials}, {campaign.searcher} search, {campaign.repeats} for each point, judged by "
+        f"{campaign.objectives[0]}",
+        soft_wrap=True,
+    )
+    console.print("each trial, before its own point:")
+    show_training(console, plan.config, prepared.model.count_parameters(), prepared.steps)
+    console.print(ENDED)
+
+
 def _complete(plan: Plan, prepared: Prepared) -> Plan:
     """Return the plan with what depends on the data, after checking the objectives."""
     config, table = plan.config, prepared.table
@@ -90,7 +112,8 @@ def _complete(plan: Plan, prepared: Prepared) -> Plan:
     if not len(table.rows("val")):
         raise UserError("a campaign is judged on the validation split, and the data have none (--val-fraction)")
     if not config.evaluate.validate_every:
-        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more")
+        raise UserError("a campaign is judged on the validation split: validate_every must be 1 or more"
+                        f"{given_as('validate_every')}")  # fmt: skip
     overall, by_domain = validation_metrics(config, table)
     names = [PARAMETERS, STEP_SECONDS, *overall]
     for objective in objectives:

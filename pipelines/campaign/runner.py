@@ -25,8 +25,10 @@ from pipelines.campaign.search import CampaignSearch, ListSource, OptunaSource, 
 from pipelines.campaign.spaces import levels, number_of_points, sample
 from pipelines.campaign.trial import Materials, run_trial, share
 from pipelines.campaign.trials import Point, TrialRecord, direction, read_trials
+from pipelines.run.console import inform
 from pipelines.run.folder import METRICS, TRIALS
 from pipelines.run.log import read_metrics
+from pipelines.verbosity import log_level
 
 DEFAULT_TRIALS = 16
 STORAGE = "ray"
@@ -37,6 +39,18 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths are the user's
 }
+
+
+def number_of_trials(plan: Plan, points: Sequence[Point] | None) -> int | None:
+    """Return how many trials a campaign will have, if that is known; with points: those of its grid."""
+    campaign = plan.campaign
+    if points is not None:
+        most: int | None = min(len(points), campaign.trials or len(points))
+    else:
+        most = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
+        there = number_of_points(plan.space)
+        most = there if most is None or (there is not None and there < most) else most
+    return most and most * campaign.repeats
 
 
 class CampaignRunner:
@@ -153,14 +167,10 @@ class CampaignRunner:
             f"{len(self.prepared.table):,} images{'' if keep else ' (not kept: too large)'} of {size / 2**20:,.0f} MiB"
         )
         what = ", ".join(["original features", *(f"extractor features ({kind})" for kind in kinds), seen])
-        display.console.print(
-            f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}",
-            soft_wrap=True,
-        )  # fmt: skip
+        inform(display.console, f"shared by all trials, computed once in {time.monotonic() - began:.1f} s: {what}")
         checkpoints = {r.trial.name: r.checkpoint for r in before if r.checkpoint is not None}
-        return Materials(
-            self.plan, mailbox, networks, shared, checkpoints, self._storage(), (self.folder / STORAGE).resolve()
-        )
+        nested = (self.folder / STORAGE).resolve()
+        return Materials(self.plan, mailbox, networks, shared, checkpoints, self._storage(), nested, log_level())
 
     def _keep_images(self) -> tuple[bool, int]:
         """Tell whether the images fit into Ray's object store, and their bytes."""
@@ -178,15 +188,7 @@ class CampaignRunner:
         return sorted(kinds)
 
     def _total(self) -> int | None:
-        """Return how many trials there will be, if that is known."""
-        campaign = self.plan.campaign
-        if self.points is not None:
-            points: int | None = min(len(self.points), campaign.trials or len(self.points))
-        else:
-            points = campaign.trials or (None if campaign.hours or campaign.total_epochs else DEFAULT_TRIALS)
-            there = number_of_points(self.plan.space)
-            points = there if points is None or (there is not None and there < points) else points
-        return points and points * campaign.repeats
+        return number_of_trials(self.plan, self.points)
 
     def _source(self, past: int) -> Source:
         """Return the source of points, for a campaign that has already run ``past`` trials."""

@@ -6,6 +6,7 @@ do not have it.
 
 import itertools
 import math
+import os
 import runpy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from metalora.config import (
     setting_sections,
     to_dict,
 )
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.methods import check_methods
+from metalora.missing import is_missing, no_such_path
 from metalora.places import expanded
 from metalora.registry import nearest
 from pipelines.campaign.trials import Point
@@ -73,7 +75,9 @@ def load_space(name: str) -> Space:
     own = space_names()
     file = Path(str(tune_spaces.__file__)).with_name(f"{name}.py") if name in own else expanded(name)
     if not (name in own or _is_file(name)):
-        known = own if not name.endswith(".py") else []
+        if is_missing(name) and (name.endswith(".py") or os.sep in name):
+            raise UserError(f"{no_such_path(name, 'space')}{given_as('space')}")
+        known = [*own, *sorted(path.name for path in Path().glob("*.py"))]
         raise UserError(
             f"unknown space {name!r}{nearest(name, known)} "
             f"(spaces: {', '.join(space_names())}; or the path of a .py file with a list SPACE)"

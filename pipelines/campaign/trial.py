@@ -35,6 +35,7 @@ from pipelines.backend.workers import run_on_ray
 from pipelines.campaign.plan import Plan
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, TrialSpec
 from pipelines.surroundings import keep_compiled
+from pipelines.verbosity import log_from
 
 THREAD_SECONDS = 600
 
@@ -51,6 +52,7 @@ class Materials:
         checkpoints: Checkpoints to resume from, by the name of a trial that an earlier part of the campaign began.
         storage: Folder or URI for the checkpoints of nested trainings.
         folder: Folder for the error reports of nested trainings.
+        log_level: Level from which log messages are wanted; None: as usual.
     """
 
     plan: Plan
@@ -60,6 +62,7 @@ class Materials:
     checkpoints: Mapping[str, str]
     storage: str
     folder: Path
+    log_level: int | None = None
 
 
 class TrialReporter:
@@ -120,6 +123,7 @@ def run_trial(config: Mapping[str, Any], materials: Materials) -> None:
     keep_compiled()
     for name in (None, "ray"):  # Ray announces each checkpoint
         logging.getLogger(name).setLevel(logging.WARNING)
+    log_from(materials.log_level)
     # Read when the next trial takes this process over: Tune gives that one up if the thread of this one is not gone by
     # then, and 2 s are not enough on a busy machine.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_SECONDS))

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
-from pipelines.run.console import ProgressDisplay, show_report, terminal
+from pipelines.run.console import ProgressDisplay, inform, show_report, terminal
 from pipelines.run.folder import read_report, read_settings, writable_file
 from pipelines.run.model import fetch, load_model
 
@@ -70,7 +71,7 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         UserError: data, backbone and adapter do not fit together.
     """
     table = load_table(config.data)
-    model, backbone = load_model(config, folder, lambda text: console.print(text, soft_wrap=True))
+    model, backbone = load_model(config, folder, partial(inform, console))
     if model.spec.labels != table.labels:
         ours, theirs = ", ".join(table.labels[:5]), ", ".join(model.spec.labels[:5])
         raise UserError(f"the adapter was trained for {len(model.spec.labels)} labels ({theirs}, ...), "

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from metalora.errors import option
 from metalora.methods import Described, described, find
-from pipelines.command_line import make_parser, option, parse
+from metalora.registry import KINDS
+from pipelines.command_line import make_parser, parse
 from pipelines.run.console import terminal
 
 
@@ -34,10 +36,5 @@ def _one(method: Described) -> str:
     lines = [f"  {method.name}", *(f"    {line}".rstrip() for line in method.text.splitlines())]
     lines += [""] if method.options else []
     for name, form, default, help in method.options:
-        lines.append(f"    {option(_path(method, name))} ({form}, default {default}): {help}")
+        lines.append(f"    {option(KINDS[method.setting].path(method.name, name))} ({form}, default {default}): {help}")
     return "\n".join(lines)
-
-
-def _path(method: Described, option: str) -> str:
-    """Return the setting that an option of a method is."""
-    return f"{method.setting}.{method.name}.{option}" if method.several else f"{method.setting}.{option}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metalora.config import Config
 from metalora.data.unlabelled import Unlabelled
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.files import sha256
 from metalora.models.predictor import BATCH, Predictor
 from metalora.places import absolute
@@ -17,7 +17,7 @@ from metalora.train.results import ADAPTER
 from pipelines.backend.predicting import Chunk, predict_here, predict_on_ray
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
-from pipelines.run.console import ProgressDisplay, terminal
+from pipelines.run.console import ProgressDisplay, inform, terminal
 from pipelines.run.folder import read_settings
 from pipelines.run.model import fetch, load_model
 from pipelines.run.predictions import Predictions
@@ -72,7 +72,7 @@ def predict(options: argparse.Namespace) -> None:
         folder = fetch(options.run, *places, Path(scratch))
         config = resolve(options, read_settings(folder))
         _check(config, options.run)
-        model, _ = load_model(config, folder, lambda text: console.print(text, soft_wrap=True))
+        model, _ = load_model(config, folder, partial(inform, console))
         adapter = sha256(folder / ADAPTER / "adapter.safetensors")
     top = min(options.top, len(model.spec.labels))
     plan = {"adapter": adapter, "images": images.fingerprint, "top": top, "features": options.features}
@@ -95,6 +95,7 @@ def _check(config: Config, run: str) -> None:
         raise UserError(
             f"run {run!r} was trained with one seed per task (seed_granularity task), and images by themselves have no "
             "task; metalora evaluate takes the seeds of tasks from the training images"
+            f"{given_as('seed_granularity')}"
         )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from metalora.adapters.formats import FORMATS
 from metalora.config import Config, current_names, to_dict
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.evaluate.significance import Estimate, compare, estimate, sentence
 from metalora.files import atomic_file
 from metalora.reading import check_form, gate
@@ -80,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(parser, arguments)
     for name in ("format", "rank", "lr", "backbone", "random_seed"):
         if hasattr(options, name):
-            raise UserError(f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones)")
+            raise UserError(
+                f"{name} is what the table varies: leave it out (see --formats, --lr-low, --backbones){given_as(name)}"
+            )
     base: dict[str, Any] = {"cluster": {"workers": 1}, "adapter": {"parameter_budget": 110_000}}
     before: Mapping[str, Any] = {}
     earlier = None

@@ -3,13 +3,14 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from metalora.config import Config, to_yaml
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.evaluate.predictions import read_predictions
 from metalora.report.errors import weakest
 from metalora.tracking.build import build_tracker
@@ -19,10 +20,10 @@ from metalora.train.results import ADAPTER, PREDICTIONS, has_results
 from metalora.train.resume import extended, read_resumable
 from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
-from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.command_line import add_dry_run, add_resume, make_parser, parse
 from pipelines.options import add_settings, config_file, resolve, resolve_section
 from pipelines.run.claim import named_run
-from pipelines.run.console import ProgressDisplay, only_tells, show_report, terminal
+from pipelines.run.console import ProgressDisplay, inform, only_tells, show_report, terminal, warn
 from pipelines.run.folder import (
     CONFIG,
     METRICS,
@@ -37,6 +38,7 @@ from pipelines.run.folder import (
 )
 from pipelines.run.log import RunLog
 from pipelines.run.model import find_adapter
+from pipelines.run.rehearsal import ENDED, show_training
 from pipelines.run.results import copy_results, upload_results
 from pipelines.run.tracking import start_tracking, tell_untracked
 from pipelines.run.trust import check_places
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("metalora train", "Fine-tune a frozen backbone for several visual domains at once.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, below the command line")
     parser.add_argument("--print-config", action="store_true", help="print the resulting settings, and stop")
+    add_dry_run(parser, "trained")
     add_resume(parser, "a run, from its last checkpoint")
     add_settings(parser)
     options = parse(parser, arguments)
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         terminal().print(to_yaml(config), end="", soft_wrap=True)
         return
     check_places(config, options, folder)
-    train(config, resume=options.resume is not None)
+    train(config, resume=options.resume is not None, dry_run=options.dry_run)
 
 
 def begun_with(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -81,37 +84,45 @@ def begun_with(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     name = getattr(options, "init_adapter", in_file.get("init_adapter") if isinstance(in_file, Mapping) else None)
     if name in (None, "none", "null"):
         return {}
-    adapter, settings = find_adapter(str(name), Path(resolve_section(options, "cluster").output))
+    try:
+        adapter, settings = find_adapter(str(name), Path(resolve_section(options, "cluster").output))
+    except UserError as error:
+        raise UserError(f"{error}{given_as('init_adapter')}") from None
     options.init_adapter = str(adapter)
     return settings
 
 
-def train(config: Config, resume: bool = False) -> dict[str, Any]:
+def train(config: Config, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
     """Train, evaluate and track, and print a summary.
 
     Args:
         config: All settings.
         resume: Whether to continue the run named ``tracking.run_name``.
+        dry_run: Whether to stop before anything is trained, written or tracked, and only print what would be.
 
     Returns:
-        The k-NN report, as in ``knn.json``.
+        The k-NN report, as in ``knn.json``; empty after a dry run.
 
     Raises:
         UserError: the settings or the data cannot be used, or the training fails; files written so far stay.
     """
     console = terminal()
     with named_run(config, resume, config.adapter.format.name, "train") as (config, folder):
-        console.print(f"run       {_described(config)}", soft_wrap=True)
+        inform(console, f"run       {_described(config)}")
         tracker = build_tracker(config.tracking.tracking_uri, config.tracking.experiment, folder.name)
         checkpoints = CheckpointFolder(folder, config.train.keep_checkpoints)
         newest = checkpoints.latest() if resume else None
-        last = newest and whole(newest, lambda text: console.print(text, style="yellow", soft_wrap=True))
-        prepared = prepare(config, lambda text: console.print(text, soft_wrap=True), begins=last is None)
+        last = newest and whole(newest, partial(warn, console))
+        prepared = prepare(config, partial(inform, console), last is None, partial(warn, console))
         if last is not None:
             # before the run's settings are written anew
             state = read_resumable(last, config, prepared.table, prepared.model)
             if has_results(last) and not extended(state, config):
                 console.print(f"run {folder.name} has ended (--epochs N trains longer)", soft_wrap=True)
+        if dry_run:
+            show_training(console, config, prepared.model.count_parameters(), prepared.steps)
+            console.print(ENDED)
+            return {}
         tags = {**run_tags("train", "train"), "metalora.format": config.adapter.format.name}
         uri = config.tracking.tracking_uri
         start_tracking(tracker, folder, uri, run_params(config), tags, {CONFIG: to_yaml(config)})

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
 from pipelines.campaign.spaces import Space, check_values, is_trusted_space, load_space, sections_of, trust_space
 from pipelines.campaign.trials import check_plan
-from pipelines.command_line import add_resume, make_parser, parse
+from pipelines.command_line import add_dry_run, add_resume, make_parser, parse
 from pipelines.commands.train import begun_with
 from pipelines.options import add_section, add_settings, config_file, given, resolve, resolve_section, settings_of
 from pipelines.run.folder import (
@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = make_parser("metalora tune", "Search a space of settings with Ray Tune; every trial is a training.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, which may have a section 'campaign'")
+    add_dry_run(parser, "tried")
     add_resume(parser, "a campaign")
     add_section(parser, "campaign", CampaignConfig)
     add_settings(parser)
     options = parse(parser, arguments)
     plan = _resumed_plan(options) if options.resume else _new_plan(options)
-    run_campaign(plan, resume=bool(options.resume))
+    run_campaign(plan, resume=bool(options.resume), dry_run=options.dry_run)
 
 
 def _new_plan(options: argparse.Namespace) -> Plan:
@@ -79,4 +80,6 @@ def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[st
     in_file = {name for settings in file.values() if isinstance(settings, Mapping) for name in settings}
     for name in sorted(space.searched):
         if hasattr(options, name) or name in in_file:
-            raise UserError(f"{name} is searched by space {space.name!r}: leave it out, or search another space")
+            raise UserError(
+                f"{name} is searched by space {space.name!r}: leave it out, or search another space{given_as(name)}"
+            )

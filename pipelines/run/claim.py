@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from metalora.config import Config
-from metalora.errors import UserError
+from metalora.errors import UserError, given_as
 from metalora.places import absolute
 from metalora.tracking.build import tracking_address
 from pipelines.run.folder import check_links
@@ -68,7 +68,7 @@ def check_name(name: str) -> None:
         met = f", it holds {', '.join(map(repr, bad))}" if bad else ""
         raise UserError(
             f"run_name {name!r} must be a plain folder name{met}: at most {LONGEST} bytes of printable characters, "
-            "without / \\ : and not beginning with . or -"
+            f"without / \\ : and not beginning with . or -{given_as('run_name')}"
         )
 
 

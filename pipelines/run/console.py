@@ -17,6 +17,7 @@ from metalora.redact import redact
 from metalora.report.measures import warnings_of
 from metalora.report.tables import accuracy_table, measures_table
 from metalora.train.reporter import Progress as State
+from pipelines.verbosity import is_quiet
 
 LINE_SECONDS = 10.0
 
@@ -66,12 +67,23 @@ def terminal() -> Console:
     return Console(file=output, markup=False, emoji=False, highlight=False)
 
 
+def inform(console: Console, text: str) -> None:
+    """Print a line on how a command gets on, which ``--quiet`` leaves out."""
+    if not is_quiet():
+        console.print(text, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Print a warning, also with ``--quiet``."""
+    console.print(text, style="yellow", soft_wrap=True)
+
+
 def show_report(console: Console, report: Mapping[str, Any]) -> None:
     """Print the accuracies of ``knn.json``, by task and by measure, and what they warn of."""
     console.print(accuracy_table(report["original"], report["adapted"], report["format"]))
     console.print(measures_table(report))
     for line in warnings_of(report):
-        console.print(f"warning: {line}", style="yellow", soft_wrap=True)
+        warn(console, f"warning: {line}")
 
 
 @contextmanager
@@ -90,6 +102,8 @@ def only_tells(tell: Callable[[Exception], None]) -> Iterator[None]:
 class ProgressDisplay:
     """A live bar on a terminal; elsewhere (a job's log) one line every ten seconds and at the end of the training.
 
+    With ``--quiet`` there is none; messages are still shown.
+
     Args:
         console: The console to write to.
     """
@@ -107,7 +121,7 @@ class ProgressDisplay:
         self.task = self.bar.add_task("starting", total=None, facts="")
 
     def __enter__(self) -> "ProgressDisplay":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not is_quiet():
             self.bar.start()
         return self
 
@@ -117,23 +131,23 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """Show a message to the user."""
-        self.console.print(text, style="yellow", soft_wrap=True)
+        warn(self.console, text)
 
     def tell(self, metrics: Mapping[str, float]) -> None:
         """Print what a person waits for, each in a line of its own: how it is computed, validations, what was kept."""
         if "train/first_step_seconds" in metrics:
-            self.console.print(_computed(metrics), soft_wrap=True)
+            inform(self.console, _computed(metrics))
         if any(name.startswith("val/") for name in metrics):
             self._validated(metrics)
         if "best/epoch" in metrics:
-            self.console.print(f"keeping the weights of epoch {metrics['best/epoch']:.0f}, its best", soft_wrap=True)
+            inform(self.console, f"keeping the weights of epoch {metrics['best/epoch']:.0f}, its best")
 
     def _validated(self, metrics: Mapping[str, float]) -> None:
         knn = [name for name in metrics if re.fullmatch(r"val/knn\d+", name)]
         parts = [f"k-NN, K = {name.removeprefix('val/knn')}: {metrics[name]:.1%}" for name in knn]
         if "val/accuracy" in metrics:
             parts.append(f"classifier {metrics['val/accuracy']:.1%}, loss {metrics['val/loss']:.4f}")
-        self.console.print(f"epoch {self.epoch} validated  {'  '.join(parts)}", soft_wrap=True)
+        inform(self.console, f"epoch {self.epoch} validated  {'  '.join(parts)}")
 
     def show(self, state: State) -> None:
         """Show a state of the progress."""
@@ -148,7 +162,7 @@ class ProgressDisplay:
             self.bar.update(self.task, description=_title(state), total=state.total, completed=state.step, facts=facts)
         elif now - self.printed > LINE_SECONDS or (state.epoch and state.step == state.total):
             self.printed = now
-            self.console.print(f"{_title(state)}  {facts}", soft_wrap=True)
+            inform(self.console, f"{_title(state)}  {facts}")
 
     def _left(self, state: State, now: float) -> str:
         began, first = self.began[state.phase]

@@ -16,6 +16,7 @@ from metalora.adapters.formats import FORMATS
 from metalora.config import Config, check_file, place_settings
 from metalora.errors import UserError, one_line
 from metalora.files import atomic_file
+from metalora.missing import is_missing, no_such_path
 from metalora.models.backbones.base import Backbone
 from metalora.places import absolute, moved
 from metalora.reading import check_form, config_name, read_json, read_yaml, short
@@ -101,6 +102,9 @@ def find_run(name: str, output: Path, file: str = CONFIG, kind: str = "run") -> 
         if (folder / its).is_file():
             trials = f": its trials are runs, {folder / TRIALS}/NAME" if (its, file) == (CAMPAIGN, CONFIG) else ""
             raise UserError(f"{name!r} is a {other}, and a {kind} is wanted{trials}")
+    if os.sep in name:  # a path, and no name
+        inside = places[0] if places[0].parent.is_dir() else places[1]
+        raise UserError(no_such_path(inside, kind) if is_missing(inside) else f"{name!r} is no {kind}: no {file} in it")
     names = sorted(path.parent.name for path in output.glob(f"*/{file}")) if output.is_dir() else []
     raise UserError(f"no {kind} {name!r} in {output}{nearest(name, names)} (there: {', '.join(names) or 'none'})")
 

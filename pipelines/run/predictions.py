@@ -69,7 +69,9 @@ class Predictions:
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note("to continue: the same command")
         with suppress(OSError):
             (self.folder / LOCK).unlink()  # while it is held: another command looks whether its lock is still the file
         self.lock.release()

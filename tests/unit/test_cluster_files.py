@@ -39,7 +39,7 @@ def config_of(monkeypatch, tmp_path):
     def make(words):
         start = words.index("train") + 1
         configs = []
-        monkeypatch.setattr(train, "train", lambda config, resume: configs.append(config))
+        monkeypatch.setattr(train, "train", lambda config, resume, dry_run: configs.append(config))
         train.main(words[start:])
         return configs[0]
 
@@ -152,7 +152,7 @@ def test_the_readmes_campaign_is_one(monkeypatch):
     (block,) = [block for block in BLOCKS if "metalora tune" in block]
     words = shlex.split(block.replace("\\\n", " "))
     plans = []
-    monkeypatch.setattr(tune, "run_campaign", lambda plan, resume: plans.append(plan))
+    monkeypatch.setattr(tune, "run_campaign", lambda plan, resume, dry_run: plans.append(plan))
     tune.main(words[words.index("tune") + 1 :])
     assert plans[0].config.cluster.ray_address == "auto"
     assert plans[0].space.name == "paper"

@@ -1,6 +1,7 @@
 import os
 import stat
 import subprocess
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -229,3 +230,41 @@ def test_one_of_many_makes_a_folder_of_the_cache_and_one_mends_it(tmp_path: Path
             assert {(folder / "x").read_text() for folder in folders} == {"right"}
             assert len(made) == times
             (tmp_path / "a" / "x").write_text("wrong")
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def private(file: Path) -> None:
+    """Write a file as some libraries do: one of their own, which only its owner may read, takes its place."""
+    handle, name = tempfile.mkstemp(dir=file.parent)
+    os.close(handle)
+    Path(name).replace(file)
+
+
+@pytest.mark.parametrize("write", [Path.touch, private])
+def test_the_umask_decides_who_reads_a_file(tmp_path, umask, write):
+    for name in ("x", "x"):  # the second time it is replaced
+        with atomic_file(tmp_path / name) as temporary:
+            write(temporary)
+    assert mode(tmp_path / "x") == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("write", [Path.touch, private])
+def test_the_umask_decides_who_reads_a_folder(tmp_path, umask, write):
+    with atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "sub").mkdir()
+        write(temporary / "sub" / "file")
+    assert mode(tmp_path / "x") == mode(tmp_path / "x" / "sub") == 0o777 & ~umask
+    assert mode(tmp_path / "x" / "sub" / "file") == 0o666 & ~umask
+
+
+def test_the_target_of_a_link_in_a_folder_keeps_its_mode(tmp_path):
+    (tmp_path / "own").touch(0o600)
+    with atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "link").symlink_to(tmp_path / "own")
+    assert mode(tmp_path / "own") == 0o600

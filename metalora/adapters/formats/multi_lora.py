@@ -1,7 +1,7 @@
 """Multi-LoRA: parallel low-rank branches with learned scales (Wang et al., arXiv 2311.11501)."""
 
 from metalora.adapters.formats.base import FORMATS, Diagonal, Shape
-from metalora.registry import Field
+from metalora.config import setting
 
 
 @FORMATS.register("multi_lora")
@@ -14,7 +14,9 @@ class MultiLora(Diagonal):
     """
 
     seed = "learned"
-    branches: int = Field(default=4, ge=1, le=2**20, description="parallel branches N")
+    branches: int = setting(
+        default=4, ge=1, le=2**20, description="parallel branches N", words=("num_branches", "n_branches", "experts")
+    )
 
     def channels(self, shape: Shape) -> int:
         """Return M = N R."""

@@ -61,4 +61,4 @@ def _as_it_is(image: Tensor) -> Tensor:
     return image
 
 
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "augment")
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "augment", several=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from metalora.config import setting
 from metalora.data.augmentations.base import AUGMENTATIONS, Mixture
 from metalora.registry import Field
 
@@ -13,7 +14,12 @@ class Cutmix(Mixture):
     loss = s loss(y_1) + (1 - s) loss(y_2), s the share of the area that is left, drawn from Beta(alpha, alpha)
     """
 
-    alpha: float = Field(default=1.0, gt=0, description="both parameters of the Beta distribution of the shares")
+    alpha: float = setting(
+        default=1.0,
+        gt=0,
+        description="both parameters of the Beta distribution of the shares",
+        words=("cutmix_alpha", "cutmix"),
+    )
     probability: float = Field(default=1.0, ge=0, le=1, description="share of the images that are mixed")
 
     def mixer(self) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from metalora.config import setting
 from metalora.data.augmentations.base import AUGMENTATIONS, Mixture
 from metalora.registry import Field
 
@@ -13,7 +14,12 @@ class Mixup(Mixture):
     x = s x_1 + (1 - s) x_2, loss = s loss(y_1) + (1 - s) loss(y_2), s from Beta(alpha, alpha)
     """
 
-    alpha: float = Field(default=0.2, gt=0, description="both parameters of the Beta distribution of the shares")
+    alpha: float = setting(
+        default=0.2,
+        gt=0,
+        description="both parameters of the Beta distribution of the shares",
+        words=("mixup_alpha", "mixup"),
+    )
     probability: float = Field(default=1.0, ge=0, le=1, description="share of the images that are mixed")
 
     def mixer(self) -> Any:

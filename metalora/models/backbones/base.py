@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -83,6 +84,21 @@ class Parts:
     stem: str | None = None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where a library keeps weights that it has fetched.
+
+    Attributes:
+        path: The file or folder.
+        root: The folder that copies to other machines may lie in, too.
+        variable: Environment variable that names ``root``.
+    """
+
+    path: Path
+    root: Path
+    variable: str
+
+
 class Library(Protocol):
     """A source of networks, in a file of its own. Its registered name is the part of a backbone's name before ``/``."""
 
@@ -102,6 +118,17 @@ class Library(Protocol):
             UserError: the name is unknown, or the network has no such weights or size.
         """
 
+    def kept(self, model: str, weights: str) -> Kept | None:
+        """Return where the weights of a network are when they have been fetched; None if none are published.
+
+        Args:
+            model: Name of the network.
+            weights: ``default``, or a weights name.
+
+        Raises:
+            UserError: as for `build`.
+        """
+
 
 LIBRARIES: Registry[Library] = Registry("library of backbones")
 
@@ -109,3 +136,9 @@ LIBRARIES: Registry[Library] = Registry("library of backbones")
 def shapes_of(net: nn.Module) -> dict[str, torch.Size]:
     """Return the shapes of a network's tensors, by name."""
     return {name: tensor.shape for name, tensor in net.state_dict().items()}
+
+
+def kept_by_torch(url: str) -> Kept:
+    """Return where torch keeps a file that it has downloaded."""
+    hub = Path(torch.hub.get_dir())
+    return Kept(hub / "checkpoints" / url.rpartition("/")[2], hub.parent, "TORCH_HOME")

@@ -3,6 +3,7 @@
 A backbone is a network without its classifier, together with the preprocessing its weights expect.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ def build_backbone(
         file, asked = file or weights, "none"
     if image_size is not None and not 1 <= image_size <= limits().image_side:
         raise UserError(f"image_size must be 1 to {limits().image_side}, got {short(image_size)}")
+    if file is None and weights != "none" and (os.sep in weights or absolute(weights).is_file()):
+        raise UserError(f"weights {weights!r}: the name of a file of weights ends in {', '.join(WEIGHT_FILES)}")
     file = None if file is None else absolute(file)
     tensors = read_weights(file) if file else None
     try:

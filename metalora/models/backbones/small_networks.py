@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from metalora.errors import UserError
-from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
+from metalora.models.backbones.base import LIBRARIES, Kept, Parts, shapes_of
 from metalora.models.backbones.resnet_cifar import ResNetCifar
 from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
@@ -49,3 +49,7 @@ class SmallNetworks:
         net = make()
         crop = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
         return Parts(net, shapes_of(net), ImageInputs(crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (3, side, side)))
+
+    def kept(self, model: str, weights: str) -> Kept | None:
+        """Return None: nothing is published. See `Library.kept`."""
+        return None

@@ -1,10 +1,11 @@
 """Timm's classification networks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from metalora.errors import UserError
-from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
+from metalora.models.backbones.base import LIBRARIES, Kept, Parts, kept_by_torch, shapes_of
 from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
 from metalora.registry import nearest
@@ -48,6 +49,17 @@ class Timm:
             ),
             stem=first if isinstance(first, str) or first is None else first[0],
         )
+
+    def kept(self, model: str, weights: str) -> Kept | None:
+        """Return the folder of the Hugging Face hub, or torch's. See `Library.kept`."""
+        import timm
+        from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+        published: Any = timm.get_pretrained_cfg(_timm_name(model, weights))
+        if published.hf_hub_id:
+            folder = f"models--{published.hf_hub_id.replace('/', '--')}"
+            return Kept(Path(HF_HUB_CACHE) / folder / "snapshots", Path(HF_HOME), "HF_HOME")
+        return kept_by_torch(published.url) if published.url else None
 
 
 def _timm_name(model: str, weights: str) -> str:

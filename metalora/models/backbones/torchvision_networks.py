@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from metalora.errors import UserError
-from metalora.models.backbones.base import LIBRARIES, Parts, shapes_of
+from metalora.models.backbones.base import LIBRARIES, Kept, Parts, kept_by_torch, shapes_of
 from metalora.models.inputs import ImageInputs
 from metalora.places import WEIGHT_FILES
 from metalora.registry import nearest
@@ -34,26 +34,42 @@ class Torchvision:
             raise UserError(f"unknown torchvision network {model!r}{nearest(model, classifiers)}")
         if model.startswith("squeezenet"):
             raise UserError(f"backbone 'torchvision/{model}' has no feature vector: its classifier is convolutional")
-        known = models.get_model_weights(model).__members__
-        chosen = "DEFAULT" if weights in ("default", "none") else weights
-        if chosen not in known:
-            raise UserError(
-                f"backbone 'torchvision/{model}' has no weights {weights!r}{nearest(weights, known)} "
-                f"(accepted: default, none, {', '.join(known)}, or a path ending in {', '.join(WEIGHT_FILES)})"
-            )
-        transform = known[chosen].transforms()
+        chosen = _published(model, weights)
+        transform = chosen.transforms()
         (own_side,), (own_resize,) = transform.crop_size, transform.resize_size
         side = image_size or own_side
         resize = transforms.Resize(
             [round(own_resize * side / own_side)], transform.interpolation, antialias=transform.antialias
         )
         crop = transforms.Compose([resize, transforms.CenterCrop([side]), transforms.PILToTensor()])
-        fetched = known[chosen] if fetch and weights != "none" else None
+        fetched = chosen if fetch and weights != "none" else None
         net = models.get_model(model, weights=fetched, **_arguments(model, side))
         shapes = shapes_of(net)
         _cut(net)
         inputs = ImageInputs(crop, tuple(transform.mean), tuple(transform.std), (3, side, side))
         return Parts(net, shapes, inputs)
+
+    def kept(self, model: str, weights: str) -> Kept | None:
+        """Return torch's folder of downloads. See `Library.kept`."""
+        return kept_by_torch(str(_published(model, weights).url))
+
+
+def _published(model: str, weights: str) -> Any:
+    """Return the entry of published weights; for ``none`` too, since it has the preprocessing.
+
+    Raises:
+        UserError: the network has no weights of that name.
+    """
+    from torchvision import models
+
+    known = models.get_model_weights(model).__members__
+    chosen = "DEFAULT" if weights in ("default", "none") else weights
+    if chosen not in known:
+        raise UserError(
+            f"backbone 'torchvision/{model}' has no weights {weights!r}{nearest(weights, known)} "
+            f"(accepted: default, none, {', '.join(known)}, or a path ending in {', '.join(WEIGHT_FILES)})"
+        )
+    return known[chosen]
 
 
 def _arguments(model: str, side: int) -> dict[str, Any]:

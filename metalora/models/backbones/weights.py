@@ -1,5 +1,6 @@
 """Weight files: read state dicts, load them into a network, and identify a network by its tensors."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from metalora.errors import UserError
+from metalora.missing import is_missing, no_such_path
 from metalora.models.backbones.base import shapes_of
 from metalora.reading import gate, short
 from metalora.tensor_files import check_like, read_safetensors, read_torch
 
 _log = logging.getLogger(__name__)
+_NET = "net."  # a `Backbone` holds its network as ``net``
 
 
 def state_hash(module: nn.Module) -> str:
@@ -31,8 +34,8 @@ def state_hash(module: nn.Module) -> str:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a state dict file, without ever unpickling objects."""
     what = f"weights file {str(file)!r}"
-    if not file.exists():
-        raise UserError(f"no {what}")
+    if is_missing(file):
+        raise UserError(no_such_path(file, "weights"))
     tensors = (read_safetensors if file.suffix.lower() == ".safetensors" else read_torch)(file, what)
     if not isinstance(tensors, dict):
         raise UserError(f"{what} holds a {type(tensors).__name__}, not a state dict")
@@ -46,8 +49,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, whole: Mapping[str, torch.Size], tensors: dict[str, Tensor], what: str) -> None:
-    """Load tensors into a network without classifier; ``whole`` has the shapes with the classifier's."""
+    """Load tensors into a network without classifier; ``whole`` has the shapes with the classifier's.
+
+    The state dict of a `Backbone` is that of its network, with names below ``net``.
+    """
     own = shapes_of(net)
+    if all(name.startswith(_NET) for name in tensors) and not tensors.keys() & whole.keys():
+        tensors = {name.removeprefix(_NET): tensor for name, tensor in tensors.items()}
     if not tensors.keys() & whole.keys():
         tensors = _by_order(own, whole, tensors, what)
     tensors = {name: tensor for name, tensor in tensors.items() if name in own or name not in whole}
@@ -69,9 +77,15 @@ def _by_order(
     shapes = [tensor.shape for tensor in tensors.values()]
     for wanted in (whole, own):
         if shapes == list(wanted.values()):
-            _log.warning("%s: no name is the network's, but all shapes are, in order: loaded by order", what)
+            _tell_once(f"{what}: no name is the network's, but all shapes are, in order: loaded by order")
             return dict(zip(wanted, tensors.values(), strict=True))
     raise UserError(
         f"{what}: no tensor has a name of the network, and their {len(shapes)} shapes are not, in order, "
         f"its {len(whole)} (first name met: {short(next(iter(tensors), None))}, wanted: {next(iter(whole))!r})"
     )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    """Log a warning, once in a process: a file may be loaded as backbone and as extractor."""
+    _log.warning(text)

@@ -184,4 +184,4 @@ class Callbacks:
             member.close()
 
 
-CALLBACKS: Registry[Callback] = Registry("callback", "callbacks", frozen=False)
+CALLBACKS: Registry[Callback] = Registry("callback", "callbacks", frozen=False, several=True)

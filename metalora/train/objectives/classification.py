@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalora.registry import Field
+from metalora.config import setting
 from metalora.train.objectives.base import OBJECTIVES, Objective
 
 
@@ -14,7 +14,9 @@ class Classification(Objective):
     loss = -sum_c ((1 - e) [c = y] + e / C) log softmax(scores)_c
     """
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing e")
+    label_smoothing: float = setting(
+        default=0.0, ge=0, lt=1, description="label smoothing e", words=("smoothing", "smooth")
+    )
 
     @property
     def mixes(self) -> bool:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora.config import setting
 from metalora.errors import UserError
 from metalora.models.model import Trainable
 from metalora.reading import short
-from metalora.registry import Field
 from metalora.tensor_files import check_like
 from metalora.train.optimizers.base import OPTIMIZERS, OptimizerMethod
 
@@ -23,7 +23,9 @@ class AdamW(OptimizerMethod):
     Vectors (biases, norms, branch scales) are not decayed.
     """
 
-    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices and kernels")
+    weight_decay: float = setting(
+        default=0.01, ge=0, description="weight decay of matrices and kernels", words=("wd", "decay", "l2")
+    )
 
     def build(self, trained: Iterable[Trainable], lr: float, scales: Mapping[str, float]) -> torch.optim.AdamW:
         """Build torch's AdamW, with one group per rate and decay. See `OptimizerMethod.build`."""

@@ -74,7 +74,7 @@ def _report(folder: Path) -> object:
 
 def _resume_campaign(folder: Path) -> object:
     plans: list[Plan] = []
-    tune.run_campaign = lambda plan, resume: plans.append(plan)  # what reads ends here
+    tune.run_campaign = lambda plan, resume, dry_run: plans.append(plan)  # what reads ends here
     tune.main(["--resume", str(folder)])
     plan = replace(plans[0], campaign=replace(plans[0].campaign, objectives=(OBJECTIVE,)), fingerprint="data")
     plan.check_same(folder)
@@ -84,7 +84,7 @@ def _resume_campaign(folder: Path) -> object:
 
 def _resume_run(folder: Path) -> object:
     configs: list[Config] = []
-    train.train = lambda config, resume: configs.append(config)
+    train.train = lambda config, resume, dry_run: configs.append(config)
     train.main(["--resume", str(folder)])
     return to_dict(configs[0]), read_run_note(folder), list(read_metrics(folder / METRICS))
 

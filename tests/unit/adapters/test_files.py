@@ -1,6 +1,7 @@
 """Adapter folders."""
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,16 @@ def test_what_is_written_is_read(folder: Path) -> None:
         assert torch.equal(state[name], tensor)
     assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, TENSORS]
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_the_umask_decides_who_reads_an_adapter(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_adapter(tmp_path / "adapter", STATE, {"format": "tr"})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    assert modes == {TENSORS: 0o640, DESCRIPTION: 0o640}
 
 
 @pytest.mark.parametrize("name", [DESCRIPTION, TENSORS])

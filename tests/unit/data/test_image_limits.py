@@ -46,7 +46,9 @@ def test_tiles_larger_than_any_image_are_not_decoded(monkeypatch):
 def test_the_limit_is_kept_for_every_image_that_a_table_reads(make_tree):
     root = make_tree({"a/x": 4, "a/y": 4})
     assert load_table(DataConfig(data=str(root), max_pixels=16)).max_pixels == 16
-    with pytest.raises(UserError, match=r"000\.png: its 4 x 4 pixels are more than max_pixels = 15 \(7 more like it\)"):
+    with pytest.raises(
+        UserError, match=r"000\.png: its 4 x 4 pixels are more than max_pixels = 15 \(--max-pixels\) \(7 more like it\)"
+    ):
         load_table(DataConfig(data=str(root), max_pixels=15))
     table = load_table(DataConfig(data=str(root), max_pixels=15, verify_images=False))
     with pytest.raises(UserError, match="more than max_pixels = 15"):

@@ -23,10 +23,13 @@ print(table.fingerprint, len(table.read(9999)))
     [
         (
             "no/such/place",
-            r"data '.*/no/such/place' does not exist; wanted: embedded, a folder root/domain/class/",
+            r"data: no such file or folder: 'no/such/place' \(here: .*\), and no folder 'no/such' \(--data\)",
         ),
-        ("embeded", r"data '.*/embeded' does not exist, did you mean 'embedded'\?; wanted"),
-        ("/a/very/long/place/of/many/letters/embeded", r"embeded' does not exist, did you mean 'embedded'\?"),
+        ("embeded", r"data: no such file or folder: 'embeded' \(here: .*\), did you mean 'embedded'\? \(--data\)"),
+        (
+            "/a/very/long/place/of/many/letters/embeded",
+            r"embeded', and no folder '/a/very.*', did you mean 'embedded'\?",
+        ),
     ],
 )
 def test_a_source_that_is_not_there(data, message):
@@ -46,9 +49,10 @@ def test_a_place_that_may_not_be_looked_at(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "closed").mkdir()
     monkeypatch.setattr(Path, "is_dir", refuse)
     with pytest.raises(UserError, match=r"cannot read data '.*/closed': Permission denied"):
-        load_table(DataConfig(data="closed"))
+        load_table(DataConfig(data=str(tmp_path / "closed")))
 
 
 def test_the_home_folder_is_understood(make_tree, make_rows, write, tmp_path, monkeypatch):

@@ -29,7 +29,9 @@ def decoded(monkeypatch):
 
 
 def test_the_first_bad_image_is_named_and_the_others_counted(bad_tree):
-    message = r"^cannot decode image .*/a/y/002\.png: .* \(1 more like it\); .* set on_bad_image to skip$"
+    message = (
+        r"^cannot decode image .*/a/y/002\.png: .* \(1 more like it\); .* set on_bad_image to skip \(--on-bad-image\)$"
+    )
     for _ in range(2):
         with pytest.raises(UserError, match=message):
             load_table(DataConfig(data=str(bad_tree)))

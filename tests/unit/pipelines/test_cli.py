@@ -32,7 +32,7 @@ def test_the_installed_command_ends_with_status_2_and_one_line():
     code = "from pipelines.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    commands = "train, tune, evaluate, predict, data, report, reproduce, seeds, methods, bench"
+    commands = "train, tune, evaluate, predict, download, data, report, reproduce, seeds, methods, bench"
     assert done.stderr == f"metalora: error: unknown command 'trian', did you mean 'train'? (commands: {commands})\n"
     assert done.stdout == ""
 
@@ -73,7 +73,7 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--target-modules", "re:("), "module pattern 're:(' is no regular expression: "),
         (("--exclude-modules", "nosuch"), "exclude_modules: 'nosuch' matches no module"),
         (("--backbone", "resnet21"), "unknown backbone 'resnet21', did you mean 'resnet20'?"),
-        (("--data", "nowhere"), "data '{cwd}/nowhere' does not exist"),
+        (("--data", "nowhere"), "data: no such file or folder: 'nowhere' (here: {cwd})"),
         (("--batch-size", "800"), "batch_size 800 exceeds the 28 images of the train split: lower it (--batch-size)"),
         (
             ("--objective", "episodic", "--batch-size", "10"),
@@ -104,7 +104,7 @@ def test_an_interrupt_ends_with_status_130(capsys, monkeypatch):
         (("--tracking-uri", "mlruns"), "tracking_uri 'mlruns': wanted sqlite:///FILE"),
         (("--resume", "nix"), "no run 'nix' in {cwd}/runs (there: none)"),
         (("--run-name", "a/b"), "run_name 'a/b' must be a plain folder name"),
-        (("--config", "no.yaml"), "config file 'no.yaml' cannot be read"),
+        (("--config", "no.yaml"), "config file: no such file or folder: 'no.yaml' (here: {cwd}) (--config)"),
         (("--output", "/dev/null/x"), "the run's folder /dev/null/x/"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -152,9 +152,12 @@ def test_a_run_comes_first_in_the_usage(capsys, command):
 @pytest.mark.parametrize("command", ["evaluate", "seeds", "report"])
 def test_a_run_is_looked_for_below_output_and_by_its_path(refused, tmp_path, command):
     kind = "campaign" if command == "report" else "run"
-    for name in ("absent", "else/absent"):
-        said = refused([command, name, "--output", "else"])
-        assert said == f"no {kind} {name!r} in {tmp_path}/else (there: none)"
+    assert refused([command, "absent", "--output", "else"]) == f"no {kind} 'absent' in {tmp_path}/else (there: none)"
+    Path("else/abesnt").mkdir(parents=True)
+    for name, output in (("else/absent", "runs"), ("./absent", "else")):
+        said = refused([command, name, "--output", output])
+        assert said == f"{kind}: no such file or folder: 'else/absent' (here: {tmp_path}), did you mean 'abesnt'?"
+    assert refused([command, "else/abesnt"]).startswith(f"'else/abesnt' is no {kind}: no ")
 
 
 def test_a_taken_name_is_refused(refused, settings):

@@ -97,7 +97,7 @@ def campaign(tmp_path, monkeypatch):
 def plans(arguments, monkeypatch):
     """Return the plan that a command line of ``metalora tune`` makes."""
     made = []
-    monkeypatch.setattr("pipelines.commands.tune.run_campaign", lambda plan, resume: made.append(plan))
+    monkeypatch.setattr("pipelines.commands.tune.run_campaign", lambda plan, resume, dry_run: made.append(plan))
     main(["tune", *arguments])
     return made[0]
 

@@ -114,7 +114,7 @@ def test_a_printed_config_gives_the_same_config(resolved, capsys, line):
         (["--rank-pattern", "a"], "--rank-pattern takes PATTERN=VALUE, got 'a'"),
         (["--rank-pattern", "a=b"], "adapter.rank_pattern.a = 'b': input should be a valid integer"),
         (["--rank", "none"], "adapter.rank = 'none': "),
-        (["--config", "no.yaml"], "config file 'no.yaml' cannot be read: No such file or directory"),
+        (["--config", "no.yaml"], "config file: no such file or folder: 'no.yaml' (here: "),
         (["--config", "."], "config file '.' cannot be read: Is a directory"),
     ],
 )

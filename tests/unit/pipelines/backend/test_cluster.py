@@ -65,7 +65,7 @@ def test_the_variable_says_which_cluster(monkeypatch: pytest.MonkeyPatch, variab
 def test_the_command_asks_before_it_reads_the_data(refused, settings, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("pipelines.backend.prepare.open_table", None)
     message = refused(settings("--workers", "1", "--ray-address", "127.0.0.1:1"))
-    assert message.startswith("Ray address '127.0.0.1:1': no Ray cluster answers")
+    assert message.startswith("Ray address '127.0.0.1:1' (--ray-address): no Ray cluster answers")
 
 
 def test_a_lasting_cluster_is_started_when_first_needed_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:

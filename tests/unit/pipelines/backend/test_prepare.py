@@ -77,6 +77,6 @@ def test_the_data_are_told_and_gpus_that_are_not_there_are_refused(settings, tmp
     assert line == f"data      {counted} images (20 more in held-out ones) of 2 classes in 1 domain"
     assert sum(counts) == 20
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    message = "gpus_per_worker 1: PyTorch finds no GPU on this machine"
+    message = "gpus_per_worker 1: PyTorch finds no GPU on this machine (--gpus-per-worker)"
     assert refused(settings("--gpus-per-worker", "1", "--run-name", "other")) == message
     assert not (tmp_path / "runs" / "other").exists()

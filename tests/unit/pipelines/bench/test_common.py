@@ -49,7 +49,7 @@ def test_sizes_are_small_full_or_given() -> None:
         ),
         (["trials", "--space", "qiuck"], "unknown space 'qiuck', did you mean 'quick'"),
         (["trials", "--small", "--trials", "1"], "a pause needs two trials"),
-        (["data", "--data", "nowhere"], "/nowhere' does not exist"),
+        (["data", "--data", "nowhere"], "no such file or folder: 'nowhere'"),
         (["data", "--small", "--images", "80", "--batch-size", "49"], "batch_size 49 is more than the 48 images"),
     ],
 )

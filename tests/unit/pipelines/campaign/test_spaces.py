@@ -115,5 +115,5 @@ def test_the_method_of_an_option_may_be_set_elsewhere(tmp_path, option):
 def test_an_unknown_space_comes_with_the_nearest():
     with pytest.raises(UserError, match="unknown space 'papre', did you mean 'paper'"):
         load_space("papre")
-    with pytest.raises(UserError, match=r"unknown space 'absent\.py'.*path of a \.py file"):
+    with pytest.raises(UserError, match=r"space: no such file or folder: 'absent\.py' \(here: .*\(--space\)"):
         load_space("absent.py")

@@ -115,8 +115,9 @@ def test_an_interrupted_prediction_goes_on_and_another_does_not(monkeypatch):
             yield index, names, found
 
     monkeypatch.setattr(command, "predict_here", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         command.main(["mine", "new", "--to", "again.csv"])
+    assert interrupt.value.__notes__ == ["to continue: the same command"]
     assert sorted(path.name for path in Path("again.csv.parts").iterdir()) == [
         "000000.parquet", "000001.parquet", "plan.json",
     ]  # fmt: skip
@@ -153,7 +154,7 @@ def test_actors_on_ray_predict_the_same():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["mine", "nowhere", "--to", "x.csv"], "there is no file or folder '.*/nowhere'"),
+        (["mine", "nowhere", "--to", "x.csv"], "images: no such file or folder: 'nowhere'"),
         (["mine", "runs/mine/seeds/seeds.parquet", "--to", "x.csv"], "has 0 columns 'image'"),
         (
             ["mine", "new/empty", "--to", "x.csv"],
