@@ -58,7 +58,8 @@ def run(command: Callable[[], None]) -> None:
         with usable_surroundings(), as_before():
             command()
     except UserError as error:
-        print(f"metalora: error: {redact(one_line(error, LONGEST))}", file=sys.stderr)
+        said = redact(one_line(error, LONGEST))
+        print(f"metalora: error: {said}", *getattr(error, "__notes__", ())[-1:], sep="\n", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.filename is None or error.errno not in UNUSABLE:

@@ -23,7 +23,7 @@ from pipelines.campaign.plan import Plan
 from pipelines.campaign.runner import CampaignRunner, number_of_trials
 from pipelines.campaign.spaces import grid
 from pipelines.campaign.trials import PARAMETERS, STEP_SECONDS, Point, TrialRecord, TrialSpec, best_trial, read_trials
-from pipelines.run.claim import named_run
+from pipelines.run.claim import named_run, to_continue
 from pipelines.run.console import inform, only_tells, terminal, warn
 from pipelines.run.folder import (
     CAMPAIGN,
@@ -84,6 +84,9 @@ def _run(plan: Plan, folder: Path, resume: bool, open_cluster: Open, console: Co
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            raise
+        except UserError as error:
+            error.add_note(f"once that is mended, {to_continue(folder, 'tune')}")
             raise
         finally:
             _finish(tracker, plan, prepared, folder, status, console)

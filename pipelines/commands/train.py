@@ -22,7 +22,7 @@ from pipelines.backend.local import train_here
 from pipelines.backend.prepare import Prepared, prepare
 from pipelines.command_line import add_dry_run, add_resume, make_parser, parse
 from pipelines.options import add_settings, config_file, resolve, resolve_section
-from pipelines.run.claim import named_run
+from pipelines.run.claim import named_run, to_continue
 from pipelines.run.console import ProgressDisplay, inform, only_tells, show_report, terminal, warn
 from pipelines.run.folder import (
     CONFIG,
@@ -136,6 +136,10 @@ def train(config: Config, resume: bool = False, dry_run: bool = False) -> dict[s
                 _summarize(console, prepared, report, folder, tracker)
         except KeyboardInterrupt:
             status = "KILLED"
+            raise
+        except UserError as error:
+            if checkpoints.latest() is not None:
+                error.add_note(f"once that is mended, {to_continue(folder, 'train')}")
             raise
         finally:
             _finish(tracker, prepared, folder, status, console)

@@ -52,9 +52,14 @@ def named_run(config: Config, resume: bool, kind: str, command: str) -> Iterator
         except KeyboardInterrupt as error:
             if all(path.name == LOCK for path in folder.iterdir()):
                 raise
-            name = folder.name if folder.parent == absolute("runs") else str(folder)
-            error.add_note(f"to continue: metalora {command} --resume {shlex.quote(name)}")
+            error.add_note(to_continue(folder, command))
             raise
+
+
+def to_continue(folder: Path, command: str) -> str:
+    """Return the line that says how a run is continued, from the working directory."""
+    name = folder.name if folder.parent == absolute("runs") else str(folder)
+    return f"to continue: metalora {command} --resume {shlex.quote(name)}"
 
 
 def check_name(name: str) -> None:

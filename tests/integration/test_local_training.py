@@ -133,7 +133,11 @@ def test_resumed_is_bit_equal_to_uninterrupted(run: Path, folder: Path, tree: Pa
 
 def test_nan_stops_with_step_task_and_checkpoint(folder: Path, tree: Path) -> None:
     done = _train(folder, tree, "nan", "--lr", "1e30", "--clip-norm", "none", "--checkpoint-every", "1")
-    _refused(done, "is not finite at step", "task", "last good checkpoint: step 1")
+    error, how = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert "is not finite at step" in error
+    assert error.endswith("last good checkpoint: step 1")
+    assert how == "once that is mended, to continue: metalora train --resume nan"
 
 
 def test_resume_with_other_settings_is_refused(run: Path, folder: Path) -> None:

@@ -265,7 +265,7 @@ class Line:
     def read(self, folder):
         return torch.load(folder / "state.pt", weights_only=True)
 
-    def finished(self, folder):
+    def finished(self, folder, state):
         return (folder / "done").is_file()
 
     def state(self):
@@ -439,5 +439,5 @@ def test_methods_and_options_that_there_are_not(section, setting, choice, messag
 
 
 def test_registries_are_reached_by_the_settings_that_name_their_methods():
-    assert set(KINDS) == {"format", "initializer", "objective", "callbacks", "optimizer"}
+    assert set(KINDS) == {"format", "initializer", "augment", "objective", "callbacks", "optimizer"}
     assert all(isinstance(registry, Registry) for registry in KINDS.values())

@@ -31,5 +31,6 @@ def test_an_unknown_method_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["methods", "epsodic"])
     assert (
-        "unknown method 'epsodic', did you mean 'episodic'? (kinds and methods: callbacks, " in capsys.readouterr().err
+        "unknown method 'epsodic', did you mean 'episodic'? (kinds and methods: augment, callbacks, "
+        in capsys.readouterr().err
     )
