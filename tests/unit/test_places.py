@@ -53,8 +53,8 @@ def test_the_default_output_is_where_the_user_stands_when_the_config_is_made(tmp
 
 def test_every_setting_that_takes_a_path_is_known():
     assert set(place_settings()) == {
-        ("backbone", "weights"), ("adapter", "init_adapter"), ("mapping", "extractor_weights"), ("data", "data"), ("cluster", "output"),
-        ("cluster", "storage_path"), ("tracking", "tracking_uri"),
+        ("backbone", "weights"), ("adapter", "init_adapter"), ("mapping", "extractor_weights"), ("data", "data"),
+        ("cluster", "output"), ("cluster", "storage_path"), ("tracking", "tracking_uri"),
     }  # fmt: skip
 
 

@@ -109,4 +109,4 @@ def _change_state(random: Random, file: Path) -> Mutation:
     return Mutation(f"{name}: {kind}", expect)
 
 
-surface = Surface("weights", make, mutate)
+surface = Surface("weights", make, mutate, named=("{folder}", "mutant/weights"))

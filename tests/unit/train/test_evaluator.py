@@ -73,7 +73,7 @@ def test_given_seeds_are_what_the_layers_read(make_trainer):
         of_domain = torch.from_numpy(np.flatnonzero(table.domain == domain))
         assert torch.allclose(given.get(of_domain), mean.expand(len(of_domain), -1))
     queries = table.holdout_rows("test")[:3]
-    _, (features, _) = evaluator._features("test", queries, given)
+    features = evaluator._features("test", queries, given).features
     images = evaluator.feed.prepare(evaluator.feed._kept(queries).codes)
     trainer.learner.model.network.slot.fill(given.get(torch.from_numpy(queries)))
     with torch.no_grad():
