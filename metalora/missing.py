@@ -9,6 +9,7 @@ from metalora.places import absolute
 from metalora.reading import short
 from metalora.registry import nearest
 
+ALIKE = 0.65  # from here on a name counts as a misspelling of another
 MOST_NAMES = 10_000  # of a folder, among which the nearest is looked for
 
 
@@ -36,7 +37,7 @@ def no_such_path(path: str | Path, what: str, words: Iterable[str] = ()) -> str:
     names: list[str] = []
     with suppress(OSError), os.scandir(place.parent) as entries:
         names = [entry.name for entry, _ in zip(entries, range(MOST_NAMES), strict=False)]
-    hint = nearest(place.name, sorted([*words, *names]))
+    hint = nearest(place.name, sorted([*words, *names]), ALIKE)
     if not place.parent.is_dir():
         hint = f", and no folder {short(str(shown.parent))}{hint}"
     return f"{what}: no such file or folder: {short(str(shown))}{where}{hint}"

@@ -56,7 +56,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         default="auto",
         description="precision of the training; auto: bfloat16 autocast on GPUs that have it, else float32",
-        words=("dtype", "fp16", "bf16"),
+        words=("dtype", "fp16", "bf16", "amp", "mixed_precision"),
     )
     channels_last: bool = setting(default=True, description="channels_last memory format on GPUs", free=True)
     kernel: Literal["auto", "plain", "fused"] = setting(

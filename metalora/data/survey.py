@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from metalora.data.images import decode, describe
@@ -82,6 +83,14 @@ def repeated(table: Table, equal: Iterable[tuple[int, ...]]) -> int:
     """Return how many images are in their split and domain before, among groups of equal ones."""
     places = (Counter((table.split[row], table.domain[row]) for row in rows) for rows in equal)
     return sum(count - 1 for place in places for count in place.values())
+
+
+def equal_codes(codes: npt.NDArray[np.generic]) -> list[tuple[int, ...]]:
+    """Return the groups of rows whose codes (N, ...) are equal."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, code in enumerate(codes):
+        groups[hashlib.sha256(np.ascontiguousarray(code).tobytes()).digest()].append(row)
+    return [tuple(rows) for rows in groups.values() if len(rows) > 1]
 
 
 def leaks(table: Table, equal: Iterable[tuple[int, ...]]) -> list[tuple[int, int]]:

@@ -80,14 +80,14 @@ def _check(model: MetaLoRAModel, initial: Initial) -> None:
             same = ", with other weights" if was == here else ""
             raise UserError(f"its {part} was {was}, here it is {here}{same}")
     mine, its = model.spec, description.spec
+    if its.make_format() != mine.make_format():
+        raise UserError(f"its format was {its.format}, here it is {mine.format}")
     for field in fields(its):
         if field.name in ("labels", "format"):
             continue
         was, now = getattr(its, field.name), getattr(mine, field.name)
         if was != now:
             raise UserError(f"its {field.name} was {_shown(was)}, here it is {_shown(now)}")
-    if its.make_format() != mine.make_format():
-        raise UserError(f"its format was {its.format}, here it is {mine.format}")
 
 
 def _shown(value: object) -> str:

@@ -13,7 +13,7 @@ from metalora.report.drawing import drawn, shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LEAST_IMAGES = 5  # of a class, for its accuracy to be told
+LEAST_IMAGES = 3  # of a class, for its accuracy to be told
 MOST_DOMAINS, MOST_CLASSES, MOST_WRONG = 12, 25, 8  # that a picture shows
 SIDE = 96  # pixels of a mistaken image, at most
 _TITLE = 26  # pixels above it

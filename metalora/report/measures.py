@@ -61,8 +61,14 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"{measure.name}: the training lowered it from {before:.1%} to {after:.1%}")
     accuracy = report["test_accuracy"]
     if chance is not None and accuracy - chance <= STEADY * Measure("", chance, accuracy).error(images):
+        unsure = accuracy - chance > Measure("", chance, accuracy).error(images)
         lines.append(
             f"the trained classifier is right for {accuracy:.1%} of {images:,} test images, the most frequent label "
-            f"alone for {chance:.1%}: no better than chance (more --epochs, or another --lr?)"
+            f"alone for {chance:.1%}: "
+            + (
+                "these are too few images to tell whether it is better than chance"
+                if unsure
+                else "no better than chance (more --epochs, another --lr? or, if val/loss rose, --keep best)"
+            )
         )
     return lines

@@ -85,6 +85,8 @@ def _changes(state: State, config: Config, table: Table, model: MetaLoRAModel) -
     """Return texts on the differences between a checkpoint's training and this one."""
     before, now = _before(state), comparable(config)
     changes = differences({**before, **_raised(before, now)}, now)
+    lowered = [f"train.{f.name}" for f in dataclasses.fields(SECTIONS["train"]) if facts_of(f).extends]
+    changes = [f"{text} (it can only be raised)" if text.split()[0] in lowered else text for text in changes]
     if state["data"] != table.fingerprint:
         changes.append("the data differ")
     if state.get("networks", networks(model)) != networks(model):

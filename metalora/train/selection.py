@@ -72,10 +72,15 @@ class Selection:
             self.selected["state"] = copy.deepcopy(state())
 
     def result(self) -> dict[str, float]:
-        """Return the metrics that tell of the best validation, if its weights are kept."""
-        if self.selected is None or not self.keep_best:
+        """Return the metrics that tell of the best validation: all of its own, if its weights are kept."""
+        if self.selected is None:
             return {}
-        return {**self.selected["metrics"], "best/epoch": float(self.selected["epoch"])}
+        found = {"best/epoch": float(self.selected["epoch"]), f"best/{self.monitor}": self.selected["value"]}
+        if self.over:
+            found["best/waited"] = float(self.selected["waited"])
+        if self.keep_best:
+            found |= {**self.selected["metrics"], "best/kept": 1.0}
+        return found
 
 
 def monitor_of(config: Config) -> str:
@@ -90,10 +95,8 @@ def check_selection(config: Config, table: Table) -> None:
         UserError: there are no validation images, or no such metric.
     """
     selection = Selection(config)
-    if not selection.active:
-        return
     asked = "--keep best" if selection.keep_best else "--patience"
-    if not len(table.rows("val")):
+    if selection.active and not len(table.rows("val")):
         raise UserError(f"{asked} needs validation images, and the data have none in the split val (--val-fraction)")
     overall, by_domain = validation_metrics(config, table)
     if selection.monitor not in overall + by_domain:

@@ -9,8 +9,9 @@ import torch
 from metalora.build import build_model, build_networks, check_training
 from metalora.config import Config
 from metalora.data import Table
-from metalora.data.counts import described, imbalance
+from metalora.data.counts import counted, described, imbalance
 from metalora.data.load import open_table, verify_table
+from metalora.data.survey import equal_codes, leaks
 from metalora.data.verify import Keeper
 from metalora.errors import UserError, given_as
 from metalora.models.backbones.base import Backbone
@@ -80,12 +81,15 @@ def prepare(
     keeper = Keeper(backbone.inputs.encode, backbone.inputs.example(1), config.data.keep_images * 2**30)
     table = verify_table(table, config.data, keeper)
     if table.skipped:
-        warn(f"{len(table.skipped)} images cannot be decoded and are left out, the first: {table.skipped[0]}")
+        said = counted(len(table.skipped), "image")
+        warn(f"left out: {said} that cannot be decoded, the first: {table.skipped[0]}")
     if table.ignored:
-        warn(
-            f"{len(table.ignored)} files in {config.data.data} are no images where images are looked for, and are left "
-            f"out, the first: {table.ignored[0]}"
-        )
+        said = counted(len(table.ignored), "file")
+        why = "no image or not where images are looked for"
+        warn(f"left out: {said} in {config.data.data}, {why}, the first: {table.ignored[0]}")
+    leaked = 0 if keeper.codes is None else len(leaks(table, equal_codes(keeper.codes)))
+    if leaked:
+        warn(f"{counted(leaked, 'image')} of val or test also in an earlier split (metalora data inspect names them)")
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(

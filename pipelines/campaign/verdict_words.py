@@ -139,6 +139,11 @@ def _next_step(campaign: Campaign, answer: Answer, show: Show) -> str:
         now = max(len(point.trials) for point in campaign.points)
         more = FEW_REPEATS if now < FEW_REPEATS else 2 * now
         parts.append(f"To tell them apart, take a new campaign with `--repeats {more}` (now {now}), or more images.")
+        known = {value: p.parameters for value, p in answer.question.best.items() if p.parameters is not None}
+        if formats and len(set(known.values())) > 1:
+            parts.append(
+                f"Until then nothing speaks against the smallest, {show(min(known, key=lambda v: known[v] or 0))}."
+            )
     if formats and parts:
         parts.append(
             "`metalora reproduce table1` makes the fair comparison: one size, each format tuned alike, fresh repeats."

@@ -26,6 +26,10 @@ from pipelines.command_line import make_parser, parse
 from pipelines.options import add_settings, resolve_section
 from pipelines.run.console import ProgressDisplay, terminal
 
+READ = (  # settings
+    "exclude_domains", "holdout_domains", "val_fraction", "test_fraction", "allow_different_labels", "on_bad_image",
+    "max_pixels", "data",
+)  # fmt: skip
 FEW = 5  # training images of a class
 LISTED = 3  # examples of what is wrong
 MOST_DOMAINS, MOST_CLASSES = 12, 12  # rows and columns of the contact sheet
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder for contact_sheet.png and counts.csv (default: inspected)",
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    add_settings(parser, ("data",))
+    add_settings(parser, READ)
     options = parse(parser, arguments)
     if options.place is not None:
         if hasattr(options, "data"):
@@ -96,6 +100,8 @@ def _lines(table: Table, found: Survey) -> Iterator[str]:
         sizes = (f"{width:.0f} x {height:.0f}" for width, height in (least, middle, most))
         yield "sizes     {} least, {} median, {} most (width x height)".format(*sizes)
         yield f"formats   {', '.join(f'{count:,} {name}' for name, count in found.formats.items())}"
+    if table.ignored:
+        yield f"left out  {counted(len(table.ignored), 'file')} where no images are looked for: {table.ignored[0]} ..."
     same = repeated(table, found.equal)
     yield f"repeated  {counted(same, 'image')} more than once in one split and domain (same decoded pixels)"
     if same:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from metalora.config import Config
+from metalora.data.counts import counted
 from metalora.data.unlabelled import Unlabelled
 from metalora.errors import UserError, given_as
 from metalora.files import sha256
@@ -87,7 +88,7 @@ def predict(options: argparse.Namespace) -> None:
             display.show(Progress("predict", min(done * PART, len(images)), len(images)))
         count, failed = file.finish(parts)
     unread = f", {failed:,} of which could not be read: column 'error' says why" if failed else ""
-    console.print(f"predicted {count:,} images{unread}\nwritten   {file.file}", soft_wrap=True)
+    console.print(f"predicted {counted(count, 'image')}{unread}\nwritten   {file.file}", soft_wrap=True)
 
 
 def _check(config: Config, run: str) -> None:

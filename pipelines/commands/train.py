@@ -31,6 +31,7 @@ from pipelines.run.folder import (
     find_run,
     only_shows,
     read_report,
+    read_run_note,
     read_settings,
     run_params,
     run_tags,
@@ -117,8 +118,12 @@ def train(config: Config, resume: bool = False, dry_run: bool = False) -> dict[s
         if last is not None:
             # before the run's settings are written anew
             state = read_resumable(last, config, prepared.table, prepared.model)
-            if has_results(last) and not extended(state, config):
+            longer = extended(state, config)
+            if has_results(last) and not longer:
                 console.print(f"run {folder.name} has ended (--epochs N trains longer)", soft_wrap=True)
+            else:
+                rises = "; the learning rate follows the longer schedule, so it rises again" if longer else ""
+                inform(console, f"continues after step {state['step']:,} of {prepared.steps[1]:,}{rises}")
         if dry_run:
             show_training(console, config, prepared.model.count_parameters(), prepared.steps)
             console.print(ENDED)
@@ -189,9 +194,19 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
         f"run       {folder}\n"
         f"MLflow    {tracker.where()}\n"
         f"predict   metalora predict {shlex.quote(folder.name)} IMAGES --to predictions.csv\n"
+        f"{_served(prepared.config, folder)}"
         "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
         soft_wrap=True,
     )
+
+
+def _served(config: Config, folder: Path) -> str:
+    """Return the line that says how the model in MLflow is served; empty if it is not there."""
+    run_id, uri = read_run_note(folder)
+    if run_id is None or not config.tracking.log_model:
+        return ""
+    command = f"mlflow models serve -m runs:/{run_id}/model --env-manager local"
+    return f"serve     MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}\n"
 
 
 def _mistakes(folder: Path) -> list[str]:

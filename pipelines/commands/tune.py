@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from metalora.config import Config
 from metalora.errors import UserError, given_as
 from pipelines.campaign.plan import CampaignConfig, Plan
 from pipelines.campaign.run import run_campaign
@@ -50,7 +52,7 @@ def _new_plan(options: argparse.Namespace) -> Plan:
         base[section] = {**base.get(section, {}), **values}
     base["cluster"] = {"workers": 1, **base.get("cluster", {})}
     _refuse_searched(space, options, file)
-    config = resolve(options, base, file)
+    config = _at_least_one_worker(resolve(options, base, file))
     check_values(space, config)
     check_places(config, options)
     return Plan(settings, config, space)
@@ -70,10 +72,15 @@ def _resumed_plan(options: argparse.Namespace) -> Plan:
         )
     space = load_space(settings.space)
     _refuse_searched(space, options, {})
-    config = resolve(options, continued(folder, before["config"]))
+    config = _at_least_one_worker(resolve(options, continued(folder, before["config"])))
     check_values(space, config)
     check_places(config, options, folder)
     return Plan(settings, config, space)
+
+
+def _at_least_one_worker(config: Config) -> Config:
+    """Return the settings with one worker per trial where none was asked for: it trains alone in its process."""
+    return replace(config, cluster=replace(config.cluster, workers=max(1, config.cluster.workers)))
 
 
 def _refuse_searched(space: Space, options: argparse.Namespace, file: Mapping[str, Any]) -> None:

@@ -140,7 +140,7 @@ class ProgressDisplay:
         if any(name.startswith("val/") for name in metrics):
             self._validated(metrics)
         if "best/epoch" in metrics:
-            inform(self.console, f"keeping the weights of epoch {metrics['best/epoch']:.0f}, its best")
+            inform(self.console, _best(metrics))
 
     def _validated(self, metrics: Mapping[str, float]) -> None:
         knn = [name for name in metrics if re.fullmatch(r"val/knn\d+", name)]
@@ -170,6 +170,20 @@ class ProgressDisplay:
             return ""
         seconds = int((now - began) / (state.step - first) * (state.total - state.step))
         return f"  {seconds // 60}:{seconds % 60:02d} left"
+
+
+def _best(metrics: Mapping[str, float]) -> str:
+    """Return which validation was the best, whether its weights are kept, and whether the training ended early."""
+    name, value = next((n.removeprefix("best/"), v) for n, v in metrics.items() if n.startswith("best/val/"))
+    shown = f"{value:.4f}" if name.endswith("/loss") else f"{value:.1%}"
+    waited = metrics.get("best/waited")
+    ended = (
+        ""
+        if waited is None
+        else f"ended early, after {waited:.0f} validation{'s' * (waited != 1)} without a better {name}; "
+    )
+    kept = "keeping the weights of epoch" if "best/kept" in metrics else "keeping the last weights; the best epoch is"
+    return f"best      {ended}{kept} {metrics['best/epoch']:.0f} ({name} {shown})"
 
 
 def _computed(metrics: Mapping[str, float]) -> str:

@@ -108,7 +108,9 @@ def _check_found(
 ) -> None:
     met = f" but {_path(misplaced[0])}" if misplaced else ""
     if not any(classes.values()):
-        raise UserError(f"no images found in {tree.name}{met}; {_WANTED}")
+        flat = misplaced and all(len(parts) == 2 for parts in misplaced)
+        hint = "; this looks like class/image: put the class folders into one domain's folder" if flat else ""
+        raise UserError(f"no images found in {tree.name}{met}; {_WANTED}{hint}")
     empty = sorted(domains - {domain for domain, _ in classes})
     if empty:
         raise UserError(f"no images found in domain folder {tree.name}/{empty[0]}; {_WANTED}")

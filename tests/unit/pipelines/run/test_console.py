@@ -94,3 +94,16 @@ def test_the_figures_of_a_validation_are_a_line_in_the_order_of_k(capsys, tmp_pa
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == "epoch 2 validated  k-NN, K = 5: 50.0%  k-NN, K = 10: 25.0%  classifier 75.0%, loss 0.5000"
     assert len([line for line in said if "validated" in line]) == 1
+
+
+def test_the_best_validation_and_an_early_end_are_told(capsys):
+    display = ProgressDisplay(terminal())
+    display.tell({"best/epoch": 3.0, "best/val/knn5": 0.593, "best/kept": 1.0, "best/waited": 2.0, "val/knn5": 0.593})
+    display.tell({"best/epoch": 1.0, "best/val/loss": 0.25, "best/waited": 1.0})
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best")]
+    assert said == [
+        "best      ended early, after 2 validations without a better val/knn5; keeping the weights of epoch 3 "
+        "(val/knn5 59.3%)",
+        "best      ended early, after 1 validation without a better val/loss; keeping the last weights; the best "
+        "epoch is 1 (val/loss 0.2500)",
+    ]
