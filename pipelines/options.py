@@ -13,7 +13,7 @@ from metalora.config import (
     Config,
     check_file,
     current_sections,
-    describe_setting,
+    describe_settings,
     from_dict,
     put,
 )
@@ -106,7 +106,7 @@ def settings_of(kind: Any, values: Mapping[str, Any], title: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError("; ".join(describe_setting(e, 0) for e in error.errors())) from None
+        raise UserError(describe_settings(error, 0)) from None
 
 
 def _form(name: str, kind: Any) -> dict[str, Any]:

@@ -210,18 +210,21 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
-        raise UserError("; ".join(describe_setting(e, 1) for e in error.errors())) from None
+        raise UserError(describe_settings(error, 1)) from None
 
 
-def describe_setting(error: Any, depth: int) -> str:
-    """Return an error that pydantic found in settings as one line, with the option of the setting.
+def describe_settings(error: ValidationError, depth: int) -> str:
+    """Return what pydantic found in settings as one line: the first error of each setting, and its option.
 
     Args:
-        error: One of the error's ``errors()``.
+        error: The error.
         depth: Number of names before the setting's: 1 in all settings, 0 in one section.
     """
-    named = map(str, error["loc"][depth : depth + 1])
-    return "".join([describe_error(error), *map(given_as, named)])
+    first: dict[tuple[Any, ...], str] = {}
+    for one in error.errors():
+        named = map(str, one["loc"][depth : depth + 1])
+        first.setdefault(one["loc"][: depth + 1], "".join([describe_error(one), *map(given_as, named)]))
+    return "; ".join(first.values())
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Run a campaign, from its plan to its champion."""
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -185,6 +186,7 @@ def _finish(tracker: Tracker, plan: Plan, prepared: Prepared, folder: Path, stat
     tell = tell_untracked(f"tune --resume {folder.name}", console)
     if status == "FINISHED" and best is not None:
         with only_tells(tell):
+            tracker.metrics((0, time.time(), {n: v for n, v in best.result.items() if n in plan.campaign.objectives}))
             _register(plan, prepared, folder, best, console)
     if status == "FINISHED":
         with only_tells(tell):

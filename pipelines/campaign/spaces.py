@@ -8,8 +8,10 @@ import itertools
 import math
 import os
 import runpy
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,8 @@ def load_space(name: str) -> Space:
             f"unknown space {name!r}{nearest(name, known)} "
             f"(spaces: {', '.join(space_names())}; or the path of a .py file with a list SPACE)"
         )
+    if name not in own:
+        _refuse_shadow(file)
     try:
         content = runpy.run_path(str(file))
     except Exception as error:  # whatever a user's file does
@@ -104,6 +108,18 @@ def load_space(name: str) -> Space:
     except UserError as error:
         raise UserError(f"space {space.name!r}: {error}") from None
     return space
+
+
+def _refuse_shadow(file: Path) -> None:
+    """Refuse a file with the name of a module: workers look for modules where a command is started, and would find it.
+
+    Raises:
+        UserError: there is such a module.
+    """
+    found = PathFinder.find_spec(file.stem, [p for p in sys.path if p and Path(p).resolve() != file.resolve().parent])
+    if file.stem in sys.stdlib_module_names or found is not None:
+        raise UserError(f"space {str(file)!r} has the name of a Python module, {file.stem}, which would no longer be "
+                        "found: rename the file")  # fmt: skip
 
 
 def trust_space(name: str) -> None:

@@ -1,5 +1,6 @@
 """``metalora evaluate``: k-NN and linear accuracy of a trained adapter, on its data or on other data."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -11,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from metalora.build import build_evaluator
-from metalora.config import Config
-from metalora.data import load_table
+from metalora.config import Config, from_dict
+from metalora.data import Table, load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
 from metalora.group import Group
@@ -20,12 +21,14 @@ from metalora.train.reporter import Progress, Write
 from pipelines.backend.device import this_device
 from pipelines.command_line import add_run, make_parser, parse
 from pipelines.options import add_settings, resolve, resolve_section
-from pipelines.run.console import ProgressDisplay, inform, show_report, terminal
+from pipelines.run.console import ProgressDisplay, inform, show_report, terminal, warn
 from pipelines.run.folder import read_report, read_settings, writable_file
 from pipelines.run.model import fetch, load_model
 
 # sections and settings that an evaluation reads; an adapter has the others in itself
 READ = ("backbone", "data", "evaluate", "extractor_weights", "cache_features", "random_seed", "output", "tracking_uri")
+
+MOST_COMPARED = 100_000  # images, by their bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,19 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         places = resolve_section(options, "cluster").output, resolve_section(options, "tracking").tracking_uri
         folder = fetch(options.run, *places, Path(scratch))
-        config = resolve(options, read_settings(folder))
-        report = evaluate(config, folder, console)
+        before = read_settings(folder)
+        config = resolve(options, before)
+        report = evaluate(config, folder, console, before.get("data", {}))
     if file:
         file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
+def evaluate(config: Config, folder: Path, console: Console, trained_on: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the adapter of a run's folder.
 
     Args:
         config: The training's settings, with those for data and evaluation possibly changed.
         folder: Folder with the adapter and, if they are to be loaded from there, the networks' tensors.
         console: The console to print to.
+        trained_on: The data settings of the training.
 
     Returns:
         The report, as in ``knn.json``.
@@ -86,7 +91,30 @@ def evaluate(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         write(Path(scratch))
         report = read_report(Path(scratch))
     show_report(console, report)
+    seen = count_trained(trained_on, table)
+    if seen:
+        images = len(table.rows("test"))
+        warn(console, f"{seen:,} of {images:,} test images were trained on: on others the accuracy may be lower")
     return report
+
+
+def count_trained(trained_on: Mapping[str, Any], table: Table) -> int:
+    """Count the test images of a table that a training has seen: files with the same bytes.
+
+    Args:
+        trained_on: The data settings of the training; if these data are not there, or there are more than
+            `MOST_COMPARED` images, nothing is compared.
+        table: The table.
+    """
+    try:
+        before = load_table(from_dict({"data": trained_on}).data)
+        rows, seen = table.rows("test"), before.rows("train")
+        if before.fingerprint == table.fingerprint or len(rows) + len(seen) > MOST_COMPARED:
+            return 0
+        known = {hashlib.sha256(before.read(int(row))).digest() for row in seen}
+        return sum(hashlib.sha256(table.read(int(row))).digest() in known for row in rows)
+    except UserError:
+        return 0
 
 
 class Watcher:

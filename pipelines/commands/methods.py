@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from metalora.errors import option
+from metalora.errors import UserError, option
 from metalora.methods import Described, described, find
 from metalora.registry import KINDS
 from pipelines.command_line import make_parser, parse
@@ -16,10 +16,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: no method and no setting has the given name.
     """
-    parser = make_parser("metalora methods", "List the methods that settings can name.", "[NAME]")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or a setting that names methods (format)")
+    parser = make_parser("metalora methods", "List the methods that settings can name.", "[NAME ...]")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="a method, a setting that names methods (format), or both (format tr)"
+    )
     options = parse(parser, arguments)
-    methods = list(described()) if options.name is None else find(options.name)
+    methods = list(described())
+    for name in options.names:
+        found = find(name)
+        methods = [method for method in methods if method in found]
+    if not methods:
+        raise UserError(f"{' '.join(options.names)}: there is no such method")
     terminal().print(as_text(methods), soft_wrap=True)
 
 

@@ -193,7 +193,7 @@ def _summarize(console: Console, prepared: Prepared, report: dict[str, Any], fol
         f"trained   {trained:,} of {total:,} parameters ({trained / total:.2%})\n"
         f"run       {folder}\n"
         f"MLflow    {tracker.where()}\n"
-        f"predict   metalora predict {shlex.quote(folder.name)} IMAGES --to predictions.csv\n"
+        f"predict   metalora predict {shlex.quote(folder.name)} IMAGES [--to predictions.csv]\n"
         f"{_served(prepared.config, folder)}"
         "load it   " + "\n          ".join(loading_code(prepared.config, folder / ADAPTER)),
         soft_wrap=True,

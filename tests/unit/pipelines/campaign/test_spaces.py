@@ -1,6 +1,7 @@
 """Search spaces: those that come with the project, and users' own."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +118,15 @@ def test_an_unknown_space_comes_with_the_nearest():
         load_space("papre")
     with pytest.raises(UserError, match=r"space: no such file or folder: 'absent\.py' \(here: .*\(--space\)"):
         load_space("absent.py")
+
+
+@pytest.mark.parametrize("name", ["random", "numpy"])
+def test_a_file_that_would_hide_a_module_is_refused(tmp_path, monkeypatch, name):
+    """Ray's workers import from the folder that a command is started in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path(f"{name}.py").write_text("SPACE = [{'format': 'tr'}]\n")
+    with pytest.raises(UserError, match=f"has the name of a Python module, {name}, which .*: rename the file"):
+        load_space(f"{name}.py")
+    Path(f"{name}_of_mine.py").write_text("SPACE = [{'format': 'tr'}]\n")
+    assert load_space(f"{name}_of_mine.py").name == f"{name}_of_mine.py"

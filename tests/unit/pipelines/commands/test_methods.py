@@ -34,3 +34,13 @@ def test_an_unknown_method_is_one_line(capsys):
         "unknown method 'epsodic', did you mean 'episodic'? (kinds and methods: augment, callbacks, "
         in capsys.readouterr().err
     )
+
+
+def test_a_method_may_be_named_with_its_kind(capsys):
+    main(["methods", "format", "tr"])
+    both = capsys.readouterr().out
+    main(["methods", "tr"])
+    assert capsys.readouterr().out == both
+    with pytest.raises(SystemExit):
+        main(["methods", "objective", "tr"])
+    assert "objective tr: there is no such method" in capsys.readouterr().err

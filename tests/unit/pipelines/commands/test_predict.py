@@ -164,7 +164,6 @@ def test_actors_on_ray_predict_the_same():
         (["mine", "new", "--to", "x.csv", "--features"], r"--features needs --to FILE\.parquet"),
         (["mine", "new", "--to", "x.csv", "--top", "0"], "--top must be 1 or more, got 0"),
         (["mine", "new", "--to", "x.csv", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
-        (["mine", "new"], "the following arguments are required: --to"),
         (["mien", "new", "--to", "x.csv"], "no run 'mien' in .*, did you mean 'mine'"),
         (["mine", "new", "--to", "x.csv", "--rank", "3"], "option --rank is a setting of trainings"),
     ],
@@ -190,3 +189,25 @@ def test_one_image_file_is_predicted():
     command.main(["mine", "new/b/1.png", "--to", "one.csv"])
     assert Path("one.csv").read_text().splitlines()[1].startswith('"1.png"')
     assert io.StringIO(Path("one.csv").read_text()).readline().count(",") == 3
+
+
+def test_without_a_file_the_labels_are_printed(model, capsys):
+    command.main(["mine", "new/a/0.png", "new/b", "--top", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = model.predict("new/a/0.png", top=2)
+    shown = ", ".join(f"{label} {probability:.1%}" for label, probability in first.top)
+    assert lines[0] == f"new/a/0.png  {shown}"
+    assert [line.partition("  ")[0] for line in lines[1:]] == ["1.png", "3.png", "5.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["new/a", "new/b", "--to", "x.csv"], "--to takes the predictions of one file, folder or table, got 2"),
+        (["new/a", "--features"], "--features needs a file to write: --to FILE"),
+        (["new/a", "--workers", "2"], "--workers needs a file to write: --to FILE"),
+    ],
+)
+def test_what_takes_a_file_says_so(given, message):
+    with pytest.raises(UserError, match=message):
+        command.main(["mine", *given])
