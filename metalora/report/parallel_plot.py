@@ -43,7 +43,9 @@ def plot_parallel(campaign: Campaign, path: Path) -> bool:
     scales = [*(_setting(name, points) for name in names), _score(campaign, points)]
     with drawn(path, max(7.0, 2.1 * len(scales)), 5.4) as figure:
         axes = figure.subplots()
-        goodness = np.linspace(0, 0.92, len(points))  # by rank; the end of the map is too pale on white
+        _, places = np.unique([point.score for point in points], return_inverse=True)  # equal scores, equal shades
+        goodness = places if campaign.mode == "max" else places.max() - places
+        goodness = 0.92 * goodness / max(1, goodness.max())  # the end of the map is too pale on white
         for row, shade in enumerate(goodness):
             colour = matplotlib.colormaps["viridis"](0.92 - shade)
             heights = [scale.heights[row] for scale in scales]

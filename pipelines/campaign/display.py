@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from metalora.report.campaign import is_accuracy
 from metalora.train.reporter import Progress
 from pipelines.campaign.trials import PARAMETERS, TrialRecord, direction
 from pipelines.run.console import LINE_SECONDS, inform, warn
@@ -93,7 +94,8 @@ class CampaignDisplay:
         best = self.best()
         if best is not None:
             extreme = "highest" if self.sign > 0 else "lowest"
-            line += f" | {extreme} {self.objective} {best.result[self.objective]:.4g}: {best.trial.name}"
+            value = _shown(self.objective, best.result[self.objective])
+            line += f" | {extreme} {self.objective} {value}: {best.trial.name}"
         return line + self._left()
 
     def best(self) -> TrialRecord | None:
@@ -123,7 +125,7 @@ class CampaignDisplay:
         return (
             record.trial.name,
             state,
-            "" if value is None else f"{value:.4g}",
+            "" if value is None else _shown(self.objective, value),
             "" if parameters is None else f"{parameters:,.0f}",
             settings,
         )
@@ -132,7 +134,8 @@ class CampaignDisplay:
         if record.error:
             return f", {last_line(record.error)}"
         value = record.result.get(self.objective)
-        return "" if value is None else f", {self.objective} {value:.4g} after epoch {record.result.get('epoch', 0):g}"
+        epoch = record.result.get("epoch", 0)
+        return "" if value is None else f", {self.objective} {_shown(self.objective, value)} after epoch {epoch:g}"
 
     def _ended(self) -> list[TrialRecord]:
         return [record for record in self.records.values() if record.status != "running"]
@@ -154,3 +157,8 @@ class CampaignDisplay:
         if now - self.printed > LINE_SECONDS:
             self.printed = now
             inform(self.console, text)
+
+
+def _shown(metric: str, value: float) -> str:
+    """Return a metric's value as text: an accuracy in %, as in the report."""
+    return f"{value:.1%}" if is_accuracy(metric) else f"{value:.4g}"

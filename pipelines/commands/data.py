@@ -1,6 +1,7 @@
 """``metalora data``: what a data set holds, before anything is trained on it."""
 
 import csv
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -54,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     add_settings(parser, READ)
-    options = parse(parser, arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or (given[0] != "inspect" and not given[0].startswith("-")):
+        met = f", got {given[0]!r}" if given else ""
+        raise UserError(f"wanted: metalora data inspect DATA{met}")
+    options = parse(parser, given)
     if options.place is not None:
         if hasattr(options, "data"):
             raise UserError(f"the data are named twice, {options.place!r} and --data {options.data!r}; wanted: once")

@@ -30,14 +30,14 @@ def test_a_log_gets_a_line_for_every_trial_that_ends():
     records |= {"a": record(0, "finished", 0.61), "b": record(1, "failed", error="Traceback\n  no room\n")}
     shown.update(records)
     shown.update(records)
-    assert text(shown).splitlines() == ["a: finished, val/knn10 0.61 after epoch 3", "b: failed, no room"]
+    assert text(shown).splitlines() == ["a: finished, val/knn10 61.0% after epoch 3", "b: failed, no room"]
 
 
 def test_the_summary_counts_and_names_the_highest_value_but_no_winner():
     shown = display()
     shown.update({"a": record(0, "finished", 0.5), "b": record(1, "stopped", 0.7), "c": record(2), "d": record(3)})
     assert shown.summary().startswith(
-        "2 running, 1 finished, 1 stopped of 5 trials | highest val/knn10 0.7: 001-tr-r2-s0"
+        "2 running, 1 finished, 1 stopped of 5 trials | highest val/knn10 70.0%: 001-tr-r2-s0"
     )
     assert "left" in shown.summary()
 
@@ -68,5 +68,5 @@ def test_a_terminal_gets_one_table():
     lines = console.file.getvalue().splitlines()
     assert "epoch 2/8" in lines[4]
     assert "format=tr rank=2" in lines[4]
-    assert "0.19" in lines[5]
+    assert "19.0%" in lines[5]
     assert "... and 9 more" in "".join(lines)

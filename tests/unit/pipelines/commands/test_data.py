@@ -80,7 +80,7 @@ def test_a_table_with_missing_files_is_inspected_and_leaks_are_named(own, inspec
 def test_what_cannot_be_used_is_refused_in_one_line(own, refused):
     assert "unknown domain 'z'" in refused(["data", "inspect", "own", "--exclude-domains", "z"])
     assert "no such file or folder: 'nothing'" in refused(["data", "inspect", "nothing"])
-    assert "invalid choice: 'look'" in refused(["data", "look", "own"])
+    assert "wanted: metalora data inspect DATA, got 'look'" in refused(["data", "look", "own"])
     assert "named twice, 'own' and --data 'own'" in refused(["data", "inspect", "own", "--data", "own"])
     Path("file").touch()
     assert "--to" in refused(["data", "inspect", "own", "--to", "file"])
