@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("action", metavar="inspect", choices=("inspect",), help="look at every image once")
     parser.add_argument("place", metavar="DATA", nargs="?", help="the images, as for --data (default: embedded)")
     parser.add_argument(
-        "--to", metavar="FOLDER", default="inspected",
-        help="folder for contact_sheet.png and counts.csv (default: inspected)",
+        "--to", metavar="FOLDER",
+        help="folder for contact_sheet.png and counts.csv (default: inspected/NAME, with the name of DATA)",
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     add_settings(parser, READ)
@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(options, "data"):
             raise UserError(f"the data are named twice, {options.place!r} and --data {options.data!r}; wanted: once")
         options.data = options.place
-    inspect(resolve_section(options, "data"), absolute(options.to), terminal())
+    config = resolve_section(options, "data")
+    folder = options.to or Path("inspected") / (Path(config.data).name or "data")
+    inspect(config, absolute(folder), terminal())
 
 
 def inspect(config: DataConfig, folder: Path, console: Console) -> None:

@@ -36,13 +36,13 @@ def test_a_sound_data_set_is_told_and_drawn(own, inspect):
     assert said["training"] == "training  would start"
     for name in ("repeated", "leaks", "labels", "unread"):
         assert " 0 images " in said[name]
-    with Path("inspected/counts.csv").open(newline="") as file:
+    with Path("inspected/own/counts.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["domain", "class", "train", "val", "test"]
     assert rows[1:] == [[domain, label, "7", "1", "2"] for domain in "ab" for label in "xy"]
-    with Image.open("inspected/contact_sheet.png") as image:
+    with Image.open("inspected/own/contact_sheet.png") as image:
         assert image.width > 400
-    assert sorted(path.name for path in Path("inspected").iterdir()) == ["contact_sheet.png", "counts.csv"]
+    assert sorted(path.name for path in Path("inspected/own").iterdir()) == ["contact_sheet.png", "counts.csv"]
 
 
 def test_what_is_wrong_is_told_and_stops_nothing(own, inspect):
@@ -88,13 +88,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(own, refused):
 
 
 def test_links_at_the_files_places_are_replaced_and_not_followed(own, inspect, tmp_path):
-    (tmp_path / "inspected").mkdir()
+    (tmp_path / "inspected" / "own").mkdir(parents=True)
     (tmp_path / "mine").write_text("mine")
     for name in ("counts.csv", "contact_sheet.png"):
-        (tmp_path / "inspected" / name).symlink_to(tmp_path / "mine")
+        (tmp_path / "inspected" / "own" / name).symlink_to(tmp_path / "mine")
     inspect("own")
     assert (tmp_path / "mine").read_text() == "mine"
-    assert not (tmp_path / "inspected" / "counts.csv").is_symlink()
+    assert not (tmp_path / "inspected" / "own" / "counts.csv").is_symlink()
 
 
 def test_the_embedded_images_are_inspected_without_an_argument(inspect, tmp_path, monkeypatch):
