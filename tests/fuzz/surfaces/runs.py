@@ -91,7 +91,7 @@ def _resume_run(folder: Path) -> object:
 
 def _evaluate_run(folder: Path) -> object:
     configs: list[Config] = []
-    evaluate.evaluate = lambda config, folder, console: configs.append(config)
+    evaluate.evaluate = lambda config, folder, console, trained_on: configs.append(config)
     evaluate.main([str(folder)])
     return to_dict(configs[0])
 
