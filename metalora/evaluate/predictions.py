@@ -79,7 +79,6 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     columns = (
         predictions.ids, predictions.domains, predictions.labels, predictions.predicted, predictions.probability
     )  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
     write_samples(path, dict(zip(_FORMS, columns, strict=True)))
 
 

@@ -90,16 +90,17 @@ def draw_worst(path: Path, predictions: Predictions, image: Callable[[int], Arra
     Returns:
         Whether there are any; else nothing is drawn.
     """
-    every = [domain for domain in sorted(set(predictions.domains)) if predictions.wrong(domain)]
+    wrong = {domain: predictions.wrong(domain)[:MOST_WRONG] for domain in sorted(set(predictions.domains))}
+    every = [domain for domain, numbers in wrong.items() if numbers]
     domains = every[:MOST_DOMAINS]
     if not domains:
         return False
-    columns = max(min(MOST_WRONG, len(predictions.wrong(domain))) for domain in domains)
+    columns = max(len(wrong[domain]) for domain in domains)
     sheet = np.full((len(domains) * _STEP, columns * _STEP, 3), 255, dtype=np.uint8)
     with drawn(path, 1.5 * columns + 1.2, 1.5 * len(domains) + 0.6) as figure:
         axes = figure.subplots()
         for line, domain in enumerate(domains):
-            for column, number in enumerate(predictions.wrong(domain)[:MOST_WRONG]):
+            for column, number in enumerate(wrong[domain]):
                 picture = image(number)
                 (height, width), (top, left) = picture.shape[:2], (line * _STEP + _TITLE, column * _STEP)
                 y, x = top + (SIDE - height) // 2, left + (SIDE - width) // 2

@@ -60,15 +60,12 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
         if before is not None and after is not None and before - after > STEADY * measure.error(images):
             lines.append(f"{measure.name}: the training lowered it from {before:.1%} to {after:.1%}")
     accuracy = report["test_accuracy"]
-    if chance is not None and accuracy - chance <= STEADY * Measure("", chance, accuracy).error(images):
-        unsure = accuracy - chance > Measure("", chance, accuracy).error(images)
+    error = Measure("", chance, accuracy).error(images)
+    if chance is not None and accuracy - chance <= STEADY * error:
+        unsure = "these are too few images to tell whether it is better than chance"
+        chancy = "no better than chance (more --epochs, another --lr? or, if val/loss rose, --keep best)"
         lines.append(
             f"the trained classifier is right for {accuracy:.1%} of {images:,} test images, the most frequent label "
-            f"alone for {chance:.1%}: "
-            + (
-                "these are too few images to tell whether it is better than chance"
-                if unsure
-                else "no better than chance (more --epochs, another --lr? or, if val/loss rose, --keep best)"
-            )
+            f"alone for {chance:.1%}: {unsure if accuracy - chance > error else chancy}"
         )
     return lines

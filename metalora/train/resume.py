@@ -84,9 +84,11 @@ def _stopped(state: State, config: Config) -> bool:
 def _changes(state: State, config: Config, table: Table, model: MetaLoRAModel) -> list[str]:
     """Return texts on the differences between a checkpoint's training and this one."""
     before, now = _before(state), comparable(config)
-    changes = differences({**before, **_raised(before, now)}, now)
-    lowered = [f"train.{f.name}" for f in dataclasses.fields(SECTIONS["train"]) if facts_of(f).extends]
-    changes = [f"{text} (it can only be raised)" if text.split()[0] in lowered else text for text in changes]
+    longer = _extending()
+    before |= _raised(before, now)
+    changes = differences(*({n: v for n, v in one.items() if n not in longer} for one in (before, now)))
+    shorter = differences(*({n: one[n] for n in longer} for one in (before, now)))
+    changes += [f"{text} (it can only be raised)" for text in shorter]
     if state["data"] != table.fingerprint:
         changes.append("the data differ")
     if state.get("networks", networks(model)) != networks(model):
@@ -107,12 +109,12 @@ def _before(state: State) -> dict[str, Any]:
 
 def _raised(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the present values of settings that make a training longer than it was; None is no limit."""
-    found = {}
-    for field in dataclasses.fields(SECTIONS["train"]):
-        name = f"train.{field.name}"
-        if facts_of(field).extends and _limit(now[name]) > _limit(before[name]):
-            found[name] = now[name]
-    return found
+    return {name: now[name] for name in _extending() if _limit(now[name]) > _limit(before[name])}
+
+
+def _extending() -> list[str]:
+    """Return the settings that may be raised, so that a training becomes longer."""
+    return [f"train.{field.name}" for field in dataclasses.fields(SECTIONS["train"]) if facts_of(field).extends]
 
 
 def _limit(value: float | None) -> float:

@@ -89,7 +89,8 @@ def prepare(
         warn(f"left out: {said} in {config.data.data}, {why}, the first: {table.ignored[0]}")
     leaked = 0 if keeper.codes is None else len(leaks(table, equal_codes(keeper.codes)))
     if leaked:
-        warn(f"{counted(leaked, 'image')} of val or test also in an earlier split (metalora data inspect names them)")
+        said = f"{counted(leaked, 'image')} of val or test also in an earlier split, as the network sees it"
+        warn(f"{said} (metalora data inspect looks closer)")
     images = len(table.rows("train"))
     if max(config.evaluate.knn) > images:
         raise UserError(

@@ -107,7 +107,7 @@ def _result(config: Config, backbone: Backbone, images: int, counts: Sequence[in
     for name in times:
         busy = min(max(1, int(name)), cores) if name.isdecimal() else 1
         rate = images / times[name].median
-        most = images / times[KEPT].median if name.startswith("augment") else busy * bare
+        most = images / times[KEPT].median if name == KEPT or name.startswith("augment") else busy * bare
         rows.append(
             {
                 "loader processes": name,

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from metalora.build import build_evaluator
-from metalora.config import Config, from_dict
+from metalora.config import Config, DataConfig, from_dict
 from metalora.data import Table, load_table
 from metalora.data.loaders import count_loader_workers
 from metalora.errors import UserError
@@ -91,23 +91,27 @@ def evaluate(config: Config, folder: Path, console: Console, trained_on: Mapping
         write(Path(scratch))
         report = read_report(Path(scratch))
     show_report(console, report)
-    seen = count_trained(trained_on, table)
+    seen = count_trained(trained_on, config.data, table)
     if seen:
         images = len(table.rows("test"))
         warn(console, f"{seen:,} of {images:,} test images were trained on: on others the accuracy may be lower")
     return report
 
 
-def count_trained(trained_on: Mapping[str, Any], table: Table) -> int:
+def count_trained(trained_on: Mapping[str, Any], data: DataConfig, table: Table) -> int:
     """Count the test images of a table that a training has seen: files with the same bytes.
 
     Args:
         trained_on: The data settings of the training; if these data are not there, or there are more than
             `MOST_COMPARED` images, nothing is compared.
+        data: The data settings of the table.
         table: The table.
     """
     try:
-        before = load_table(from_dict({"data": trained_on}).data)
+        settings = from_dict({"data": trained_on}).data
+        if settings == data:  # its own test images, which need not be read again
+            return 0
+        before = load_table(settings)
         rows, seen = table.rows("test"), before.rows("train")
         if before.fingerprint == table.fingerprint or len(rows) + len(seen) > MOST_COMPARED:
             return 0

@@ -107,6 +107,16 @@ def test_what_fell_and_what_is_near_chance_is_told(changes: dict[str, Any], want
         assert line.startswith(begins)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [(0.2, "no better than chance"), (0.26, "no better than chance"), (0.4, "too few images to tell"), (0.9, None)],
+)
+def test_too_few_images_are_told_from_no_better_than_chance(accuracy: float, said: str | None) -> None:
+    """On 20 images, where the most frequent label alone is right for 25 %."""
+    lines = warnings_of(report(images=20, test_accuracy=accuracy))
+    assert [said in line for line in lines if said] == ([] if said is None else [True])
+
+
 def test_the_errors_are_those_of_simulated_gains() -> None:
     measure = measures(report())[1]
     generator = np.random.default_rng(0)

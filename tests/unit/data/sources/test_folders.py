@@ -321,3 +321,10 @@ def test_links_that_multiply_folders_are_refused(make_tree):
     (root / "level40").mkdir()
     with pytest.raises(UserError, match=r"folder .* is reached by more than \d+ links"):
         load_tree(root, 0.1, 0.2)
+
+
+def test_class_folders_without_a_domain_get_a_hint(tmp_path):
+    (tmp_path / "flat" / "cat").mkdir(parents=True)
+    (tmp_path / "flat" / "cat" / "1.png").write_bytes(b"")
+    with pytest.raises(UserError, match="looks like class/image: put the class folders into one domain's folder"):
+        load_table(DataConfig(data=str(tmp_path / "flat")))

@@ -24,15 +24,16 @@ def copies(tree, tmp_path):
 
 def test_images_of_the_training_are_counted(tree, copies):
     trained_on = {"data": str(tree)}
-    own = load_table(from_dict({"data": trained_on}).data)
-    other = load_table(from_dict({"data": {"data": str(copies)}}).data)
+    own_data, other_data = (from_dict({"data": {"data": str(place)}}).data for place in (tree, copies))
+    own, other = load_table(own_data), load_table(other_data)
     trained = {own.read(int(row)) for row in own.rows("train")}
     expected = sum(other.read(int(row)) in trained for row in other.rows("test"))
     assert 0 < expected < len(other.rows("test"))
-    assert count_trained(trained_on, other) == expected
-    assert count_trained(trained_on, own) == 0  # the run's own test images
+    assert count_trained(trained_on, other_data, other) == expected
+    assert count_trained(trained_on, own_data, own) == 0  # the run's own test images
 
 
 @pytest.mark.parametrize("trained_on", [{"data": "/nowhere"}, {"data": "s3://***@bucket/x"}, {"dta": 1}])
 def test_data_that_are_not_there_are_not_compared(copies, trained_on):
-    assert count_trained(trained_on, load_table(from_dict({"data": {"data": str(copies)}}).data)) == 0
+    data = from_dict({"data": {"data": str(copies)}}).data
+    assert count_trained(trained_on, data, load_table(data)) == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_a_finished_run_is_trained_longer(tree, capsys):
     assert "run longer has ended (--epochs N trains longer)" in capsys.readouterr().out
     assert _steps("longer")[-1] == end
     train.main(["--resume", "longer", "--epochs", "2"])
+    assert f"continues after step {end} of {2 * end}; the learning rate follows the longer" in capsys.readouterr().out
     assert _steps("longer", "val/loss") == [end, 2 * end]
     assert _steps("longer", "test/accuracy") == [end, 2 * end]
     with pytest.raises(UserError, match=r"train.epochs was 2, is 1"):
@@ -82,3 +84,21 @@ def test_the_best_epoch_is_told(tree, capsys):
     assert "run       best: cp, rank 2, on resnet20; 1 epoch; this process, without Ray\n" in said
     assert "training  on a CPU, float32, plain kernels; the first step took" in said
     assert re.search(r"best      keeping the weights of epoch 1 \(val/loss \d\.\d{4}\)\n", said)
+
+
+def test_an_image_in_two_splits_is_told_before_the_training(tree, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    for split in ("train", "test"):
+        shutil.copytree(tree, copy / split)
+    train.main(["--data", str(copy), *SMALL, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "of val or test also in an earlier split, as the network sees it (metalora data inspect" in said
+    train.main(["--data", str(tree), *SMALL, "--dry-run"])
+    assert "earlier split" not in capsys.readouterr().out
+
+
+def test_a_tracked_run_says_how_its_model_is_served(tree, capsys, tmp_path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    train.main(["--data", str(tree), *SMALL, "--run-name", "tracked", "--tracking-uri", uri])
+    run_id = json.loads(Path("runs/tracked/run.json").read_text())["run_id"]
+    assert f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m runs:/{run_id}/model" in capsys.readouterr().out
